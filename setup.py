@@ -1,0 +1,46 @@
+"""Installs `switch_tf`, its seqio tasks, its gin files and the `switch-tf` command."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+GIN_FOLDERS = [""] + sorted(
+    str(folder.relative_to(ROOT / "gin")) for folder in (ROOT / "gin").glob("**/") if folder != ROOT / "gin"
+)
+
+setup(
+    name="switch-tf",
+    version="0.1.0",
+    description="Train Switch Transformers in TensorFlow: from a laptop to a TPU pod, by gin files",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # The experiments live in gin/ at the top (no __init__.py there, or `import gin` would find them instead of
+    # gin-config); a wheel carries them as data inside switch_tf, where the command line looks as well.
+    packages=[*find_packages(include=["switch_tf*", "tasks*", "tpu*"]), "switch_tf.gin"],
+    package_dir={"switch_tf.gin": "gin"},
+    package_data={"switch_tf.gin": [f"{folder}/*.gin".lstrip("/") for folder in GIN_FOLDERS]},
+    install_requires=[
+        "tensorflow>=2.20,<2.21",
+        "tensorflow-text>=2.20,<2.21",
+        "keras>=3.15,<4",
+        "tensorflow-datasets>=4.9.9",
+        "seqio>=0.0.20",
+        "t5>=0.9.4",
+        "gin-config>=0.5.0",
+        "protobuf>=6.31.1,<7",
+        "sentencepiece>=0.2.0,<0.2.3",
+        "importlib_resources",
+        "matplotlib",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "ruff"],
+        "aot": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1"],
+        "tpu": ["tensorflow-tpu==2.20.0", "libtpu==0.0.14"],
+        "interop": ["torch", "transformers==5.23.0", "safetensors"],
+    },
+    entry_points={"console_scripts": ["switch-tf=switch_tf.main:main"]},
+)

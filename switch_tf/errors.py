@@ -1,0 +1,20 @@
+"""The one style of error: a sentence that names the setting and the mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SettingError(ValueError):
+    """A setting, a file or a machine that keeps the run from going on, told in one sentence with its mend.
+
+    The command line prints the sentence and leaves with exit status 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Names what the user may have meant: ` (did you mean 'x'?)`, or every known name where none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f" (there is: {', '.join(names)})" if len(names) <= 12 else ""

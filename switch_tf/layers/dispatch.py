@@ -1,0 +1,123 @@
+"""Tokens to expert slots and back. Dispatchers know a `Routing` and no weights.
+
+Both keep one contract and are tested against each other:
+  dispatch: tokens [G, S, M] -> slots [E, G, C, M]; the expert dimension first (see DESIGN.md, section 5).
+  combine: slots [E, G, C, M] -> tokens [G, S, M], each the sum over its experts of gate * output; 0 for a token
+    without a slot.
+What stands in a slot that no token took is not defined; no output and no gradient depends on it.
+"""
+
+import abc
+
+import tensorflow as tf
+
+from switch_tf.layers.routing import Routing
+
+
+def _to_expert_first(slots: tf.Tensor, num_experts: int) -> tf.Tensor:
+    groups, _, width = slots.shape
+    return tf.transpose(tf.reshape(slots, [groups, num_experts, -1, width]), [1, 0, 2, 3])
+
+
+def _to_group_first(slots: tf.Tensor) -> tf.Tensor:
+    experts, groups, capacity, width = slots.shape
+    return tf.reshape(tf.transpose(slots, [1, 0, 2, 3]), [groups, experts * capacity, width])
+
+
+class Dispatcher(abc.ABC):
+    """Moves tokens between their places in a group and the experts' slots."""
+
+    def __init__(self, routing: Routing):
+        self.routing = routing
+        self.num_experts = routing.filled.shape[-1]
+
+    @abc.abstractmethod
+    def dispatch(self, tokens: tf.Tensor) -> tf.Tensor:
+        """[G, S, M] -> [E, G, C, M], same dtype."""
+
+    @abc.abstractmethod
+    def combine(self, slots: tf.Tensor) -> tf.Tensor:
+        """[E, G, C, M] -> [G, S, M], same dtype, weighted by the gates."""
+
+
+class EinsumDispatcher(Dispatcher):
+    """Mesh TensorFlow's way: products with [G, S, E * C] masks. The reference: simple, and slow with many experts."""
+
+    def __init__(self, routing: Routing):
+        super().__init__(routing)
+        # A token without a slot has the index E * C, which one_hot leaves all zero.
+        self._one_hot = tf.one_hot(routing.slot, self.num_experts * routing.capacity, dtype=tf.float32)
+
+    def dispatch(self, tokens: tf.Tensor) -> tf.Tensor:
+        mask = tf.cast(tf.reduce_sum(self._one_hot, axis=2), tokens.dtype)
+        return _to_expert_first(tf.einsum("gst,gsm->gtm", mask, tokens), self.num_experts)
+
+    def combine(self, slots: tf.Tensor) -> tf.Tensor:
+        weights = tf.reduce_sum(self._one_hot * tf.expand_dims(self.routing.gate, -1), axis=2)
+        return tf.einsum("gst,gtm->gsm", tf.cast(weights, slots.dtype), _to_group_first(slots))
+
+
+class GatherDispatcher(Dispatcher):
+    """By gathers alone, in both directions and in the gradients: no scatter and no [S, E, C] tensor.
+
+    The slot of each token and the token of each slot are each other's inverse, so that the gradient of either
+    gather is the other one.
+    """
+
+    def __init__(self, routing: Routing):
+        super().__init__(routing)
+        groups, size, choices = routing.slot.shape
+        capacity, num_slots = routing.capacity, self.num_experts * routing.capacity
+        slot = tf.reshape(routing.slot, [groups, size * choices])
+        # Sorted by slot, an expert's tokens stand together, in order; those without a slot come last.
+        order = tf.argsort(slot, axis=-1, stable=True)
+        start = tf.cumsum(routing.filled, axis=-1, exclusive=True)
+        place = tf.reshape(tf.range(capacity), [1, 1, capacity])
+        rank = tf.minimum(tf.expand_dims(start, -1) + place, size * choices - 1)
+        is_filled = place < tf.expand_dims(routing.filled, -1)
+        # The assignment (token * K + choice) in each slot; an arbitrary one where nobody is.
+        self._assignment = tf.gather(order, tf.reshape(rank, [groups, num_slots]), batch_dims=1)
+        self._token = self._assignment // choices
+        self._is_filled = tf.reshape(is_filled, [groups, num_slots])
+        self._has_slot = slot < num_slots
+        self._slot = tf.minimum(slot, num_slots - 1)
+
+    def dispatch(self, tokens: tf.Tensor) -> tf.Tensor:
+        groups, size, choices = self.routing.slot.shape
+
+        @tf.custom_gradient
+        def to_slots(tokens):
+            def gradient(slots_gradient):
+                taken = tf.gather(slots_gradient, self._slot, batch_dims=1)
+                taken *= tf.cast(tf.expand_dims(self._has_slot, -1), taken.dtype)
+                if choices == 1:
+                    return taken
+                return tf.reduce_sum(tf.reshape(taken, [groups, size, choices, taken.shape[-1]]), axis=2)
+
+            return tf.gather(tokens, self._token, batch_dims=1), gradient
+
+        return _to_expert_first(to_slots(tokens), self.num_experts)
+
+    def combine(self, slots: tf.Tensor) -> tf.Tensor:
+        groups, size, choices = self.routing.slot.shape
+
+        @tf.custom_gradient
+        def to_tokens(slots, gate):
+            taken = tf.gather(slots, self._slot, batch_dims=1)
+            taken = tf.reshape(taken, [groups, size, choices, taken.shape[-1]])
+            weights = tf.cast(tf.expand_dims(gate, -1), slots.dtype)
+
+            def gradient(tokens_gradient):
+                gate_of_slot = tf.gather(tf.reshape(gate, [groups, size * choices]), self._assignment, batch_dims=1)
+                gate_of_slot = tf.where(self._is_filled, gate_of_slot, 0.0)
+                slots_gradient = tf.gather(tokens_gradient, self._token, batch_dims=1)
+                slots_gradient *= tf.cast(tf.expand_dims(gate_of_slot, -1), slots.dtype)
+                gate_gradient = tf.einsum("gskm,gsm->gsk", taken, tokens_gradient)
+                return slots_gradient, tf.cast(gate_gradient, gate.dtype)
+
+            return tf.reduce_sum(taken * weights, axis=2), gradient
+
+        return to_tokens(_to_group_first(slots), self.routing.gate)
+
+
+DISPATCHERS: dict[str, type[Dispatcher]] = {"gather": GatherDispatcher, "einsum": EinsumDispatcher}

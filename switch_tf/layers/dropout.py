@@ -1,0 +1,42 @@
+"""Dropout whose mask is a function of (seed, position)."""
+
+import tensorflow as tf
+
+from switch_tf.layers import layer, randomness
+
+
+class Dropout(layer.Layer):
+    """Zeroes each element with probability `rate` in training and scales the others by 1 / (1 - rate)."""
+
+    def __init__(
+        self, rate: float, *, broadcast_axes: tuple[int, ...] = (), dtype=None, name: str | None = None
+    ):
+        """Makes the layer.
+
+        Args:
+          rate: the probability of a zero, in [0, 1).
+          broadcast_axes: axes along which all elements share one mask (T5: the length).
+          dtype: Keras dtype policy.
+          name: Keras name.
+
+        Raises:
+          ValueError: if the rate is outside of [0, 1).
+        """
+        super().__init__(dtype=dtype, name=name)
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"A dropout rate must be in [0, 1), this one is {rate}.")
+        self.rate = rate
+        self.broadcast_axes = broadcast_axes
+
+    def build(self, input_shape=None):
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False, seed: int | tf.Tensor = 0) -> tf.Tensor:
+        """Returns `x` with dropped elements, same shape and dtype; `x` itself outside of training."""
+        if not training or self.rate == 0.0:
+            return x
+        shape = list(x.shape)
+        for axis in self.broadcast_axes:
+            shape[axis] = 1
+        kept = randomness.uniform(tuple(shape), self.noise_seed(seed)) >= self.rate
+        return x * tf.cast(kept, x.dtype) * tf.cast(1.0 / (1.0 - self.rate), x.dtype)

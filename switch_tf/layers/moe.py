@@ -1,0 +1,195 @@
+"""The Switch feed-forward layer: a router, a dispatcher and experts (Sec. 2.1, App. F)."""
+
+import tensorflow as tf
+
+from switch_tf.errors import SettingError
+from switch_tf.layers import layer
+from switch_tf.layers.dispatch import DISPATCHERS
+from switch_tf.layers.dropout import Dropout
+from switch_tf.layers.feed_forward import activate, input_projection_names
+from switch_tf.layers.routing import Router, Routing, expert_capacity
+from switch_tf.partitioning import axes
+
+
+def tokens_per_group(num_tokens: int, group_size: int) -> int:
+    """Splits a batch's tokens into equal groups of at most `group_size`.
+
+    Groups depend on the batch and on this setting alone, never on the mesh, and so the loss does not either.
+
+    Args:
+      num_tokens: B * L.
+      group_size: the most tokens that a group may have.
+
+    Returns:
+      S, the largest divisor of `num_tokens` that is not above `group_size`.
+
+    Raises:
+      SettingError: if that divisor is less than half of `group_size`, because groups far smaller than asked for drop
+        more tokens than the capacity factor says.
+    """
+    if group_size < 1:
+        raise SettingError(f"GROUP_SIZE = {group_size} must be at least 1.")
+    if num_tokens <= group_size:
+        return num_tokens
+    size = next(size for size in range(group_size, 0, -1) if num_tokens % size == 0)
+    if 2 * size < group_size:
+        larger = next(size for size in range(group_size + 1, num_tokens + 1) if num_tokens % size == 0)
+        raise SettingError(
+            f"GROUP_SIZE = {group_size} cannot hold a batch of {num_tokens} tokens in equal groups: set it to {larger} "
+            f"or {size}, or choose a BATCH_SIZE whose tokens divide."
+        )
+    return size
+
+
+class Experts(layer.Layer):
+    """E feed-forward networks of one shape, each with its own weights, applied to its own slots."""
+
+    def __init__(
+        self,
+        *,
+        num_experts: int,
+        d_model: int,
+        d_ff: int,
+        activation: str = "relu",
+        dropout_rate: float = 0.0,
+        initializer_scale: float = 0.1,
+        dtype=None,
+        name: str | None = None,
+    ):
+        super().__init__(dtype=dtype, name=name)
+        self.num_experts = num_experts
+        self.d_model = d_model
+        self.d_ff = d_ff
+        self.activation = activation
+        self.initializer_scale = initializer_scale
+        self.dropout = Dropout(dropout_rate, dtype=dtype, name="dropout")
+
+    def build(self, input_shape=None):
+        # Fan-in is one expert's: the expert dimension does not count (Sec. 2.4).
+        into = layer.variance_scaling(self.initializer_scale, self.d_model)
+        out_of = layer.variance_scaling(self.initializer_scale, self.d_ff)
+        in_shape = (self.num_experts, self.d_model, self.d_ff)
+        out_shape = (self.num_experts, self.d_ff, self.d_model)
+        self.wi = [
+            self.weight(name, in_shape, (axes.EXPERTS, axes.EMBED, axes.EXPERT_MLP), into)
+            for name in input_projection_names(self.activation)
+        ]
+        self.wo = self.weight("wo", out_shape, (axes.EXPERTS, axes.EXPERT_MLP, axes.EMBED), out_of)
+        self.dropout.build()
+        self.built = True
+
+    def call(self, slots: tf.Tensor, training: bool = False, seed: int | tf.Tensor = 0) -> tf.Tensor:
+        """Applies expert e to slots[e].
+
+        Args:
+          slots: [E, G, C, M].
+          training: whether expert dropout is on: on the hidden activation of the experts alone (Sec. 2.4, "Expert
+            dropout").
+          seed: seed of the dropout mask.
+
+        Returns:
+          [E, G, C, M] in the compute dtype.
+        """
+        slots = self.cast(slots)
+        hidden = activate([tf.einsum("egcm,emh->egch", slots, self.cast(wi)) for wi in self.wi])
+        hidden = axes.constrain(hidden, (axes.EXPERTS, None, axes.SLOTS, axes.EXPERT_MLP))
+        hidden = self.dropout(hidden, training=training, seed=seed)
+        return tf.einsum("egch,ehm->egcm", hidden, self.cast(self.wo))
+
+
+class SwitchFeedForward(layer.Layer):
+    """A feed-forward layer of which each token uses one expert out of many."""
+
+    def __init__(
+        self,
+        *,
+        router: Router,
+        experts: Experts,
+        group_size: int = 4096,
+        capacity_factor: float = 1.25,
+        eval_capacity_factor: float = 2.0,
+        min_expert_capacity: int = 4,
+        dispatcher: str = "gather",
+        dtype=None,
+        name: str | None = None,
+    ):
+        """Makes the layer.
+
+        Args:
+          router: decides who goes where.
+          experts: the expert networks.
+          group_size: the most tokens that compete for one set of slots.
+          capacity_factor: slots over tokens, in training (Eq. 3).
+          eval_capacity_factor: the same outside of training.
+          min_expert_capacity: floor of an expert's slots in a group.
+          dispatcher: "gather" or "einsum".
+          dtype: dtype policy of the experts' side; the router has its own.
+          name: Keras name.
+
+        Raises:
+          SettingError: if the dispatcher is unknown.
+        """
+        super().__init__(dtype=dtype, name=name)
+        if dispatcher not in DISPATCHERS:
+            raise SettingError(f"dispatcher = '{dispatcher}' is unknown; choose one of {sorted(DISPATCHERS)}.")
+        self.router = router
+        self.experts = experts
+        self.group_size = group_size
+        self.capacity_factor = capacity_factor
+        self.eval_capacity_factor = eval_capacity_factor
+        self.min_expert_capacity = min_expert_capacity
+        self.dispatcher = dispatcher
+
+    def build(self, input_shape=None):
+        self.router.build()
+        self.experts.build()
+        self.built = True
+
+    def _capacity(self, group_size: int, training: bool, dropless: bool) -> int:
+        if dropless:
+            return group_size
+        factor = self.capacity_factor if training else self.eval_capacity_factor
+        return expert_capacity(group_size, self.experts.num_experts, factor, self.min_expert_capacity)
+
+    def call(
+        self,
+        x: tf.Tensor,
+        token_mask: tf.Tensor | None = None,
+        training: bool = False,
+        seed: int | tf.Tensor = 0,
+        dropless: bool = False,
+    ) -> tuple[tf.Tensor, Routing]:
+        """Sends every token through its expert: y = p_i(x) E_i(x), with i = argmax p(x).
+
+        Args:
+          x: [B, L, M], with B and L static.
+          token_mask: bool [B, L], True for a real token; None where all are.
+          training: whether the training capacity, the jitter and expert dropout are on.
+          seed: seed of the jitter and of the dropout mask.
+          dropless: give every expert a slot for every token, so that a token's result does not depend on which
+            others are in the batch. For decoding, where groups are small.
+
+        Returns:
+          ([B, L, M] in the compute dtype: 0 for a token that found no slot; the routing).
+        """
+        batch, length, width = x.shape
+        size = tokens_per_group(batch * length, self.group_size)
+        groups = batch * length // size
+        tokens = tf.reshape(self.cast(x), [groups, size, width])
+        tokens = axes.constrain(tokens, (axes.GROUPS, None, axes.EMBED))
+        mask = tf.ones([groups, size])
+        if token_mask is not None:
+            mask = tf.cast(tf.reshape(token_mask, [groups, size]), tf.float32)
+
+        capacity = self._capacity(size, training, dropless)
+        routing = self.router(tokens, mask, capacity=capacity, training=training, seed=seed)
+        dispatcher = DISPATCHERS[self.dispatcher](routing)
+        slots = dispatcher.dispatch(tokens)
+        # Tokens to their experts' devices and back: one all-to-all each, where experts are spread over devices.
+        slots = axes.constrain(slots, (None, axes.GROUPS, axes.SLOTS, axes.EMBED))
+        slots = axes.constrain(slots, (axes.EXPERTS, None, axes.SLOTS, axes.EMBED))
+        outputs = self.experts(slots, training=training, seed=seed)
+        outputs = axes.constrain(outputs, (axes.EXPERTS, None, axes.SLOTS, axes.EMBED))
+        outputs = axes.constrain(outputs, (None, axes.GROUPS, axes.SLOTS, axes.EMBED))
+        y = axes.constrain(dispatcher.combine(outputs), (axes.GROUPS, None, axes.EMBED))
+        return tf.reshape(y, [batch, length, width]), routing

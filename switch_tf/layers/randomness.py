@@ -1,0 +1,99 @@
+"""Noise that depends on (seed, position) alone, so that a run draws the same numbers on every mesh.
+
+TensorFlow's own stateless random ops give other numbers under each DTensor layout, because the shard goes into
+their seed. Here each element's bits are an integer hash of its coordinates: local on every device, the same on all.
+"""
+
+import zlib
+
+import tensorflow as tf
+
+# The 32-bit finalizer "lowbias32" (C. Wellons, hash-prospector): each input bit flips each output bit with p = 0.5.
+_FIRST_MULTIPLIER = 0x7FEB352D
+_SECOND_MULTIPLIER = 0x846CA68B
+# Odd and far apart, so that neighbouring coordinates enter the hash far apart (the golden ratio's bits).
+_COORDINATE_MULTIPLIER = 0x9E3779B9
+
+
+def _word(value: int) -> tf.Tensor:
+    return tf.constant(value, tf.uint32)
+
+
+def _mix(bits: tf.Tensor) -> tf.Tensor:
+    xor, shift = tf.bitwise.bitwise_xor, tf.bitwise.right_shift
+    bits = xor(bits, shift(bits, _word(16))) * _word(_FIRST_MULTIPLIER)
+    bits = xor(bits, shift(bits, _word(15))) * _word(_SECOND_MULTIPLIER)
+    return xor(bits, shift(bits, _word(16)))
+
+
+def as_seed(seed: int | tf.Tensor) -> tf.Tensor:
+    """Returns `seed` (a Python int or an integer tensor) as a scalar uint32, its low 32 bits."""
+    if isinstance(seed, int):
+        return _word(seed & 0xFFFFFFFF)
+    return tf.cast(seed, tf.uint32)
+
+
+def fold_in(seed: int | tf.Tensor, data: int | str | tf.Tensor) -> tf.Tensor:
+    """Derives a new seed from a seed and a number or a name, as `jax.random.fold_in` does.
+
+    Args:
+      seed: int or integer scalar.
+      data: int, integer scalar, or a name (its CRC-32 is taken, so that it is the same in every process).
+
+    Returns:
+      Scalar uint32.
+    """
+    if isinstance(data, str):
+        data = zlib.crc32(data.encode())
+    return _mix(tf.bitwise.bitwise_xor(_mix(as_seed(seed)), as_seed(data) * _word(_COORDINATE_MULTIPLIER)))
+
+
+def random_bits(shape: tuple[int, ...], seed: int | tf.Tensor) -> tf.Tensor:
+    """Hashes the coordinates of every element of `shape`.
+
+    One dimension enters at a time, so that only the last round works on the whole tensor and tables of more than
+    2^32 elements do not repeat.
+
+    Args:
+      shape: static shape.
+      seed: int or integer scalar.
+
+    Returns:
+      uint32 of `shape`, uniform over all 32-bit words.
+    """
+    bits = tf.reshape(fold_in(seed, len(shape)), [1] * len(shape))
+    for dimension, size in enumerate(shape):
+        ones_but_one = [1] * len(shape)
+        ones_but_one[dimension] = size
+        coordinate = tf.reshape(tf.bitcast(tf.range(size), tf.uint32), ones_but_one)
+        bits = _mix(tf.bitwise.bitwise_xor(bits, (coordinate + _word(1)) * _word(_COORDINATE_MULTIPLIER)))
+    return bits
+
+
+def uniform(shape: tuple[int, ...], seed: int | tf.Tensor) -> tf.Tensor:
+    """Draws float32 numbers of `shape`, uniform in the open interval (0, 1), in steps of 2^-24."""
+    bits = tf.bitwise.right_shift(random_bits(shape, seed), _word(8))
+    return (tf.cast(bits, tf.float32) + 0.5) * 2.0**-24
+
+
+def truncated_normal(shape: tuple[int, ...], stddev: float, seed: int | tf.Tensor) -> tf.Tensor:
+    """Draws from N(0, stddev^2) conditioned on |x| <= 2 stddev: "values beyond two sigma are resampled" (Sec. 2.4).
+
+    As in the paper's code, `stddev` is that of the normal before it is cut; what is drawn has 0.8796 of it.
+
+    Args:
+      shape: static shape.
+      stddev: standard deviation before truncation.
+      seed: int or integer scalar.
+
+    Returns:
+      float32 of `shape`.
+    """
+    below_minus_two = 0.022750131948179195
+    probability = below_minus_two + (1.0 - 2.0 * below_minus_two) * uniform(shape, seed)
+    return stddev * tf.clip_by_value(tf.math.ndtri(probability), -2.0, 2.0)
+
+
+def normal(shape: tuple[int, ...], stddev: float, seed: int | tf.Tensor) -> tf.Tensor:
+    """Draws float32 numbers of `shape` from N(0, stddev^2)."""
+    return stddev * tf.math.ndtri(uniform(shape, seed))

@@ -1,0 +1,1 @@
+"""Axis names, layout rules, and the engines that place a model on devices."""

@@ -1,0 +1,68 @@
+"""The engines' one interface: make weights, constrain activations, feed a batch, run a step, save and restore."""
+
+import abc
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from switch_tf.errors import SettingError, nearest
+
+
+class Engine(abc.ABC):
+    """Where weights live, how a batch gets there, and how a step runs. A model's code does not know which one it is."""
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Inside of it, weights are made and activations constrained as the engine places them."""
+        yield
+
+    @abc.abstractmethod
+    def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
+        """Takes one host batch (int32 [B, L] arrays) to the devices."""
+
+    @abc.abstractmethod
+    def compile(self, function: Callable) -> Callable:
+        """Makes a step out of a function that reads and assigns variables."""
+
+    @abc.abstractmethod
+    def fetch(self, tree):
+        """Brings a nest of device tensors to the host as numpy arrays."""
+
+    def save(self, variables: Mapping[str, tf.Variable], objects: Mapping[str, object], prefix: str) -> None:
+        """Writes variables and trackable objects (a data iterator) to the checkpoint files `prefix`*."""
+        checkpoint = tf.train.Checkpoint(variables=dict(variables), **objects)
+        checkpoint.write(prefix, options=tf.train.CheckpointOptions(enable_async=False))
+
+    def restore(self, variables: Mapping[str, tf.Variable], objects: Mapping[str, object], prefix: str) -> None:
+        """Reads into `variables` and `objects` what `save` wrote; every one of them must be there."""
+        checkpoint = tf.train.Checkpoint(variables=dict(variables), **objects)
+        checkpoint.read(prefix).assert_existing_objects_matched()
+
+
+class SingleEngine(Engine):
+    """One device, which TensorFlow chooses."""
+
+    def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
+        return {name: tf.convert_to_tensor(array) for name, array in batch.items()}
+
+    def compile(self, function: Callable) -> Callable:
+        return tf.function(function)
+
+    def fetch(self, tree):
+        return tf.nest.map_structure(lambda tensor: tensor.numpy(), tree)
+
+
+ENGINES: dict[str, type[Engine]] = {"single": SingleEngine}
+
+
+def make_engine(name: str) -> Engine:
+    """Makes the engine that `ENGINE` names.
+
+    Raises:
+      SettingError: if there is no such engine.
+    """
+    if name not in ENGINES:
+        raise SettingError(f"ENGINE = '{name}' is unknown{nearest(name, ENGINES)}.")
+    return ENGINES[name]()

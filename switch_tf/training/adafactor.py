@@ -1,0 +1,214 @@
+"""Adafactor as T5 trains with it (Shazeer and Stern 2018), with second moments factored for each expert."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import gin
+import keras
+import tensorflow as tf
+
+from switch_tf.partitioning import axes as axis_names
+from switch_tf.partitioning.axes import Axes
+from switch_tf.training.schedules import InverseSquareRoot
+
+# Each expert (and each layer of a stack) is a matrix of its own, with its own statistics.
+_BATCH_AXES = frozenset({axis_names.EXPERTS, axis_names.STACK})
+_ROW_AXES = frozenset({axis_names.EMBED})
+_COLUMN_AXES = frozenset(
+    {axis_names.VOCAB, axis_names.HEADS, axis_names.KV, axis_names.MLP, axis_names.EXPERT_MLP}
+)
+
+
+class Factoring(NamedTuple):
+    """Which dimensions of a weight are matrices side by side, rows and columns; no rows and no columns: a full slot."""
+
+    batch: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The dimensions of one matrix: what its root mean squares are taken over."""
+        return self.rows + self.columns
+
+
+class SlotShape(NamedTuple):
+    """Shape and axis names of one optimizer slot."""
+
+    shape: tuple[int, ...]
+    axes: Axes
+
+
+def factoring(shape: tuple[int, ...], axes: Axes, min_size_to_factor: int) -> tuple[Factoring, bool]:
+    """Reads from its axis names how a weight's second moments are kept.
+
+    Args:
+      shape: the weight's shape.
+      axes: its axis names.
+      min_size_to_factor: both sides of a matrix must have at least so many elements.
+
+    Returns:
+      (the dimensions' roles, whether the second moments are factored).
+    """
+    batch = tuple(i for i, axis in enumerate(axes) if axis in _BATCH_AXES)
+    rows = tuple(i for i, axis in enumerate(axes) if axis in _ROW_AXES)
+    columns = tuple(i for i, axis in enumerate(axes) if axis not in _BATCH_AXES | _ROW_AXES)
+    sides = [math.prod(shape[i] for i in side) for side in (rows, columns)]
+    is_factored = (
+        bool(rows)
+        and bool(columns)
+        and all(axes[i] in _COLUMN_AXES for i in columns)
+        and min(sides) >= min_size_to_factor
+    )
+    return Factoring(batch, rows, columns), is_factored
+
+
+@gin.configurable
+class Adafactor(keras.optimizers.Optimizer):
+    """T5's Adafactor: no momentum, factored second moments, update clipping, steps relative to the parameter's size.
+
+    For a gradient g at step t = 1, 2, ..., with beta_t = 1 - t^-decay_exponent:
+
+        v_t = beta_t v_{t-1} + (1 - beta_t) (g^2 + epsilon1)     kept as its row and column means, per expert
+        u = g / sqrt(v_t)
+        u = u / max(1, RMS(u) / clipping_threshold)
+        w = w - learning_rate max(epsilon2, RMS(w)) u
+
+    Root mean squares are per expert, as in T5X (Mesh TensorFlow takes them over the whole [E, in, out] tensor).
+    The mathematics is in `updated`, a pure function of tensors; Keras's `update_step` assigns what it returns.
+    """
+
+    def __init__(
+        self,
+        learning_rate=None,
+        decay_exponent: float = 0.8,
+        clipping_threshold: float = 1.0,
+        epsilon1: float = 1e-30,
+        epsilon2: float = 1e-3,
+        min_size_to_factor: int = 128,
+        name: str = "adafactor",
+        **kwargs,
+    ):
+        """Makes the optimizer.
+
+        Args:
+          learning_rate: a schedule or a number; T5's pre-training schedule by default.
+          decay_exponent: of the second moments' decay.
+          clipping_threshold: the largest RMS of an update, relative to the learning rate.
+          epsilon1: added to squared gradients.
+          epsilon2: the smallest size that a parameter counts with.
+          min_size_to_factor: matrices with a smaller side keep full second moments.
+          name: Keras name.
+          **kwargs: Keras's common optimizer settings.
+        """
+        super().__init__(learning_rate=learning_rate or InverseSquareRoot(), name=name, **kwargs)
+        self.decay_exponent = decay_exponent
+        self.clipping_threshold = clipping_threshold
+        self.epsilon1 = epsilon1
+        self.epsilon2 = epsilon2
+        self.min_size_to_factor = min_size_to_factor
+
+    def rate(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the learning rate (float32 scalar) of `step`, 0 for the first."""
+        schedule = self._learning_rate
+        return schedule(step) if callable(schedule) else tf.cast(tf.convert_to_tensor(schedule), tf.float32)
+
+    def slot_shapes(self, shape: tuple[int, ...], axes: Axes) -> dict[str, SlotShape]:
+        """Returns the slots (all float32) that a weight of this shape and these axes needs, by name."""
+        roles, is_factored = factoring(shape, axes, self.min_size_to_factor)
+        if not is_factored:
+            return {"v": SlotShape(tuple(shape), axes)}
+
+        def without(dimensions: tuple[int, ...]) -> SlotShape:
+            kept = [i for i in range(len(shape)) if i not in dimensions]
+            return SlotShape(tuple(shape[i] for i in kept), tuple(axes[i] for i in kept))
+
+        return {"v_row": without(roles.columns), "v_column": without(roles.rows)}
+
+    def updated(
+        self,
+        gradient: tf.Tensor,
+        weight: tf.Tensor,
+        slots: Mapping[str, tf.Tensor],
+        axes: Axes,
+        step: tf.Tensor,
+        learning_rate: tf.Tensor,
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """One update of one weight.
+
+        Args:
+          gradient: float, the weight's shape.
+          weight: float32.
+          slots: float32, as `slot_shapes` says.
+          axes: the weight's axis names.
+          step: integer scalar, 0 for the first update.
+          learning_rate: float32 scalar.
+
+        Returns:
+          (the weight after the update, the slots after it).
+        """
+        roles, is_factored = factoring(tuple(weight.shape), axes, self.min_size_to_factor)
+        gradient = tf.cast(gradient, tf.float32)
+        squared = tf.square(gradient) + self.epsilon1
+        # 1 at the first step: what a slot held before does not matter then.
+        mixing = tf.pow(tf.cast(step, tf.float32) + 1.0, -self.decay_exponent)
+
+        def moved(slot: str, towards: tf.Tensor) -> tf.Tensor:
+            return slots[slot] + mixing * (towards - slots[slot])
+
+        if is_factored:
+            row = moved("v_row", tf.reduce_mean(squared, roles.columns))
+            column = moved("v_column", tf.reduce_mean(squared, roles.rows))
+            after = {"v_row": row, "v_column": column}
+            row, column = self._expanded(row, roles.columns), self._expanded(column, roles.rows)
+            row /= tf.reduce_mean(row, roles.rows, keepdims=True)
+            update = gradient * tf.math.rsqrt(row) * tf.math.rsqrt(column)
+        else:
+            after = {"v": moved("v", squared)}
+            update = gradient * tf.math.rsqrt(after["v"])
+
+        update /= tf.maximum(1.0, self._root_mean_square(update, roles) / self.clipping_threshold)
+        size = tf.maximum(self._root_mean_square(weight, roles), self.epsilon2)
+        return weight - learning_rate * size * update, after
+
+    @staticmethod
+    def _expanded(slot: tf.Tensor, dimensions: tuple[int, ...]) -> tf.Tensor:
+        for dimension in sorted(dimensions):
+            slot = tf.expand_dims(slot, dimension)
+        return slot
+
+    @staticmethod
+    def _root_mean_square(tensor: tf.Tensor, roles: Factoring) -> tf.Tensor:
+        return tf.sqrt(tf.reduce_mean(tf.square(tensor), roles.inner, keepdims=True))
+
+    def build(self, variables):
+        """Makes the slots of `variables`, with the axis names that slots inherit from their weights."""
+        if self.built:
+            return
+        super().build(variables)
+        self.slots = []
+        for variable in variables:
+            axes = getattr(variable, "axes", (None,) * len(variable.shape))
+            slots = {}
+            for name, (shape, slot_axes) in self.slot_shapes(tuple(variable.shape), axes).items():
+                with axis_names.making_weight(slot_axes):
+                    slots[name] = self.add_variable(shape, dtype="float32", name=name)
+                slots[name].axes = slot_axes
+            self.slots.append(slots)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Keras's hook: updates `variable` and its slots in place."""
+        slots = self.slots[self._get_variable_index(variable)]
+        axes = getattr(variable, "axes", (None,) * len(variable.shape))
+        values = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
+        rate = tf.cast(learning_rate, tf.float32)
+        weight, after = self.updated(gradient, tf.convert_to_tensor(variable), values, axes, self.iterations, rate)
+        self.assign(variable, weight)
+        for name, slot in slots.items():
+            self.assign(slot, after[name])
+
+    def get_config(self) -> dict:
+        """Returns the constructor's arguments."""
+        names = ("decay_exponent", "clipping_threshold", "epsilon1", "epsilon2", "min_size_to_factor")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

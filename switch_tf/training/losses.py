@@ -1,0 +1,90 @@
+"""The objective: cross-entropy of real target tokens, z-loss, and the routers' balance loss."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import gin
+import tensorflow as tf
+
+from switch_tf.layers.routing import Routing
+from switch_tf.model import ModelOutput
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What training minimises besides cross-entropy.
+
+    Attributes:
+      z_loss: weight of mean(log^2 Z), which keeps the logits' normaliser near 1 (Mesh TensorFlow, T5X: 1e-4).
+      balance_loss: alpha of Eq. 4, the weight of the balance loss, summed over the sparse layers as in the paper.
+    """
+
+    z_loss: float = 1e-4
+    balance_loss: float = 1e-2
+
+
+class TokenLosses(NamedTuple):
+    """Sums over real target tokens, float32 scalars: their negative log likelihood in nats, log^2 Z, hits, count."""
+
+    negative_log_likelihood: tf.Tensor
+    squared_log_z: tf.Tensor
+    correct: tf.Tensor
+    tokens: tf.Tensor
+
+
+def token_weights(features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Returns float32 [B, L]: `decoder_loss_weights` if there, else 1 for every target that is not padding."""
+    weights = features.get("decoder_loss_weights")
+    if weights is None:
+        weights = tf.not_equal(features["decoder_target_tokens"], 0)
+    return tf.cast(weights, tf.float32)
+
+
+def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> TokenLosses:
+    """Cross-entropy by hand: it keeps every layout, a vocabulary that is split over devices included.
+
+    Args:
+      logits: float32 [B, L, V].
+      targets: int32 [B, L].
+      weights: float32 [B, L], 1 for a real token.
+
+    Returns:
+      Sums over the batch.
+    """
+    highest = tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
+    log_z = tf.squeeze(highest, -1) + tf.math.log(tf.reduce_sum(tf.exp(logits - highest), axis=-1))
+    of_target = tf.reduce_sum(logits * tf.one_hot(targets, logits.shape[-1], dtype=logits.dtype), axis=-1)
+    hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), targets)
+    return TokenLosses(
+        negative_log_likelihood=tf.reduce_sum((log_z - of_target) * weights),
+        squared_log_z=tf.reduce_sum(tf.square(log_z) * weights),
+        correct=tf.reduce_sum(tf.cast(hits, tf.float32) * weights),
+        tokens=tf.reduce_sum(weights),
+    )
+
+
+def total_balance_loss(routings: Mapping[str, Routing]) -> tf.Tensor:
+    """Sums the balance losses of all sparse layers, without alpha: as many as there are layers at balance."""
+    return tf.add_n([routing.balance_loss for routing in routings.values()]) if routings else tf.constant(0.0)
+
+
+def objective(
+    output: ModelOutput, features: Mapping[str, tf.Tensor], settings: Objective, num_tokens: tf.Tensor
+) -> tuple[tf.Tensor, TokenLosses]:
+    """The loss of one batch, or of one part of it.
+
+    Args:
+      output: the model's, with routings.
+      features: the batch.
+      settings: the weights of the auxiliary losses.
+      num_tokens: float32 scalar, real target tokens of the whole batch: the normaliser, so that alpha means the same
+        for every batch and padding.
+
+    Returns:
+      (float32 scalar loss, the sums it was made of).
+    """
+    sums = token_losses(output.logits, features["decoder_target_tokens"], token_weights(features))
+    loss = (sums.negative_log_likelihood + settings.z_loss * sums.squared_log_z) / num_tokens
+    return loss + settings.balance_loss * total_balance_loss(output.routings), sums

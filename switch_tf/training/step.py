@@ -1,0 +1,174 @@
+"""The training step and the evaluation step as pure functions of tensors.
+
+They touch no variable: the loop reads and assigns variables around them, and a compiler can lower them from shapes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from switch_tf.layers import randomness
+from switch_tf.layers.routing import RoutingMetrics
+from switch_tf.model import EncoderDecoder
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.losses import Objective, TokenLosses, objective, token_losses, token_weights, total_balance_loss
+
+Features = Mapping[str, tf.Tensor]
+Slots = list[dict[str, tf.Tensor]]
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports: float32 scalars, and for each sparse layer its `RoutingMetrics`.
+
+    loss: what was minimised: cross-entropy, z-loss and balance loss.
+    neg_log_perplexity: mean log likelihood of a real target token, in nats; higher is better (paper, footnote 4). No
+      auxiliary loss is in it.
+    accuracy: share of the real target tokens that were the most probable ones.
+    balance_loss: mean over the sparse layers; 1 at balance. 0 in a dense model.
+    z_loss: mean of log^2 Z, before its weight.
+    gradient_norm: of all gradients together.
+    learning_rate: of this step.
+    target_tokens: how many real target tokens there were.
+    routing: by the layer's name.
+    """
+
+    loss: tf.Tensor
+    neg_log_perplexity: tf.Tensor
+    accuracy: tf.Tensor
+    balance_loss: tf.Tensor
+    z_loss: tf.Tensor
+    gradient_norm: tf.Tensor
+    learning_rate: tf.Tensor
+    target_tokens: tf.Tensor
+    routing: dict[str, RoutingMetrics]
+
+
+class _Parts(NamedTuple):
+    """What the microbatches of a step add up to."""
+
+    gradients: list[tf.Tensor]
+    loss: tf.Tensor
+    sums: TokenLosses
+    balance_loss: tf.Tensor
+    routing: dict[str, RoutingMetrics]
+
+
+def microbatch(features: Features, index: tf.Tensor, num_microbatches: int) -> Features:
+    """Returns every `num_microbatches`-th example from `index` on.
+
+    A stride rather than a block: each device that holds a block of the batch holds a part of every microbatch.
+    """
+
+    def take(feature: tf.Tensor) -> tf.Tensor:
+        batch, *rest = feature.shape
+        split = tf.reshape(feature, [batch // num_microbatches, num_microbatches, *rest])
+        return tf.gather(split, index, axis=1)
+
+    return {name: take(feature) for name, feature in features.items()}
+
+
+def make_train_step(
+    model: EncoderDecoder, optimizer: Adafactor, settings: Objective, num_microbatches: int = 1
+) -> Callable[..., tuple[list[tf.Tensor], Slots, StepMetrics]]:
+    """Makes the pure training step of a built model.
+
+    Args:
+      model: built; its variables give names, shapes and axes, not values.
+      optimizer: gives the update rule.
+      settings: the auxiliary losses.
+      num_microbatches: into how many parts the batch is split for the gradient; memory falls, the result is that of
+        the whole batch up to rounding (and up to routing groups, which are then groups of a part).
+
+    Returns:
+      step(weights, slots, step, features, seed) -> (weights, slots, metrics): `weights` as in
+      `model.trainable_variables`, `slots` a dict for each of them, `step` an integer scalar (0 for the first),
+      `features` int32 [B, L] tensors, `seed` an integer scalar.
+    """
+    weight_axes = [variable.axes for variable in model.trainable_variables]
+    share = 1.0 / num_microbatches
+    # Each microbatch has a balance loss of its own; their mean counts.
+    settings = dataclasses.replace(settings, balance_loss=settings.balance_loss * share)
+
+    def parts_of(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Parts:
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            output, _ = model.stateless_call(weights, [], features, training=True, seed=seed, return_routing=True)
+            loss, sums = objective(output, features, settings, num_tokens)
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, weights)]
+        routing = {
+            name: RoutingMetrics(*(metric * share for metric in routing.metrics))
+            for name, routing in output.routings.items()
+        }
+        return _Parts(gradients, loss, sums, total_balance_loss(output.routings) * share, routing)
+
+    def accumulated(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Parts:
+        def part(index: tf.Tensor) -> _Parts:
+            features_of_part = microbatch(features, index, num_microbatches)
+            return parts_of(weights, features_of_part, randomness.fold_in(seed, index), num_tokens)
+
+        # The tape is inside of the body: a loop whose body is differentiated, not a loop that is.
+        def body(index: tf.Tensor, total: _Parts):
+            return index + 1, tf.nest.map_structure(tf.add, total, part(index))
+
+        first = part(tf.constant(0))
+        return tf.while_loop(lambda index, _: index < num_microbatches, body, (tf.constant(1), first))[1]
+
+    def step_function(
+        weights: list[tf.Tensor], slots: Slots, step: tf.Tensor, features: Features, seed: tf.Tensor
+    ) -> tuple[list[tf.Tensor], Slots, StepMetrics]:
+        num_tokens = tf.maximum(tf.reduce_sum(token_weights(features)), 1.0)
+        seed = randomness.fold_in(seed, tf.cast(step, tf.uint32))
+        compute = parts_of if num_microbatches == 1 else accumulated
+        parts = compute(weights, features, seed, num_tokens)
+
+        rate = optimizer.rate(step)
+        new_weights, new_slots = [], []
+        for gradient, weight, slot, axes in zip(parts.gradients, weights, slots, weight_axes):
+            weight, slot = optimizer.updated(gradient, weight, slot, axes, step, rate)
+            new_weights.append(weight)
+            new_slots.append(slot)
+        metrics = StepMetrics(
+            loss=parts.loss,
+            neg_log_perplexity=-parts.sums.negative_log_likelihood / num_tokens,
+            accuracy=parts.sums.correct / num_tokens,
+            balance_loss=parts.balance_loss / max(1, len(parts.routing)),
+            z_loss=parts.sums.squared_log_z / num_tokens,
+            gradient_norm=tf.linalg.global_norm(parts.gradients),
+            learning_rate=rate,
+            target_tokens=parts.sums.tokens,
+            routing=parts.routing,
+        )
+        return new_weights, new_slots, metrics
+
+    return step_function
+
+
+class EvaluationSums(NamedTuple):
+    """What evaluation adds up over batches: token sums, and batch-weighted sums of what layers report."""
+
+    tokens: TokenLosses
+    balance_loss: tf.Tensor
+    batches: tf.Tensor
+    routing: dict[str, RoutingMetrics]
+
+
+def make_evaluation_step(model: EncoderDecoder) -> Callable[[list[tf.Tensor], Features], EvaluationSums]:
+    """Makes the pure evaluation step: teacher forcing, no noise, the evaluation capacity.
+
+    Args:
+      model: built.
+
+    Returns:
+      step(weights, features) -> sums, to be added over batches.
+    """
+
+    def step_function(weights: list[tf.Tensor], features: Features) -> EvaluationSums:
+        output, _ = model.stateless_call(weights, [], features, training=False, return_routing=True)
+        sums = token_losses(output.logits, features["decoder_target_tokens"], token_weights(features))
+        balance = total_balance_loss(output.routings) / max(1, len(output.routings))
+        routing = {name: routing.metrics for name, routing in output.routings.items()}
+        return EvaluationSums(sums, balance, tf.constant(1.0), routing)
+
+    return step_function
