@@ -1,0 +1,1 @@
+"""The seqio registry: importing a module of this package registers its tasks and mixtures."""

@@ -8,9 +8,7 @@ from switch_tf.layers import layer, randomness
 class Dropout(layer.Layer):
     """Zeroes each element with probability `rate` in training and scales the others by 1 / (1 - rate)."""
 
-    def __init__(
-        self, rate: float, *, broadcast_axes: tuple[int, ...] = (), dtype=None, name: str | None = None
-    ):
+    def __init__(self, rate: float, *, broadcast_axes: tuple[int, ...] = (), dtype=None, name: str | None = None):
         """Makes the layer.
 
         Args:

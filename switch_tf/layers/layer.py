@@ -72,12 +72,12 @@ class Layer(keras.layers.Layer):
           ValueError: if `axes` does not fit `shape`.
         """
         axis_names.check_axes(f"{self.path}/{name}", shape, axes)
-        seed = randomness.fold_in(_weight_seed.get(), f"{self.path}/{name}")
+        seed, path = _weight_seed.get(), f"{self.path}/{name}"
 
         def initial_value(shape, dtype=None):
-            return tf.cast(initializer(tuple(shape), seed), dtype or tf.float32)
+            return tf.cast(initializer(tuple(shape), randomness.fold_in(seed, path)), dtype or tf.float32)
 
-        with axis_names.making_weight(axes):
+        with axis_names.making_weight(shape, axes):
             variable = self.add_weight(name=name, shape=shape, initializer=initial_value, dtype=self.variable_dtype)
         variable.axes = axes
         return variable

@@ -6,6 +6,7 @@ Layers speak this vocabulary and know nothing else of devices. Layout rules map 
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -27,10 +28,18 @@ AXIS_NAMES = frozenset({BATCH, LENGTH, EMBED, HEADS, KV, MLP, VOCAB, EXPERTS, EX
 # One name for each dimension; None is a dimension that is never split.
 Axes = tuple[str | None, ...]
 
+
+class WeightShape(NamedTuple):
+    """Shape and axis names of a weight or of an optimizer slot."""
+
+    shape: tuple[int, ...]
+    axes: Axes
+
+
 _constrain: contextvars.ContextVar[Callable[[tf.Tensor, Axes], tf.Tensor] | None] = contextvars.ContextVar(
     "constrain", default=None
 )
-_weight_axes: contextvars.ContextVar[Axes | None] = contextvars.ContextVar("weight_axes", default=None)
+_weight: contextvars.ContextVar["WeightShape | None"] = contextvars.ContextVar("weight", default=None)
 
 
 def check_axes(name: str, shape: tuple[int, ...], axes: Axes) -> None:
@@ -71,15 +80,15 @@ def constraining_with(place: Callable[[tf.Tensor, Axes], tf.Tensor]) -> Iterator
 
 
 @contextlib.contextmanager
-def making_weight(axes: Axes) -> Iterator[None]:
-    """Tells an engine's variable creator the axes of the weight that is being made inside the block."""
-    token = _weight_axes.set(axes)
+def making_weight(shape: tuple[int, ...], axes: Axes) -> Iterator[None]:
+    """Tells a variable creator, which sees no more than an initial value, what is being made inside the block."""
+    token = _weight.set(WeightShape(shape, axes))
     try:
         yield
     finally:
-        _weight_axes.reset(token)
+        _weight.reset(token)
 
 
-def weight_axes() -> Axes | None:
-    """Returns the axes of the weight that is being made, None outside of `making_weight`."""
-    return _weight_axes.get()
+def weight_being_made() -> WeightShape | None:
+    """Returns shape and axes of the weight (or slot) that is being made, None outside of `making_weight`."""
+    return _weight.get()

@@ -9,15 +9,13 @@ import keras
 import tensorflow as tf
 
 from switch_tf.partitioning import axes as axis_names
-from switch_tf.partitioning.axes import Axes
+from switch_tf.partitioning.axes import Axes, WeightShape
 from switch_tf.training.schedules import InverseSquareRoot
 
 # Each expert (and each layer of a stack) is a matrix of its own, with its own statistics.
 _BATCH_AXES = frozenset({axis_names.EXPERTS, axis_names.STACK})
 _ROW_AXES = frozenset({axis_names.EMBED})
-_COLUMN_AXES = frozenset(
-    {axis_names.VOCAB, axis_names.HEADS, axis_names.KV, axis_names.MLP, axis_names.EXPERT_MLP}
-)
+_COLUMN_AXES = frozenset({axis_names.VOCAB, axis_names.HEADS, axis_names.KV, axis_names.MLP, axis_names.EXPERT_MLP})
 
 
 class Factoring(NamedTuple):
@@ -31,13 +29,6 @@ class Factoring(NamedTuple):
     def inner(self) -> tuple[int, ...]:
         """The dimensions of one matrix: what its root mean squares are taken over."""
         return self.rows + self.columns
-
-
-class SlotShape(NamedTuple):
-    """Shape and axis names of one optimizer slot."""
-
-    shape: tuple[int, ...]
-    axes: Axes
 
 
 def factoring(shape: tuple[int, ...], axes: Axes, min_size_to_factor: int) -> tuple[Factoring, bool]:
@@ -114,15 +105,15 @@ class Adafactor(keras.optimizers.Optimizer):
         schedule = self._learning_rate
         return schedule(step) if callable(schedule) else tf.cast(tf.convert_to_tensor(schedule), tf.float32)
 
-    def slot_shapes(self, shape: tuple[int, ...], axes: Axes) -> dict[str, SlotShape]:
+    def slot_shapes(self, shape: tuple[int, ...], axes: Axes) -> dict[str, WeightShape]:
         """Returns the slots (all float32) that a weight of this shape and these axes needs, by name."""
         roles, is_factored = factoring(shape, axes, self.min_size_to_factor)
         if not is_factored:
-            return {"v": SlotShape(tuple(shape), axes)}
+            return {"v": WeightShape(tuple(shape), axes)}
 
-        def without(dimensions: tuple[int, ...]) -> SlotShape:
+        def without(dimensions: tuple[int, ...]) -> WeightShape:
             kept = [i for i in range(len(shape)) if i not in dimensions]
-            return SlotShape(tuple(shape[i] for i in kept), tuple(axes[i] for i in kept))
+            return WeightShape(tuple(shape[i] for i in kept), tuple(axes[i] for i in kept))
 
         return {"v_row": without(roles.columns), "v_column": without(roles.rows)}
 
@@ -192,7 +183,7 @@ class Adafactor(keras.optimizers.Optimizer):
             axes = getattr(variable, "axes", (None,) * len(variable.shape))
             slots = {}
             for name, (shape, slot_axes) in self.slot_shapes(tuple(variable.shape), axes).items():
-                with axis_names.making_weight(slot_axes):
+                with axis_names.making_weight(shape, slot_axes):
                     slots[name] = self.add_variable(shape, dtype="float32", name=name)
                 slots[name].axes = slot_axes
             self.slots.append(slots)

@@ -1,0 +1,144 @@
+"""What `switch-tf evaluate` and `switch-tf predict` do with a model directory."""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import seqio
+import tqdm
+
+from switch_tf import data
+from switch_tf.decoding import make_greedy
+from switch_tf.errors import SettingError
+from switch_tf.evaluation import make_evaluator
+from switch_tf.experiment import Experiment, Run, dump_json
+
+# More texts than this go through the model in several batches.
+_PREDICTION_BATCH = 16
+
+
+def load_run(experiment: Experiment, step: int | None = None) -> Run:
+    """Builds an experiment's model and reads a checkpoint's weights.
+
+    Args:
+      experiment: its model directory must hold a checkpoint.
+      step: which one; None for the newest.
+
+    Returns:
+      The run, without optimizer slots.
+
+    Raises:
+      SettingError: if there is no such checkpoint, or it is of another model or vocabulary, or damaged.
+    """
+    experiment.install_vocabulary()
+    run = Run(experiment)
+    steps = run.checkpoints.steps()
+    if not steps:
+        raise SettingError(f"MODEL_DIR = '{experiment.model_dir}' holds no checkpoint: train first.")
+    if step is not None and step not in steps:
+        raise SettingError(f"--step={step}: there is no such checkpoint; there are {', '.join(map(str, steps))}.")
+    run.restore(steps[-1] if step is None else step, {})
+    return run
+
+
+def evaluate(step: int | None, split: str, as_json: bool) -> None:
+    """Prints the held-out likelihood of a checkpoint, as a table or as one JSON object."""
+    experiment = Experiment()
+    run = load_run(experiment, step)
+    batches = data.evaluation_batches(
+        experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size, None, split
+    )
+    shown = batches if as_json else tqdm.tqdm(batches, unit="batch", leave=False)
+    values = {"step": int(run.step.numpy())} | make_evaluator(run)(shown)
+    if as_json:
+        print(dump_json(values))
+        return
+    print(f"{experiment.model_dir}, {experiment.mixture_or_task}, {split}")
+    for name, value in values.items():
+        print(f"{name:<44}{value:>14,.0f}" if float(value).is_integer() else f"{name:<44}{value:>14.4f}")
+
+
+def fill(text: str, prediction: str) -> str:
+    """Puts a prediction's spans in the places of the text's sentinels, in brackets.
+
+    Args:
+      text: with `<extra_id_0>`, `<extra_id_1>`, ...
+      prediction: `<extra_id_0> span <extra_id_1> span ...`; a sentinel that it does not have stays empty.
+
+    Returns:
+      The text with `[span]` for each sentinel.
+    """
+    spans = {}
+    for part in prediction.split("<extra_id_")[1:]:
+        number, _, span = part.partition(">")
+        spans.setdefault(number, span.strip())
+    pieces = text.split("<extra_id_")
+    filled = pieces[0]
+    for piece in pieces[1:]:
+        number, _, rest = piece.partition(">")
+        filled += f"[{spans.get(number, '')}]{rest}"
+    return filled
+
+
+def _encode(texts: Sequence[str], vocabulary: seqio.Vocabulary, length: int) -> np.ndarray:
+    tokens = np.zeros([len(texts), length], np.int32)
+    for row, text in enumerate(texts):
+        ids = [*vocabulary.encode(text), vocabulary.eos_id]
+        if len(ids) > length:
+            raise SettingError(
+                f"A text has {len(ids)} tokens and TASK_FEATURE_LENGTHS['inputs'] is {length}: shorten the text, or set "
+                "--gin.TASK_FEATURE_LENGTHS (the model takes any length)."
+            )
+        tokens[row, : len(ids)] = ids
+    return tokens
+
+
+def _decode(tokens: np.ndarray, vocabulary: seqio.Vocabulary) -> str:
+    ids = tokens.tolist()
+    end = ids.index(vocabulary.eos_id) if vocabulary.eos_id in ids else len(ids)
+    return vocabulary.decode([i for i in ids[:end] if i != 0])
+
+
+def _texts(texts: Sequence[str], file: str | None) -> list[str]:
+    if file is not None:
+        try:
+            with sys.stdin if file == "-" else open(file, encoding="utf-8") as lines:
+                texts = [*texts, *(line.strip() for line in lines if line.strip())]
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"--file={file} cannot be read: {error}.") from error
+    if not texts:
+        raise SettingError('predict needs a text: switch-tf predict ... "The <extra_id_0> sat down." (or --file).')
+    if not all("<extra_id_0>" in text for text in texts):
+        raise SettingError("Each text needs a sentinel where words are missing, from <extra_id_0> on.")
+    return list(texts)
+
+
+def predict(texts: Sequence[str], file: str | None, num_held_out: int | None, step: int | None) -> None:
+    """Fills the sentinels of texts and prints the results; of held-out examples also what stood there."""
+    if num_held_out is None:
+        texts = _texts(texts, file)
+    experiment = Experiment()
+    run = load_run(experiment, step)
+    vocabulary = data.vocabulary_of(experiment.mixture_or_task)
+    lengths = experiment.task_feature_lengths
+    truths: list[str | None]
+    if num_held_out is None:
+        inputs = _encode(texts, vocabulary, lengths["inputs"])
+        truths = [None] * len(texts)
+    else:
+        (batch,) = data.evaluation_batches(experiment.mixture_or_task, lengths, num_held_out, 1)
+        inputs = batch["encoder_input_tokens"]
+        texts = [_decode(tokens, vocabulary) for tokens in inputs]
+        truths = [_decode(tokens, vocabulary) for tokens in batch["decoder_target_tokens"]]
+
+    decode = make_greedy(run.model, lengths["targets"])
+    size = min(_PREDICTION_BATCH, len(inputs))
+    for first in range(0, len(inputs), size):
+        part = inputs[first : first + size]
+        # One shape, one compilation; rows of padding are not shown.
+        padded = np.pad(part, [(0, size - len(part)), (0, 0)])
+        for text, truth, tokens in zip(texts[first:], truths[first:], decode(padded)):
+            filled = fill(text, _decode(tokens, vocabulary))
+            print(
+                filled if truth is None else f"input: {text}\nmodel: {filled}\ntruth: {fill(text, truth)}\n", flush=True
+            )

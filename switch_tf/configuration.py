@@ -1,0 +1,91 @@
+"""Reads gin files and bindings; every mistake in them ends in one sentence."""
+
+import contextlib
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+import gin
+
+from switch_tf.errors import SettingError, nearest
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+# Where `gin/models/t5_base.gin` is looked for: here, in the checkout, in the installed package.
+_SEARCH_PATHS = (pathlib.Path(), _PACKAGE.parent, _PACKAGE)
+
+_DEFINITION = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
+_REFERENCE = re.compile(r"%([A-Z][A-Z0-9_]*)")
+
+
+def load(
+    gin_files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str] = (),
+    recorded: str | None = None,
+) -> None:
+    """Replaces the current configuration by files, then bindings.
+
+    Args:
+      gin_files: names, looked for in the search paths; later ones override earlier ones.
+      bindings: `NAME = value` lines, which override the files.
+      search_paths: folders to look in first.
+      recorded: the text of a model directory's config.gin, read before the files.
+
+    Raises:
+      SettingError: for a file that is not there, a line that is no gin, a name that nothing has, a macro that nothing
+        reads.
+    """
+    gin.clear_config()
+    with _one_sentence("config.gin of the model directory"):
+        gin.parse_config(recorded or "")
+    for path in (*search_paths, *_SEARCH_PATHS):
+        gin.add_config_file_search_path(str(path))
+    for name in gin_files:
+        if not any((folder / name).is_file() for folder in map(pathlib.Path, (*search_paths, *_SEARCH_PATHS))):
+            raise SettingError(f"--gin_file={name} is not there{_nearest_file(name)}; --gin_search_path adds folders.")
+        with _one_sentence(f"--gin_file={name}"):
+            gin.parse_config_file(name)
+    for binding in bindings:
+        with _one_sentence(f"--gin.{binding}"):
+            gin.parse_config(binding)
+    _check_macros()
+
+
+@contextlib.contextmanager
+def _one_sentence(source: str) -> Iterator[None]:
+    """Turns what gin raises while it parses into a `SettingError` that names the source."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except (ValueError, TypeError, SyntaxError, NameError, RuntimeError, OSError, ImportError) as error:
+        raise SettingError(f"{source}: {_first_sentence(error)}") from error
+
+
+def _first_sentence(error: Exception) -> str:
+    text = error.msg if isinstance(error, SyntaxError) and error.msg else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
+
+
+def _nearest_file(name: str) -> str:
+    there = {str(path.relative_to(root)) for root in _SEARCH_PATHS[1:] for path in root.glob("gin/**/*.gin")}
+    return nearest(name, there)
+
+
+def _check_macros() -> None:
+    """Refuses macros that are set and never read: gin itself takes `TRIAN_STEPS = 3` without a word."""
+    text = gin.config_str(max_line_length=1000)
+    defined, referenced = set(_DEFINITION.findall(text)), set(_REFERENCE.findall(text))
+    for name in sorted(defined - referenced):
+        raise SettingError(f"{name} is set, but nothing in these gin files reads it{nearest(name, referenced)}.")
+    for name in sorted(referenced - defined):
+        raise SettingError(f"{name} has no value: set it with --gin.{name}=... or in a gin file.")
+
+
+def macro(name: str, default: object = None) -> object:
+    """Returns a macro's value, `default` where it is not set."""
+    try:
+        return gin.query_parameter(f"{name}/gin.macro.value")
+    except ValueError:
+        return default

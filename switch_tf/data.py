@@ -1,0 +1,165 @@
+"""Batches from seqio tasks and mixtures: deterministic, endless for training, padded at the end for evaluation."""
+
+import hashlib
+import itertools
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from switch_tf.errors import SettingError, nearest
+
+Batch = dict[str, np.ndarray]
+
+# What the model reads of what seqio's converter makes.
+_FEATURES = (
+    "encoder_input_tokens",
+    "decoder_input_tokens",
+    "decoder_target_tokens",
+    "decoder_loss_weights",
+    "encoder_segment_ids",
+    "decoder_segment_ids",
+)
+
+
+def find_task(mixture_or_task: str) -> seqio.Task | seqio.Mixture:
+    """Looks a name up in seqio's registries.
+
+    Raises:
+      SettingError: if nothing of that name is registered.
+    """
+    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if mixture_or_task not in known:
+        hint = nearest(mixture_or_task, known)
+        raise SettingError(
+            f"MIXTURE_OR_TASK = '{mixture_or_task}' is not registered{hint}; a gin file that imports the module "
+            "which registers it (`import tasks.python_docs`, say) is needed."
+        )
+    return seqio.get_mixture_or_task(mixture_or_task)
+
+
+def vocabulary_of(mixture_or_task: str) -> seqio.Vocabulary:
+    """Returns the vocabulary of the task's targets."""
+    return find_task(mixture_or_task).output_features["targets"].vocabulary
+
+
+def check_vocabulary(mixture_or_task: str, vocab_size: int) -> None:
+    """Checks that every id of the task's vocabulary has a row in a table of `vocab_size`.
+
+    Raises:
+      SettingError: if ids would fall outside of the table.
+    """
+    ids = vocabulary_of(mixture_or_task).vocab_size
+    if ids > vocab_size:
+        rounded = -(-ids // 128) * 128
+        raise SettingError(
+            f"VOCAB_SIZE = {vocab_size} is too small for the vocabulary of {mixture_or_task}, which has {ids} ids "
+            f"with its sentinels: set VOCAB_SIZE = {rounded}."
+        )
+
+
+def _dataset(mixture_or_task: str, lengths: Mapping[str, int], split: str, **options) -> tf.data.Dataset:
+    task = find_task(mixture_or_task)
+    missing = sorted(set(task.output_features) - set(lengths))
+    if missing:
+        raise SettingError(f"TASK_FEATURE_LENGTHS = {dict(lengths)} names no length for {', '.join(missing)}.")
+    if split not in task.splits:
+        raise SettingError(f"{mixture_or_task} has no split '{split}': it has {', '.join(sorted(task.splits))}.")
+    try:
+        dataset = seqio.get_dataset(
+            mixture_or_task,
+            task_feature_lengths=dict(lengths),
+            dataset_split=split,
+            # Span corruption fills its examples to the brim; packing would cost time and gain nothing.
+            feature_converter=seqio.EncDecFeatureConverter(pack=False),
+            verbose=False,
+            **options,
+        )
+    except ValueError as error:
+        # t5's span corruption checks its target length while the pipeline is built.
+        if "targets" not in str(error) and "length" not in str(error):
+            raise
+        raise SettingError(f"TASK_FEATURE_LENGTHS = {dict(lengths)}: {' '.join(str(error).split())}") from error
+    return dataset.map(lambda example: {name: example[name] for name in _FEATURES if name in example})
+
+
+def training_dataset(
+    mixture_or_task: str, lengths: Mapping[str, int], batch_size: int, seed: int, split: str = "train"
+) -> tf.data.Dataset:
+    """Endless shuffled batches, the same for the same seed; an iterator over them can be saved in a checkpoint.
+
+    Args:
+      mixture_or_task: a seqio name.
+      lengths: tokens of each task feature, {"inputs": 512, "targets": 114}.
+      batch_size: examples in a batch.
+      seed: of the order and of the noise of preprocessors.
+      split: which split.
+
+    Returns:
+      Dataset of dicts of int32 [batch_size, length].
+
+    Raises:
+      SettingError: for an unknown task, a missing length or a missing split.
+    """
+    dataset = _dataset(mixture_or_task, lengths, split, shuffle=True, num_epochs=None, seed=seed)
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+
+
+def evaluation_batches(
+    mixture_or_task: str,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    num_batches: int | None,
+    split: str = "validation",
+    seed: int = 0,
+) -> list[Batch]:
+    """The first batches of a split, in order and always the same; the last is filled up with padding.
+
+    Args:
+      mixture_or_task: a seqio name.
+      lengths: tokens of each task feature.
+      batch_size: examples in a batch.
+      num_batches: how many batches at most; None for all.
+      split: which split.
+      seed: of the noise of preprocessors.
+
+    Returns:
+      Batches of int32 [batch_size, length]; all have one shape.
+
+    Raises:
+      SettingError: if the split has no example.
+    """
+    dataset = _dataset(mixture_or_task, lengths, split, shuffle=False, num_epochs=1, seed=seed)
+    batches = list(itertools.islice(dataset.batch(batch_size).as_numpy_iterator(), num_batches))
+    if not batches:
+        raise empty_split(mixture_or_task, split)
+    missing = batch_size - len(batches[-1]["decoder_target_tokens"])
+    batches[-1] = {name: np.pad(array, [(0, missing), (0, 0)]) for name, array in batches[-1].items()}
+    return batches
+
+
+def empty_split(mixture_or_task: str, split: str) -> SettingError:
+    """Returns the error for a split that yields nothing."""
+    return SettingError(
+        f"MIXTURE_OR_TASK = '{mixture_or_task}' yields no example in its split '{split}': is its text there, and long "
+        "enough for TASK_FEATURE_LENGTHS?"
+    )
+
+
+def first_batches(dataset: tf.data.Dataset, mixture_or_task: str, split: str = "train") -> Iterator[Batch]:
+    """Iterates over `dataset` as tensors after checking that there is a first element.
+
+    Raises:
+      SettingError: if there is none.
+    """
+    if next(iter(dataset.take(1)), None) is None:
+        raise empty_split(mixture_or_task, split)
+    return iter(dataset)
+
+
+def file_digest(path: pathlib.Path | str) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with tf.io.gfile.GFile(str(path), "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()

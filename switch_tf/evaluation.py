@@ -1,0 +1,77 @@
+"""Held-out likelihood of a model, with teacher forcing, and the unigram model that any model must beat."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from switch_tf.data import Batch
+from switch_tf.experiment import Run
+from switch_tf.training.records import routing_scalars
+from switch_tf.training.step import EvaluationSums, make_evaluation_step
+
+
+def make_evaluator(run: Run) -> Callable[[Sequence[Batch]], dict[str, float]]:
+    """Compiles the evaluation of a run's current weights.
+
+    Args:
+      run: built.
+
+    Returns:
+      evaluate(batches) -> numbers by name: neg_log_perplexity (nats for each real target token, higher is better),
+      accuracy, target_tokens, balance_loss, and for each sparse layer what its router did. Means over all real
+      target tokens of all batches.
+    """
+    step = make_evaluation_step(run.model)
+    variables = run.model.trainable_variables
+
+    def on_device(features):
+        return step([tf.convert_to_tensor(variable) for variable in variables], features)
+
+    compiled = run.engine.compile(on_device)
+
+    def evaluate(batches: Sequence[Batch]) -> dict[str, float]:
+        total = None
+        for batch in batches:
+            with run.engine.scope():
+                sums = run.engine.fetch(compiled(run.engine.feed(batch)))
+            total = sums if total is None else tf.nest.map_structure(np.add, total, sums)
+        return _means(total)
+
+    return evaluate
+
+
+def _means(total: EvaluationSums) -> dict[str, float]:
+    tokens = max(float(total.tokens.tokens), 1.0)
+    routing = {
+        layer: type(metrics)(*(metric / total.batches for metric in metrics))
+        for layer, metrics in total.routing.items()
+    }
+    return {
+        "neg_log_perplexity": -float(total.tokens.negative_log_likelihood) / tokens,
+        "accuracy": float(total.tokens.correct) / tokens,
+        "target_tokens": tokens,
+        "balance_loss": float(total.balance_loss / total.batches),
+        **routing_scalars(routing),
+    }
+
+
+def unigram_neg_log_perplexity(train: Sequence[Batch], held_out: Sequence[Batch], vocab_size: int) -> float:
+    """Scores held-out targets by how often each token is a target in training: the model that sees no context.
+
+    Args:
+      train: batches whose real target tokens are counted; every token of the vocabulary counts once more.
+      held_out: batches to score.
+      vocab_size: V.
+
+    Returns:
+      Mean log likelihood of a real target token, in nats.
+    """
+
+    def counts(batches: Sequence[Batch]) -> np.ndarray:
+        tokens = np.concatenate([batch["decoder_target_tokens"].ravel() for batch in batches])
+        return np.bincount(tokens[tokens != 0], minlength=vocab_size).astype(np.float64)
+
+    frequency = counts(train) + 1.0
+    occurrences = counts(held_out)
+    return float(np.sum(occurrences * np.log(frequency / frequency.sum())) / occurrences.sum())

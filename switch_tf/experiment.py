@@ -1,0 +1,222 @@
+"""An experiment: which model, on which data, on which devices, in which directory. Every command starts from one."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from typing import Protocol
+
+import gin
+import tensorflow as tf
+
+from switch_tf import data
+from switch_tf.errors import SettingError
+from switch_tf.model import EncoderDecoder, ModelConfig
+from switch_tf.partitioning.engine import Engine, make_engine
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.checkpoints import CheckpointFolder, write_error
+
+_PACKAGES = ("tensorflow", "tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
+
+
+class Vocabulary(Protocol):
+    """Where a run's vocabulary comes from."""
+
+    def install(self, model_dir: str) -> str:
+        """Puts the vocabulary into `model_dir`, selects it for the tasks and returns its path."""
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What the commands share.
+
+    Attributes:
+      model: the model's settings.
+      model_dir: where the run keeps everything; local or in a bucket.
+      mixture_or_task: the seqio name of the data.
+      task_feature_lengths: tokens of each task feature, {"inputs": 512, "targets": 114}.
+      batch_size: examples in a batch.
+      vocabulary: gives the run its vocabulary; None where the tasks have one of their own.
+      seed: of the weights, the data's order and noise, dropout and jitter.
+      engine: "single", or another of the engines.
+    """
+
+    model: ModelConfig = gin.REQUIRED
+    model_dir: str = gin.REQUIRED
+    mixture_or_task: str = gin.REQUIRED
+    task_feature_lengths: Mapping[str, int] = gin.REQUIRED
+    batch_size: int = gin.REQUIRED
+    vocabulary: Vocabulary | None = None
+    seed: int = 0
+    engine: str = "single"
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise SettingError(f"BATCH_SIZE = {self.batch_size} must be at least 1.")
+        for name, length in self.task_feature_lengths.items():
+            if length < 1:
+                raise SettingError(f"TASK_FEATURE_LENGTHS['{name}'] = {length} must be at least 1.")
+
+    @property
+    def vocabulary_path(self) -> str:
+        """Where the run keeps its vocabulary."""
+        return os.path.join(self.model_dir, "vocabulary", "sentencepiece.model")
+
+    def install_vocabulary(self) -> None:
+        """Gives the tasks the run's vocabulary and checks that it fits the model.
+
+        Raises:
+          SettingError: if it cannot be read, is not the run's, or has more ids than the model.
+        """
+        data.find_task(self.mixture_or_task)
+        if self.vocabulary is not None:
+            try:
+                self.vocabulary.install(self.model_dir)
+            except (OSError, tf.errors.OpError) as error:
+                raise write_error(self.vocabulary_path, error, None) from error
+        data.check_vocabulary(self.mixture_or_task, self.model.vocab_size)
+
+    def vocabulary_digest(self) -> str | None:
+        """Returns the SHA-256 of the run's vocabulary, None where it keeps none."""
+        return data.file_digest(self.vocabulary_path) if tf.io.gfile.exists(self.vocabulary_path) else None
+
+
+class Run:
+    """A model with its optimizer on an engine, and its checkpoints: what training and everything after it work on."""
+
+    def __init__(self, experiment: Experiment, optimizer: Adafactor | None = None, keep_checkpoints: int = 3):
+        """Builds model and slots; reads nothing yet.
+
+        Args:
+          experiment: the settings.
+          optimizer: whose slots to make; None to do without, for evaluation.
+          keep_checkpoints: how many checkpoints `save` leaves.
+        """
+        self.experiment = experiment
+        self.engine: Engine = make_engine(experiment.engine)
+        self.checkpoints = CheckpointFolder(os.path.join(experiment.model_dir, "checkpoints"), keep_checkpoints)
+        self.optimizer = optimizer
+        with self.engine.scope():
+            self.model = EncoderDecoder(experiment.model, seed=experiment.seed)
+            self.model.build()
+            if optimizer is not None:
+                optimizer.build(self.model.trainable_variables)
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Returns every variable that a checkpoint holds, by name: weights, slots (`.../slots/v_row`) and the step."""
+        named = {"step": self.step}
+        for index, weight in enumerate(self.model.trainable_variables):
+            name = weight_name(weight)
+            named[name] = weight.value
+            if self.optimizer is not None:
+                for slot, variable in self.optimizer.slots[index].items():
+                    named[f"{name}/slots/{slot}"] = variable.value
+        return named
+
+    def save(self, objects: Mapping[str, object]) -> None:
+        """Writes a checkpoint of the current step: variables, `objects` (the data iterator), and what they belong to.
+
+        Raises:
+          SettingError: if the disk cannot be written.
+        """
+        variables = self.variables()
+        manifest = {
+            "step": int(self.step.numpy()),
+            "seed": self.experiment.seed,
+            "mixture_or_task": self.experiment.mixture_or_task,
+            "model": dataclasses.asdict(self.experiment.model),
+            "shapes": {name: variable.shape.as_list() for name, variable in variables.items()},
+            "vocabulary": self.experiment.vocabulary_digest(),
+            "versions": versions(),
+        }
+        write = lambda prefix: self.engine.save(variables, objects, prefix)  # noqa: E731
+        self.checkpoints.save(manifest["step"], write, manifest)
+
+    def check(self, step: int) -> None:
+        """Checks that a checkpoint is of this model and this vocabulary.
+
+        Raises:
+          SettingError: if it is of another.
+        """
+        manifest = self.checkpoints.manifest(step)
+        theirs = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+        ours = {name: tuple(variable.shape) for name, variable in self.variables().items()}
+        different = sorted(name for name in ours if theirs.get(name) != ours[name])
+        if self.optimizer is not None:
+            different += sorted(theirs.keys() - ours.keys())
+        if different:
+            name = different[0]
+            raise SettingError(
+                f"MODEL_DIR = '{self.experiment.model_dir}' holds another model: {name} is "
+                f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here; use another MODEL_DIR, or the "
+                "gin files and macros of its config.gin."
+            )
+        digest = self.experiment.vocabulary_digest()
+        if manifest["vocabulary"] != digest:
+            raise SettingError(
+                f"{self.experiment.vocabulary_path} is not the vocabulary that the checkpoint of step {step} was "
+                "trained with: put that file back, or use another MODEL_DIR."
+            )
+
+    def restore(self, step: int, objects: Mapping[str, object]) -> None:
+        """Reads a checkpoint into the variables and `objects`.
+
+        Raises:
+          SettingError: if it belongs to another model or vocabulary, or is damaged.
+        """
+        self.check(step)
+        try:
+            self.engine.restore(self.variables(), objects, self.checkpoints.prefix(step))
+        except (tf.errors.OpError, AssertionError, ValueError) as error:
+            raise self.checkpoints.damaged(step) from error
+
+
+def weight_name(weight) -> str:
+    """Returns a weight's name in checkpoints: its path without the model's own name."""
+    return weight.path.split("/", 1)[1]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a run depends on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def write_description(model_dir: str) -> None:
+    """Writes `config.gin` (the operative config) and `versions.txt` into the model directory.
+
+    Raises:
+      SettingError: if it cannot be written.
+    """
+    files = {
+        "config.gin": gin.operative_config_str(),
+        "versions.txt": "".join(f"{name}=={version}\n" for name, version in versions().items()),
+    }
+    try:
+        tf.io.gfile.makedirs(model_dir)
+        for name, text in files.items():
+            with tf.io.gfile.GFile(os.path.join(model_dir, name), "w") as file:
+                file.write(text)
+    except (OSError, tf.errors.OpError) as error:
+        raise write_error(model_dir, error, None) from error
+
+
+def read_description(model_dir: str) -> str:
+    """Returns the operative config of a model directory.
+
+    Raises:
+      SettingError: if there is none.
+    """
+    path = os.path.join(model_dir, "config.gin")
+    if not tf.io.gfile.exists(path):
+        raise SettingError(f"MODEL_DIR = '{model_dir}' holds no config.gin: it is no model directory, or not yet.")
+    with tf.io.gfile.GFile(path) as file:
+        return file.read()
+
+
+def dump_json(value: object) -> str:
+    """Formats a result for scripts: one JSON object."""
+    return json.dumps(value, indent=2, sort_keys=False)

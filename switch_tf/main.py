@@ -1,0 +1,213 @@
+"""The command line: `switch-tf train | evaluate | predict | describe | report`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+_EPILOG = """\
+examples:
+  switch-tf describe --gin_file=gin/models/switch_base_128.gin
+  switch-tf train --gin_file=gin/models/switch_tiny_8.gin --gin_file=gin/runs/quickstart.gin \\
+      --gin.MODEL_DIR='"runs/mine"' --gin.TRAIN_STEPS=500
+  switch-tf predict --model_dir=runs/mine "The <extra_id_0> statement returns <extra_id_1> value."
+
+An experiment is made of gin files: one from gin/models (which model), one from gin/runs (what to do with it), and
+perhaps one from gin/layouts (on which devices). Later files override earlier ones, --gin.NAME=value overrides them all.
+A string needs its own quotes inside of the shell's: --gin.MODEL_DIR='"runs/mine"'.
+"""
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a gin file, such as gin/models/switch_base_128.gin; may be given several times",
+    )
+    parser.add_argument(
+        "--gin.NAME",
+        dest="gin_binding",
+        metavar="VALUE",
+        help="set a macro or a parameter: --gin.TRAIN_STEPS=100, --gin.ModelConfig.d_ff=512; as often as you like",
+    )
+    parser.add_argument(
+        "--gin_search_path",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="look for gin files in this folder first; may be given several times",
+    )
+
+
+def _model_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model_dir",
+        metavar="FOLDER",
+        help="a model directory that `train` made: its config.gin is read first, so that no gin file is needed",
+    )
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="switch-tf",
+        description="Train, evaluate and use Switch Transformers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a model, or go on where the model directory stands")
+    _common(train)
+
+    evaluate = commands.add_parser("evaluate", help="score a checkpoint on held-out data")
+    _common(evaluate)
+    _model_dir(evaluate)
+    _json(evaluate)
+    evaluate.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    evaluate.add_argument("--split", default="validation", help="which split of the data (default: %(default)s)")
+
+    predict = commands.add_parser("predict", help="fill the sentinels (<extra_id_0>, ...) of a text")
+    _common(predict)
+    _model_dir(predict)
+    predict.add_argument("text", nargs="*", help="a text with sentinels where words are missing, in quotes")
+    predict.add_argument("--file", metavar="FILE", help="read texts from a file, one on each line; - is standard input")
+    predict.add_argument(
+        "--held_out", type=int, metavar="N", help="instead of a text of yours, take N examples of the held-out split"
+    )
+    predict.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+
+    describe = commands.add_parser("describe", help="count a model's parameters, FLOPs and bytes without making it")
+    _common(describe)
+    _model_dir(describe)
+    _json(describe)
+
+    report = commands.add_parser("report", help="compare model directories: a table, loss.png, experts.png")
+    report.add_argument("model_dirs", nargs="+", metavar="MODEL_DIR", help="model directories that `train` made")
+    report.add_argument("--output", default=".", metavar="FOLDER", help="where the plots go (default: %(default)s)")
+    return parser
+
+
+def _split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates `--gin.NAME=value` (or `--gin.NAME value`) from the other arguments; returns (bindings, the others)."""
+    bindings, others = [], []
+    arguments = list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--gin."):
+            others.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--gin.").partition("=")
+        if not equals and arguments:
+            value = arguments.pop(0)
+        bindings.append(f"{name} = {value}")
+    return bindings, others
+
+
+def _quiet_libraries() -> None:
+    # TensorFlow tells every CPU user that it found no GPU, at the level of errors.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.ERROR)
+
+
+def _load_configuration(options: argparse.Namespace, bindings: list[str]) -> None:
+    from switch_tf import configuration
+    from switch_tf.errors import SettingError
+    from switch_tf.experiment import read_description
+
+    recorded = None
+    model_dir = getattr(options, "model_dir", None)
+    if model_dir is not None:
+        recorded = read_description(model_dir)
+        bindings = [*bindings, f"MODEL_DIR = {model_dir!r}"]
+    elif not options.gin_file and not bindings:
+        raise SettingError(
+            f"switch-tf {options.command} needs --gin_file=... (see `switch-tf {options.command} --help`)."
+        )
+    configuration.load(options.gin_file, bindings, options.gin_search_path, recorded)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from switch_tf.training import loop
+
+    del options
+    loop.train()
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from switch_tf import commands
+
+    commands.evaluate(options.step, options.split, options.json)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from switch_tf import commands
+
+    commands.predict(options.text, options.file, options.held_out, options.step)
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from switch_tf import describe
+
+    describe.describe(options.json)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from switch_tf.report import comparison
+
+    comparison.compare(options.model_dirs, options.output)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "describe": _describe,
+    "report": _report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; leaves with status 2 and one line for a user's mistake, 128 + n after signal n."""
+    bindings, others = _split_bindings(sys.argv[1:] if arguments is None else arguments)
+    options = make_parser().parse_args(others)
+    _quiet_libraries()
+
+    # Not before: `switch-tf --help` should not take the seconds that TensorFlow's import takes.
+    import switch_tf.training.loop
+    from switch_tf.errors import SettingError
+
+    try:
+        if options.command != "report":
+            _load_configuration(options, bindings)
+        _COMMANDS[options.command](options)
+    except switch_tf.training.loop.Stopped as stopped:
+        print(str(stopped).splitlines()[0], file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
+    except SettingError as error:
+        _fail(str(error))
+    except RuntimeError as error:
+        # What gin raises for a parameter that has no value.
+        if not str(error).startswith("Required bindings"):
+            raise
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    # gin adds lines about the call that failed; the first one is the sentence.
+    print(f"switch-tf: error: {message.splitlines()[0]}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

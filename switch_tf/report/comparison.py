@@ -1,0 +1,137 @@
+"""Compares model directories: a table, the curves of all (`loss.png`), where tokens went (`experts.png`)."""
+
+import itertools
+import os
+import pathlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import gin
+import matplotlib
+
+matplotlib.use("Agg")  # No screen is needed to write a file.
+import matplotlib.pyplot as plt
+import numpy as np
+
+from switch_tf import configuration, data
+from switch_tf.describe import description, human
+from switch_tf.errors import SettingError
+from switch_tf.evaluation import unigram_neg_log_perplexity
+from switch_tf.experiment import Experiment, read_description
+from switch_tf.training.records import read_csv
+
+# Enough targets for a unigram model's frequencies to settle.
+_UNIGRAM_BATCHES = 100
+
+
+def _experiment(model_dir: str) -> Experiment:
+    configuration.load([], [f"MODEL_DIR = {model_dir!r}"], recorded=read_description(model_dir))
+    experiment = gin.query_parameter("train.experiment").scoped_configurable_fn()
+    experiment.install_vocabulary()
+    return experiment
+
+
+def _unigram(experiment: Experiment) -> float:
+    name, lengths, size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
+    train = data.training_dataset(name, lengths, size, experiment.seed).as_numpy_iterator()
+    held_out = data.evaluation_batches(name, lengths, size, None)
+    return unigram_neg_log_perplexity(
+        list(itertools.islice(train, _UNIGRAM_BATCHES)), held_out, experiment.model.vocab_size
+    )
+
+
+def _column(rows: Sequence[dict[str, str]], name: str) -> np.ndarray:
+    return np.array([float(row[name]) for row in rows])
+
+
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Running mean over the `width` values up to each one."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    starts = np.maximum(np.arange(1, len(values) + 1) - width, 0)
+    ends = np.arange(1, len(values) + 1)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def plot_curves(model_dirs: Sequence[str], unigram: float, path: pathlib.Path) -> None:
+    """Draws the negative log perplexity of every run over its steps: training (thin), held-out (dots)."""
+    figure, plot = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for index, model_dir in enumerate(model_dirs):
+        steps = read_csv(os.path.join(model_dir, "metrics.csv"))
+        held_out = read_csv(os.path.join(model_dir, "eval.csv"))
+        color = f"C{index}"
+        smooth = _smooth(_column(steps, "neg_log_perplexity"), max(1, len(steps) // 50))
+        plot.plot(_column(steps, "step"), smooth, color=color, alpha=0.4, linewidth=1)
+        label = f"{os.path.basename(os.path.normpath(model_dir))}, held-out"
+        plot.plot(_column(held_out, "step"), _column(held_out, "neg_log_perplexity"), "o-", color=color, label=label)
+    plot.axhline(unigram, color="gray", linestyle=":", label="unigram model, held-out")
+    plot.set(
+        xlabel="step", ylabel="negative log perplexity (nats per token; higher is better)", ylim=(unigram - 1, None)
+    )
+    plot.grid(alpha=0.3)
+    plot.legend(loc="lower right", title="thin: training, running mean")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_experts(model_dir: str, path: pathlib.Path) -> bool:
+    """Draws each expert's share of the tokens over the steps, one panel for each sparse layer; False if it is dense."""
+    layers = defaultdict(list)
+    for row in read_csv(os.path.join(model_dir, "experts.csv")):
+        layers[row["layer"]].append(row)
+    if not layers:
+        return False
+    columns = min(3, len(layers))
+    lines = -(-len(layers) // columns)
+    size = (1 + 4 * columns, 3 * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for plot in grid.flat[len(layers) :]:
+        plot.set_visible(False)
+    for plot, (layer, rows) in zip(grid.flat, layers.items()):
+        loads = [name for name in rows[0] if name.startswith("load_")]
+        shares = [_column(rows, name) for name in loads]
+        plot.stackplot(_column(rows, "step"), shares, colors=plt.get_cmap("viridis")(np.linspace(0, 1, len(loads))))
+        plot.hlines(
+            np.arange(1, len(loads)) / len(loads), *plot.get_xlim(), color="white", linewidth=0.4, linestyle=":"
+        )
+        plot.set(title=layer, xlabel="step", ylim=(0, 1))
+        plot.margins(x=0)
+    figure.supylabel("share of the tokens, by expert")
+    figure.suptitle(f"Load of the {len(loads)} experts of {os.path.basename(os.path.normpath(model_dir))}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return True
+
+
+def compare(model_dirs: Sequence[str], output: str) -> None:
+    """Prints a table of the runs and writes `loss.png` and (for the first sparse one) `experts.png` into `output`.
+
+    Raises:
+      SettingError: if a directory holds no run that has been evaluated.
+    """
+    folder = pathlib.Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    experiments = [_experiment(model_dir) for model_dir in model_dirs]
+    print(f"{'model':<18}{'parameters':>16}{'FLOPs/sequence':>18}{'steps':>8}{'held-out NLP':>14}{'accuracy':>10}")
+    for model_dir, experiment in zip(model_dirs, experiments):
+        rows = read_csv(os.path.join(model_dir, "eval.csv"))
+        if not rows:
+            raise SettingError(f"MODEL_DIR = '{model_dir}' has no evaluation in its eval.csv yet: train it further.")
+        lengths = experiment.task_feature_lengths
+        costs = description(experiment.model, lengths["inputs"], lengths["targets"])
+        last = rows[-1]
+        print(
+            f"{os.path.basename(os.path.normpath(model_dir)):<18}{human(costs['parameters']):>16}"
+            f"{human(costs['forward_flops_per_sequence']):>18}{last['step']:>8}"
+            f"{float(last['neg_log_perplexity']):>14.4f}{float(last['accuracy']):>10.4f}"
+        )
+    unigram = _unigram(experiments[-1])
+    print(f"{'unigram model':<18}{'':>16}{'':>18}{'':>8}{unigram:>14.4f}")
+    print("NLP: negative log perplexity, the mean log likelihood of a target token in nats; higher is better.")
+
+    plot_curves(model_dirs, unigram, folder / "loss.png")
+    written = [folder / "loss.png"]
+    for model_dir in model_dirs:
+        if plot_experts(model_dir, folder / "experts.png"):
+            written.append(folder / "experts.png")
+            break
+    print(f"Wrote {' and '.join(map(str, written))}.")

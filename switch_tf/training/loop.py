@@ -1,0 +1,227 @@
+"""The training loop: reads and assigns variables around the pure step, evaluates, saves, resumes, stops when told."""
+
+import signal
+from collections.abc import Callable
+
+import gin
+import tensorflow as tf
+
+from switch_tf import data
+from switch_tf.errors import SettingError
+from switch_tf.evaluation import make_evaluator
+from switch_tf.experiment import Experiment, Run, write_description
+from switch_tf.layers.moe import tokens_per_group
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.losses import Objective
+from switch_tf.training.progress import Progress, StopSignals
+from switch_tf.training.records import RunRecorder, is_finite
+from switch_tf.training.step import make_train_step
+
+_TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
+
+
+class Stopped(Exception):
+    """The run was told to stop, and has saved a checkpoint; `signal_number` says by what."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def check_shapes(experiment: Experiment, num_microbatches: int) -> None:
+    """Checks what can be checked about batch, microbatches and groups before anything is built.
+
+    Raises:
+      SettingError: with the setting that does not fit.
+    """
+    batch = experiment.batch_size
+    if num_microbatches < 1 or batch % num_microbatches:
+        raise SettingError(f"NUM_MICROBATCHES = {num_microbatches} must divide BATCH_SIZE = {batch} into equal parts.")
+    if experiment.model.num_sparse_layers:
+        for length in experiment.task_feature_lengths.values():
+            for examples in {batch // num_microbatches, batch}:
+                tokens_per_group(examples * length, experiment.model.group_size)
+
+
+def make_update(run: Run, objective: Objective, num_microbatches: int) -> Callable:
+    """Compiles one update of a run's variables.
+
+    Args:
+      run: with an optimizer.
+      objective: the auxiliary losses.
+      num_microbatches: parts of a batch for the gradient.
+
+    Returns:
+      update(features) -> `StepMetrics` on the device; weights, slots and the step have been assigned.
+    """
+    step_function = make_train_step(run.model, run.optimizer, objective, num_microbatches)
+    weights = run.model.trainable_variables
+    slots = run.optimizer.slots
+
+    def update(features):
+        weight_values = [tf.convert_to_tensor(weight) for weight in weights]
+        slot_values = [{name: tf.convert_to_tensor(slot) for name, slot in slot.items()} for slot in slots]
+        new_weights, new_slots, metrics = step_function(
+            weight_values, slot_values, run.step, features, run.experiment.seed
+        )
+        for weight, value in zip(weights, new_weights):
+            weight.assign(value)
+        for slot, values in zip(slots, new_slots):
+            for name, value in values.items():
+                slot[name].assign(value)
+        run.step.assign_add(1)
+        return metrics
+
+    return run.engine.compile(update)
+
+
+@gin.configurable
+def train(
+    experiment: Experiment = gin.REQUIRED,
+    steps: int = gin.REQUIRED,
+    optimizer: Adafactor = gin.REQUIRED,
+    objective: Objective = gin.REQUIRED,
+    num_microbatches: int = 1,
+    eval_period: int = 1000,
+    num_eval_batches: int | None = None,
+    eval_split: str = "validation",
+    checkpoint_period: int = 1000,
+    keep_checkpoints: int = 3,
+    log_period: int = 10,
+) -> None:
+    """Trains until `steps` updates have been made, from the newest checkpoint in the model directory if there is one.
+
+    Args:
+      experiment: model, data, directory, engine.
+      steps: updates in all, those before a restart included.
+      optimizer: T5's Adafactor, with its schedule.
+      objective: weights of z-loss and balance loss.
+      num_microbatches: gradient accumulation: parts of a batch that are in memory one after the other.
+      eval_period: updates between evaluations on held-out data.
+      num_eval_batches: batches of one evaluation; None for the whole split.
+      eval_split: which split is held out.
+      checkpoint_period: updates between checkpoints.
+      keep_checkpoints: how many of the newest checkpoints stay.
+      log_period: updates between writes to the log files; every update gets its row.
+
+    Raises:
+      SettingError: if a setting, a file or the disk keeps the run from going on.
+      Stopped: after SIGTERM or Ctrl-C, when a checkpoint has been saved.
+    """
+    for name, value in (
+        ("EVAL_PERIOD", eval_period),
+        ("CHECKPOINT_PERIOD", checkpoint_period),
+        ("LOG_PERIOD", log_period),
+    ):
+        if value < 1:
+            raise SettingError(f"{name} = {value} must be at least 1.")
+    check_shapes(experiment, num_microbatches)
+    experiment.install_vocabulary()
+    name, lengths, batch_size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
+    dataset = data.training_dataset(name, lengths, batch_size, experiment.seed)
+    iterator = data.first_batches(dataset, name)
+    held_out = data.evaluation_batches(name, lengths, batch_size, num_eval_batches, eval_split)
+
+    run = Run(experiment, optimizer, keep_checkpoints)
+    objects = {"iterator": iterator}
+    start = run.checkpoints.latest() or 0
+    if start:
+        run.restore(start, objects)
+        print(f"Resuming {experiment.model_dir} from step {start}.", flush=True)
+    write_description(experiment.model_dir)
+    if start >= steps:
+        print(f"{experiment.model_dir} has been trained for {start} of {steps} steps: nothing to do.", flush=True)
+        return
+
+    with StopSignals() as stop:
+        trainer = _Trainer(run, objects, held_out, make_update(run, objective, num_microbatches), steps, log_period)
+        trainer.run_until_done(eval_period, checkpoint_period, stop)
+
+
+class _Trainer:
+    """One process's loop: what it works on, and what it has not written yet."""
+
+    def __init__(
+        self, run: Run, objects: dict, held_out: list[data.Batch], update: Callable, steps: int, log_period: int
+    ):
+        self.run = run
+        self.objects = objects
+        self.held_out = held_out
+        self.update = update
+        self.evaluate = make_evaluator(run)
+        self.steps = steps
+        self.log_period = log_period
+        self.step = int(run.step.numpy())
+        self.pending: list[tuple[int, object]] = []
+        experiment = run.experiment
+        self.recorder = RunRecorder(experiment.model_dir, experiment.model, self.step)
+        self.progress = Progress(self.step, steps)
+
+    def run_until_done(self, eval_period: int, checkpoint_period: int, stop: StopSignals) -> None:
+        """Updates until all steps are made or a signal arrives; saves at the end either way."""
+        while self.step < self.steps:
+            self.update_once()
+            if stop.received is not None:
+                self.flush()
+                self.save()
+                self.progress.close()
+                raise Stopped(
+                    f"Stopped by {signal.Signals(stop.received).name} at step {self.step} of {self.steps}; a checkpoint "
+                    f"is in {self.run.checkpoints.folder}. Resume with the same command.",
+                    stop.received,
+                )
+            is_last = self.step == self.steps
+            if is_last or self.step % self.log_period == 0:
+                self.flush()
+            if is_last or self.step % eval_period == 0:
+                self.hold_out()
+            if is_last or self.step % checkpoint_period == 0:
+                self.save()
+        self.progress.close()
+
+    def update_once(self) -> None:
+        """Takes the next batch and makes one update; its metrics stay on the device until `flush`."""
+        batch = next(self.objects["iterator"])
+        with self.run.engine.scope():
+            metrics = self.update(self.run.engine.feed(batch))
+        self.step += 1
+        self.pending.append((self.step, metrics))
+        self.progress.advance(sum(batch[name].shape.num_elements() for name in _TOKEN_FEATURES))
+
+    def flush(self) -> None:
+        """Fetches and writes the metrics of all steps since the last time.
+
+        Raises:
+          SettingError: if a loss is not a number: the weights are then not worth saving.
+        """
+        if not self.pending:
+            return
+        fetched = [(step, self.run.engine.fetch(metrics)) for step, metrics in self.pending]
+        self.pending = []
+        speed = self.progress.report(fetched[-1][1])
+        self.recorder.write(fetched, speed)
+        for step, metrics in fetched:
+            if not is_finite(metrics):
+                self.progress.close()
+                raise SettingError(
+                    f"The loss of step {step} is not a number; nothing was saved after step "
+                    f"{self.run.checkpoints.latest() or 0}. Try ROUTER_DTYPE = 'float32', a smaller learning rate or "
+                    "ModelConfig.initializer_scale = 0.1."
+                )
+
+    def hold_out(self) -> None:
+        """Evaluates on the held-out batches and records the result."""
+        self.flush()
+        values = self.evaluate(self.held_out)
+        self.recorder.write_evaluation(self.step, values)
+        self.progress.say(
+            f"step {self.step}: held-out negative log perplexity {values['neg_log_perplexity']:.4f}, "
+            f"accuracy {values['accuracy']:.4f}"
+        )
+        self.progress.restart_clock()
+
+    def save(self) -> None:
+        """Saves a checkpoint, after the rows of all steps that are in it."""
+        self.flush()
+        self.run.save(self.objects)
+        self.progress.restart_clock()

@@ -1,0 +1,65 @@
+"""What a person at a terminal sees of a run, and how it is told to stop."""
+
+import signal
+import time
+
+import tqdm
+
+from switch_tf.training.step import StepMetrics
+
+
+class Progress:
+    """A progress bar: step, loss, tokens per second, time left."""
+
+    def __init__(self, start: int, total: int):
+        self._bar = tqdm.tqdm(initial=start, total=total, unit="step", dynamic_ncols=True, smoothing=0.05)
+        self._since = time.perf_counter()
+        self._tokens = 0
+
+    def advance(self, tokens: int) -> None:
+        """Counts one step of so many tokens."""
+        self._tokens += tokens
+        self._bar.update()
+
+    def report(self, metrics: StepMetrics) -> float:
+        """Shows the newest numbers; returns the tokens per second since the last report."""
+        now = time.perf_counter()
+        speed = self._tokens / max(now - self._since, 1e-9)
+        self._since, self._tokens = now, 0
+        self._bar.set_postfix_str(f"loss {metrics.loss:.3f}, {speed:,.0f} tokens/s")
+        return speed
+
+    def say(self, line: str) -> None:
+        """Prints a line without breaking the bar."""
+        self._bar.write(line)
+
+    def restart_clock(self) -> None:
+        """Leaves what happened since the last report (an evaluation, a checkpoint) out of the next speed."""
+        self._since = time.perf_counter()
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+
+class StopSignals:
+    """Turns SIGTERM (a preemption) and the first SIGINT (Ctrl-C) into a wish that the loop looks at between steps."""
+
+    def __init__(self):
+        self.received: int | None = None
+        self._before = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def _on_signal(self, number: int, frame) -> None:
+        del frame
+        self.received = number
+        # The second time the user means it.
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

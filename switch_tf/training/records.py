@@ -1,0 +1,163 @@
+"""What a run writes for people: CSV files with one row for each step, and TensorBoard files."""
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from switch_tf.layers.routing import RoutingMetrics
+from switch_tf.model import ModelConfig
+from switch_tf.training.checkpoints import write_error
+from switch_tf.training.step import StepMetrics
+
+EVALUATION_SCALARS = ("neg_log_perplexity", "accuracy", "target_tokens", "balance_loss")
+# Expert loads are many; they have a file of their own.
+_ROUTING_SCALARS = tuple(name for name in RoutingMetrics._fields if name != "expert_load")
+
+
+class CsvRecord:
+    """A CSV file whose first column is the step; opening it for a step forgets the rows after that step."""
+
+    def __init__(self, path: str, columns: Sequence[str], resume_step: int):
+        """Opens the file.
+
+        A run that was killed may have written rows after its last checkpoint; the run that resumes writes them
+        again, so they go.
+
+        Args:
+          path: of the file; made where it is not there.
+          columns: after `step`.
+          resume_step: the last step whose rows stay.
+
+        Raises:
+          SettingError: if the file cannot be written.
+        """
+        self.path = path
+        self.columns = ("step", *columns)
+        rows = [row for row in read_csv(path) if int(row["step"]) <= resume_step]
+        unfinished = path + ".writing"
+        try:
+            with tf.io.gfile.GFile(unfinished, "w") as file:
+                writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            tf.io.gfile.rename(unfinished, path, overwrite=True)
+        except (OSError, tf.errors.OpError) as error:
+            raise write_error(path, error, None) from error
+
+    def append(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Appends rows, all of them or (where the disk is full) an error.
+
+        Raises:
+          SettingError: if the file cannot be written.
+        """
+        try:
+            with tf.io.gfile.GFile(self.path, "a") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
+        except (OSError, tf.errors.OpError) as error:
+            raise write_error(self.path, error, None) from error
+
+
+def read_csv(path: str) -> list[dict[str, str]]:
+    """Reads a CSV record's complete rows; an empty list where there is no file."""
+    if not tf.io.gfile.exists(path):
+        return []
+    with tf.io.gfile.GFile(path) as file:
+        text = file.read()
+    # A line that a kill cut off has no end.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [row for row in csv.DictReader(lines) if None not in row.values()]
+
+
+def sparse_layer_names(config: ModelConfig) -> list[str]:
+    """Returns the names of a model's sparse layers, "encoder/layer_1" and so on, in order."""
+    stacks = (("encoder", config.num_encoder_layers), ("decoder", config.num_decoder_layers))
+    return [f"{stack}/layer_{i}" for stack, layers in stacks for i in range(layers) if config.is_sparse(i)]
+
+
+def scalars_of(metrics: StepMetrics) -> dict[str, float]:
+    """Flattens a step's metrics: every scalar by its column's name, `encoder/layer_1/fraction_dropped` and the like."""
+    scalars = {name: float(value) for name, value in metrics._asdict().items() if name != "routing"}
+    scalars |= routing_scalars(metrics.routing)
+    return scalars
+
+
+def routing_scalars(routing: Mapping[str, RoutingMetrics]) -> dict[str, float]:
+    """Returns the scalars of every sparse layer's `RoutingMetrics` (all but the loads) under `layer/name`."""
+    return {
+        f"{layer}/{name}": float(getattr(metrics, name))
+        for layer, metrics in routing.items()
+        for name in _ROUTING_SCALARS
+    }
+
+
+class RunRecorder:
+    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, and all of them to TensorBoard."""
+
+    def __init__(self, model_dir: str, config: ModelConfig, resume_step: int):
+        """Opens the files of a run.
+
+        Args:
+          model_dir: where they are.
+          config: names the sparse layers.
+          resume_step: the last step whose rows stay.
+
+        Raises:
+          SettingError: if they cannot be written.
+        """
+        self._layers = sparse_layer_names(config)
+        per_layer = [f"{layer}/{name}" for layer in self._layers for name in _ROUTING_SCALARS]
+        scalars = [name for name in StepMetrics._fields if name != "routing"]
+        loads = [f"load_{expert}" for expert in range(config.num_experts)]
+
+        def record(name: str, columns: Sequence[str]) -> CsvRecord:
+            return CsvRecord(os.path.join(model_dir, name), columns, resume_step)
+
+        self._metrics = record("metrics.csv", [*scalars, *per_layer, "tokens_per_second"])
+        self._evaluations = record("eval.csv", [*EVALUATION_SCALARS, *per_layer])
+        self._experts = record("experts.csv", ["layer", *loads]) if self._layers else None
+        self._board = tf.summary.create_file_writer(model_dir)
+
+    def write(self, steps: Sequence[tuple[int, StepMetrics]], tokens_per_second: float) -> None:
+        """Writes some consecutive steps: all their scalars, and the expert loads of the last one.
+
+        Args:
+          steps: (step, metrics as numpy).
+          tokens_per_second: the speed since the last call.
+        """
+        rows = [
+            {"step": step, **scalars_of(metrics), "tokens_per_second": tokens_per_second} for step, metrics in steps
+        ]
+        self._metrics.append(rows)
+        last_step, last = steps[-1]
+        if self._experts is not None:
+            self._experts.append(
+                [
+                    {"step": last_step, "layer": layer}
+                    | {f"load_{expert}": float(load) for expert, load in enumerate(metrics.expert_load)}
+                    for layer, metrics in last.routing.items()
+                ]
+            )
+        with self._board.as_default():
+            for row in rows:
+                for name, value in row.items():
+                    if name != "step":
+                        tf.summary.scalar(f"train/{name}", value, step=row["step"])
+            for layer, metrics in last.routing.items():
+                tf.summary.histogram(f"train/{layer}/expert_load", metrics.expert_load, step=last_step)
+        self._board.flush()
+
+    def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one evaluation's numbers, those that `evaluation.make_evaluator` returns."""
+        self._evaluations.append([{"step": step, **values}])
+        with self._board.as_default():
+            for name, value in values.items():
+                tf.summary.scalar(f"eval/{name}", value, step=step)
+        self._board.flush()
+
+
+def is_finite(metrics: StepMetrics) -> bool:
+    """Whether the loss and the gradient are numbers."""
+    return math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)
