@@ -86,8 +86,8 @@ def _encode(texts: Sequence[str], vocabulary: seqio.Vocabulary, length: int) -> 
         ids = [*vocabulary.encode(text), vocabulary.eos_id]
         if len(ids) > length:
             raise SettingError(
-                f"A text has {len(ids)} tokens and TASK_FEATURE_LENGTHS['inputs'] is {length}: shorten the text, or set "
-                "--gin.TASK_FEATURE_LENGTHS (the model takes any length)."
+                f"A text has {len(ids)} tokens and TASK_FEATURE_LENGTHS['inputs'] is {length}: shorten the text, or "
+                "set --gin.TASK_FEATURE_LENGTHS (the model takes any length)."
             )
         tokens[row, : len(ids)] = ids
     return tokens

@@ -93,7 +93,7 @@ def description(config: ModelConfig, inputs_length: int, targets_length: int) ->
 
     Returns:
       parameters: all weights; expert_parameters: those of experts; active_parameters_per_token: all but the experts'
-      and one expert of each sparse layer; forward_flops_per_sequence; weight_bytes (float32) and slot_bytes (Adafactor).
+      and one expert of each sparse layer; forward_flops_per_sequence; weight_bytes (float32); slot_bytes (Adafactor).
     """
     weights = weights_of(config)
     optimizer = Adafactor()

@@ -152,8 +152,8 @@ class Run:
             name = different[0]
             raise SettingError(
                 f"MODEL_DIR = '{self.experiment.model_dir}' holds another model: {name} is "
-                f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here; use another MODEL_DIR, or the "
-                "gin files and macros of its config.gin."
+                f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here; use another MODEL_DIR, or "
+                "the gin files and macros of its config.gin."
             )
         digest = self.experiment.vocabulary_digest()
         if manifest["vocabulary"] != digest:

@@ -136,7 +136,12 @@ def _blocks(config: ModelConfig, num_layers: int, is_decoder: bool) -> list[Bloc
         )
 
     def feed_forward_layer(index: int) -> FeedForward | SwitchFeedForward:
-        shape = dict(d_model=config.d_model, d_ff=config.d_ff, activation=config.activation, initializer_scale=scale)
+        shape = {
+            "d_model": config.d_model,
+            "d_ff": config.d_ff,
+            "activation": config.activation,
+            "initializer_scale": scale,
+        }
         if not config.is_sparse(index):
             return FeedForward(**shape, dropout_rate=config.dropout_rate, dtype=policy, name="feed_forward")
         return SwitchFeedForward(
@@ -187,8 +192,7 @@ class EncoderDecoder(keras.Model):
         super().__init__(name="model", dtype=policy, autocast=False)
         self.config = config
         self.seed = seed
-        shape = dict(dtype=policy)
-        self.token_embedder = TokenEmbedder(config.vocab_size, config.d_model, **shape, name="token_embedder")
+        self.token_embedder = TokenEmbedder(config.vocab_size, config.d_model, dtype=policy, name="token_embedder")
         self.encoder = self._stack("encoder", config.num_encoder_layers, is_decoder=False)
         self.decoder = self._stack("decoder", config.num_decoder_layers, is_decoder=True)
         self.logits = None
@@ -197,7 +201,7 @@ class EncoderDecoder(keras.Model):
                 config.vocab_size,
                 config.d_model,
                 initializer_scale=config.initializer_scale,
-                **shape,
+                dtype=policy,
                 name="logits",
             )
 
@@ -283,7 +287,7 @@ class EncoderDecoder(keras.Model):
         training: bool = False,
         seed: int | tf.Tensor = 0,
     ) -> tuple[tf.Tensor, dict[str, Routing]]:
-        """Decodes `decoder_input_tokens` with teacher forcing over `memory` [B, Lk, M]: (float32 [B, L, V], routings)."""
+        """Decodes `decoder_input_tokens`, teacher-forced, over `memory` [B, Lk, M]: (float32 [B, L, V], routings)."""
         tokens = features["decoder_input_tokens"]
         targets = features.get("decoder_target_tokens")
         positions = tf.range(tokens.shape[1])

@@ -1,4 +1,4 @@
-"""The vocabulary of a run: one SentencePiece model in `MODEL_DIR/vocabulary/`, given or trained, shared by its tasks."""
+"""The vocabulary of a run: one SentencePiece model in `MODEL_DIR/vocabulary/`, given or trained, for all its tasks."""
 
 import io
 import os

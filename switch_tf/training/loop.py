@@ -166,8 +166,8 @@ class _Trainer:
                 self.save()
                 self.progress.close()
                 raise Stopped(
-                    f"Stopped by {signal.Signals(stop.received).name} at step {self.step} of {self.steps}; a checkpoint "
-                    f"is in {self.run.checkpoints.folder}. Resume with the same command.",
+                    f"Stopped by {signal.Signals(stop.received).name} at step {self.step} of {self.steps}; a "
+                    f"checkpoint is in {self.run.checkpoints.folder}. Resume with the same command.",
                     stop.received,
                 )
             is_last = self.step == self.steps

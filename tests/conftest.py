@@ -1,0 +1,53 @@
+"""Settings that every test needs before TensorFlow is imported, and what many of them share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import gin
+import numpy as np
+import pytest
+
+from switch_tf.model import ModelConfig
+
+
+@pytest.fixture(autouse=True)
+def _forget_gin():
+    """No test sees another's bindings."""
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    """A sparse model that builds in a second: one dense and one sparse block in each stack."""
+    return ModelConfig(
+        vocab_size=96,
+        d_model=16,
+        d_ff=32,
+        d_kv=8,
+        num_heads=2,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        num_experts=4,
+        group_size=32,
+        capacity_factor=1.0,
+        initializer_scale=1.0,
+    )
+
+
+def random_features(batch: int = 4, inputs: int = 16, targets: int = 8, vocab_size: int = 96, seed: int = 0) -> dict:
+    """Random features under seqio's names; the last row is padded at its end."""
+    random = np.random.default_rng(seed)
+    encoder = random.integers(2, vocab_size, [batch, inputs], dtype=np.int32)
+    target = random.integers(2, vocab_size, [batch, targets], dtype=np.int32)
+    encoder[-1, inputs // 2 :] = 0
+    target[-1, targets // 2 :] = 0
+    shifted = np.concatenate([np.zeros([batch, 1], np.int32), target[:, :-1]], axis=1)
+    return {
+        "encoder_input_tokens": encoder,
+        "decoder_input_tokens": shifted,
+        "decoder_target_tokens": target,
+        "decoder_loss_weights": (target != 0).astype(np.int32),
+    }
