@@ -179,8 +179,9 @@ class Adafactor(keras.optimizers.Optimizer):
             return
         super().build(variables)
         self.slots = []
-        for variable in variables:
-            axes = getattr(variable, "axes", (None,) * len(variable.shape))
+        # Keras hands the bare tf.Variable to `update_step`, which has no axis names.
+        self.weight_axes = [getattr(variable, "axes", (None,) * len(variable.shape)) for variable in variables]
+        for variable, axes in zip(variables, self.weight_axes):
             slots = {}
             for name, (shape, slot_axes) in self.slot_shapes(tuple(variable.shape), axes).items():
                 with axis_names.making_weight(shape, slot_axes):
@@ -190,8 +191,8 @@ class Adafactor(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         """Keras's hook: updates `variable` and its slots in place."""
-        slots = self.slots[self._get_variable_index(variable)]
-        axes = getattr(variable, "axes", (None,) * len(variable.shape))
+        index = self._get_variable_index(variable)
+        slots, axes = self.slots[index], self.weight_axes[index]
         values = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
         rate = tf.cast(learning_rate, tf.float32)
         weight, after = self.updated(gradient, tf.convert_to_tensor(variable), values, axes, self.iterations, rate)

@@ -1,0 +1,136 @@
+"""`switch-tf describe` against the exact counts of the released models."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from switch_tf import configuration, describe
+from switch_tf.model import EncoderDecoder, ModelConfig
+from switch_tf.training.adafactor import Adafactor
+
+MODELS = Path(__file__).parent.parent / "gin" / "models"
+
+# Published checkpoints (T5, T5 1.1, mT5, Switch as released), every weight counted.
+PARAMETERS = {
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
+    "t5_1_1_small": 76_961_152,
+    "t5_1_1_base": 247_577_856,
+    "t5_1_1_large": 783_150_080,
+    "t5_1_1_xl": 2_849_757_184,
+    "t5_1_1_xxl": 11_135_332_352,
+    "mt5_small": 300_176_768,
+    "mt5_base": 582_401_280,
+    "mt5_large": 1_229_581_312,
+    "mt5_xl": 3_742_619_648,
+    "mt5_xxl": 12_921_057_280,
+    "switch_base_2": 279_545_088,
+    "switch_base_4": 392_809_728,
+    "switch_base_8": 619_339_008,
+    "switch_base_16": 1_072_397_568,
+    "switch_base_32": 1_978_514_688,
+    "switch_base_64": 3_790_748_928,
+    "switch_base_128": 7_415_217_408,
+    "switch_base_256": 14_664_154_368,
+    "switch_large_128": 26_309_291_008,
+    "switch_xxl_128": 394_675_073_024,
+    "switch_c_2048": 1_571_327_875_360,
+}
+
+
+def config_of(name: str) -> ModelConfig:
+    configuration.load([f"gin/models/{name}.gin"], [])
+    return ModelConfig()
+
+
+def described(name: str) -> dict:
+    return describe.description(config_of(name), 512, 114)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts_are_those_of_the_released_models(name):
+    assert described(name)["parameters"] == PARAMETERS[name]
+
+
+def test_every_model_file_is_counted_or_small():
+    assert {path.stem for path in MODELS.glob("*.gin")} - set(PARAMETERS) == {"t5_tiny", "switch_tiny_8"}
+
+
+@pytest.mark.parametrize("name", ["t5_tiny", "switch_tiny_8"])
+def test_counts_equal_those_of_a_model_that_is_really_made(name):
+    config = config_of(name)
+    model, optimizer = EncoderDecoder(config), Adafactor()
+    model.build()
+    optimizer.build(model.trainable_variables)
+    values = described(name)
+    assert values["parameters"] == model.count_params()
+    assert values["weight_bytes"] == sum(weight.numpy().nbytes for weight in model.weights)
+    assert values["slot_bytes"] == sum(slot.numpy().nbytes for slots in optimizer.slots for slot in slots.values())
+
+
+def test_the_number_in_each_file_is_its_count():
+    for path in MODELS.glob("*.gin"):
+        numbers = re.findall(r"([\d,]{9,}) parameters", path.read_text())
+        if path.stem in PARAMETERS:
+            assert numbers == [f"{PARAMETERS[path.stem]:,}"], path
+
+
+def test_a_token_uses_one_expert_of_each_sparse_layer():
+    values = described("switch_base_128")
+    expert = 2 * 768 * 3072
+    assert values["expert_parameters"] == 12 * 128 * expert
+    assert values["active_parameters_per_token"] == values["parameters"] - 12 * 127 * expert
+
+
+def test_flops_of_the_paper():
+    """Table 9 within 10 %: the paper's convention for cross-attention is not known (see `forward_flops`)."""
+    published = {"t5_base": 124e9, "switch_base_128": 124e9, "t5_large": 425e9, "switch_large_128": 425e9}
+    for name, flops in published.items():
+        assert described(name)["forward_flops_per_sequence"] == pytest.approx(flops, rel=0.12)
+    dense, sparse = described("t5_tiny"), described("switch_tiny_8")
+    assert dense["forward_flops_per_sequence"] == sparse["forward_flops_per_sequence"]
+
+
+def test_flops_equal_a_count_of_the_products_that_tensorflow_makes():
+    """Every einsum of a dense forward pass, as XLA's own cost analysis would: 2 x m x n x k, logits left out."""
+    config = config_of("t5_tiny")
+    d, width, ff, inputs, targets = 128, 128, 512, 24, 8
+    attention = lambda q, k: 2 * (2 * q * d * width + 2 * k * d * width + 2 * q * k * width)  # noqa: E731
+    feed_forward = lambda tokens: 2 * 2 * tokens * d * ff  # noqa: E731
+    block = attention(inputs, inputs) + feed_forward(inputs)
+    decoder_block = attention(targets, targets) + attention(targets, inputs) + feed_forward(targets)
+    assert describe.forward_flops(config, inputs, targets) == 2 * block + 2 * decoder_block
+
+
+def test_nothing_is_allocated():
+    weights = describe.weights_of(config_of("switch_c_2048"))  # 6 terabytes, were they made.
+    assert math.prod((2048, 2080, 6144)) in {weight.size for weight in weights}
+
+
+def test_json_is_one_object_with_the_promised_keys(capsys):
+    configuration.load(["gin/models/t5_small.gin"], [])
+    describe.describe(as_json=True)
+    values = json.loads(capsys.readouterr().out)
+    assert set(values) == {
+        "parameters",
+        "expert_parameters",
+        "active_parameters_per_token",
+        "forward_flops_per_sequence",
+        "weight_bytes",
+        "slot_bytes",
+    }
+    assert values["weight_bytes"] == 4 * np.int64(PARAMETERS["t5_small"])
+
+
+def test_table_shows_the_count(capsys):
+    configuration.load(["gin/models/switch_base_8.gin"], [])
+    describe.describe(as_json=False)
+    printed = capsys.readouterr().out
+    assert "619,339,008" in printed and "8 experts" in printed

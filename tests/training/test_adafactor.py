@@ -1,0 +1,120 @@
+"""Adafactor against its formulas, written again in float64 numpy."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.schedules import Constant
+
+
+class NumpyAdafactor:
+    """Shazeer and Stern 2018, algorithm 5 with relative steps, for one matrix or vector in float64."""
+
+    def __init__(self, weight: np.ndarray, is_factored: bool):
+        self.weight = weight.astype(np.float64)
+        self.is_factored = is_factored
+        self.row = self.column = self.full = 0.0
+        self.step = 0
+
+    def update(self, gradient: np.ndarray, rate: float) -> None:
+        self.step += 1
+        beta = 1 - self.step**-0.8
+        squared = gradient.astype(np.float64) ** 2 + 1e-30
+        if self.is_factored:
+            self.row = beta * self.row + (1 - beta) * squared.mean(1)
+            self.column = beta * self.column + (1 - beta) * squared.mean(0)
+            second_moment = np.outer(self.row, self.column) / self.row.mean()
+        else:
+            self.full = beta * self.full + (1 - beta) * squared
+            second_moment = self.full
+        update = gradient / np.sqrt(second_moment)
+        update /= max(1.0, np.sqrt(np.mean(update**2)))
+        self.weight -= rate * max(1e-3, np.sqrt(np.mean(self.weight**2))) * update
+
+
+def run(weight: np.ndarray, axes, gradients: list[np.ndarray], rate: float, **settings) -> tuple[np.ndarray, dict]:
+    optimizer = Adafactor(**settings)
+    slots = {name: tf.zeros(slot.shape) for name, slot in optimizer.slot_shapes(weight.shape, axes).items()}
+    value = tf.constant(weight, tf.float32)
+    for step, gradient in enumerate(gradients):
+        value, slots = optimizer.updated(
+            tf.constant(gradient, tf.float32), value, slots, axes, tf.constant(step, tf.int64), tf.constant(rate)
+        )
+    return value.numpy(), slots
+
+
+def normal(shape, seed, scale=1.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "is_factored"),
+    [
+        ((160, 144), ("embed", "mlp"), True),
+        ((144, 160), ("mlp", "embed"), True),
+        ((64, 256), ("embed", "mlp"), False),  # A side below 128: not factored.
+        ((160,), ("embed",), False),
+        ((32, 160), (None, "heads"), False),
+        ((160, 130), ("embed", None), False),  # A router is not factored, however large.
+    ],
+)
+def test_matrices_and_vectors(shape, axes, is_factored):
+    weight, gradients = normal(shape, 0, 0.1), [normal(shape, 1 + i, 0.01 * (i + 1)) for i in range(5)]
+    reference = NumpyAdafactor(weight if shape[0] != 144 else weight.T, is_factored)
+    for gradient in gradients:
+        reference.update(gradient if shape[0] != 144 else gradient.T, 0.01)
+    expected = reference.weight if shape[0] != 144 else reference.weight.T
+    ours, slots = run(weight, axes, gradients, 0.01)
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-7)
+    assert set(slots) == ({"v_row", "v_column"} if is_factored else {"v"})
+
+
+def test_each_expert_is_a_matrix_of_its_own():
+    weight = np.stack([normal((160, 144), e, 10.0**-e) for e in range(3)])
+    gradients = [np.stack([normal((160, 144), 10 * i + e, 10.0**e) for e in range(3)]) for i in range(4)]
+    ours, slots = run(weight, ("experts", "embed", "expert_mlp"), gradients, 0.02)
+    for expert in range(3):
+        reference = NumpyAdafactor(weight[expert], True)
+        for gradient in gradients:
+            reference.update(gradient[expert], 0.02)
+        np.testing.assert_allclose(ours[expert], reference.weight, rtol=3e-5, atol=1e-8)
+    assert slots["v_row"].shape == [3, 160] and slots["v_column"].shape == [3, 144]
+
+
+def test_attention_kernels_are_matrices_of_model_by_heads():
+    weight, gradients = normal((160, 4, 36), 0), [normal((160, 4, 36), 1)]
+    ours, slots = run(weight, ("embed", "heads", "kv"), gradients, 0.02)
+    reference = NumpyAdafactor(weight.reshape(160, 144), True)
+    reference.update(gradients[0].reshape(160, 144), 0.02)
+    np.testing.assert_allclose(ours.reshape(160, 144), reference.weight, rtol=3e-5, atol=1e-8)
+    assert slots["v_row"].shape == [160] and slots["v_column"].shape == [4, 36]
+
+
+def test_updates_are_clipped_and_relative_to_the_weight():
+    weight, gradient = np.full([8], 2.0), np.full([8], 100.0)
+    ours, _ = run(weight, ("embed",), [gradient], 0.01)
+    np.testing.assert_allclose(ours, 2.0 - 0.01 * 2.0, rtol=1e-6)
+    # A weight of zeros still moves, by epsilon2.
+    ours, _ = run(np.zeros([8]), ("embed",), [gradient], 0.01)
+    np.testing.assert_allclose(ours, -0.01 * 1e-3, rtol=1e-5)
+
+
+def test_factored_slots_are_small():
+    slots = Adafactor().slot_shapes((128, 768, 3072), ("experts", "embed", "expert_mlp"))
+    assert {name: slot.shape for name, slot in slots.items()} == {"v_row": (128, 768), "v_column": (128, 3072)}
+    assert slots["v_column"].axes == ("experts", "expert_mlp")
+
+
+def test_it_is_a_keras_optimizer():
+    """`apply` on variables moves them as the pure function says, step after step."""
+    variable = keras.Variable(normal((160, 144), 0, 0.1).astype(np.float32), name="kernel")
+    variable.axes = ("embed", "mlp")
+    gradients = [normal((160, 144), 1 + i).astype(np.float32) for i in range(3)]
+    expected, _ = run(variable.numpy(), variable.axes, gradients, 0.05)
+    optimizer = Adafactor(learning_rate=Constant(0.05))
+    for gradient in gradients:
+        optimizer.apply([tf.constant(gradient)], [variable])
+    np.testing.assert_allclose(variable, expected, rtol=1e-5, atol=1e-7)
+    assert Adafactor.from_config(optimizer.get_config()).decay_exponent == 0.8

@@ -1,0 +1,114 @@
+"""The pure step: it learns, it does not depend on variables, microbatches add up to the batch."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from switch_tf.model import EncoderDecoder
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.losses import Objective
+from switch_tf.training.schedules import Constant
+from switch_tf.training.step import make_evaluation_step, make_train_step, microbatch
+from tests.conftest import random_features
+
+
+def prepare(config, num_microbatches=1, rate=0.02, balance_loss=1e-2):
+    model = EncoderDecoder(config)
+    model.build()
+    optimizer = Adafactor(learning_rate=Constant(rate))
+    step = tf.function(make_train_step(model, optimizer, Objective(balance_loss=balance_loss), num_microbatches))
+    weights = [tf.identity(weight.value) for weight in model.trainable_variables]
+    slots = [
+        {name: tf.zeros(slot.shape) for name, slot in optimizer.slot_shapes(tuple(w.shape), w.axes).items()}
+        for w in model.trainable_variables
+    ]
+    return model, step, weights, slots
+
+
+def features(**settings) -> dict:
+    return {name: tf.constant(value) for name, value in random_features(**settings).items()}
+
+
+def test_loss_falls_and_no_variable_moves(tiny_config):
+    model, step, weights, slots = prepare(tiny_config)
+    before = [weight.numpy() for weight in model.trainable_variables]
+    batch, losses = features(), []
+    for index in range(30):
+        weights, slots, metrics = step(weights, slots, tf.constant(index, tf.int64), batch, tf.constant(0))
+        losses.append(float(metrics.loss))
+    assert losses[-1] < 0.5 * losses[0]
+    for old, weight in zip(before, model.trainable_variables):
+        np.testing.assert_array_equal(old, weight)
+
+
+def test_the_step_is_deterministic_and_its_seed_and_number_matter(tiny_config):
+    _, step, weights, slots = prepare(dataclasses.replace(tiny_config, dropout_rate=0.2))
+    batch = features()
+    loss = lambda index, seed: float(  # noqa: E731
+        step(weights, slots, tf.constant(index, tf.int64), batch, tf.constant(seed))[2].loss
+    )
+    assert loss(0, 0) == loss(0, 0)
+    assert len({loss(0, 0), loss(1, 0), loss(0, 1)}) == 3
+
+
+@pytest.mark.parametrize("num_microbatches", [2, 4])
+def test_microbatches_give_the_gradient_of_the_batch(tiny_config, num_microbatches):
+    """With groups of one example's tokens and no noise, splitting the batch changes nothing but rounding."""
+    config = dataclasses.replace(tiny_config, group_size=8, router_jitter=0.0, num_encoder_layers=1)
+    batch = features(batch=8)
+    results = []
+    for parts in (1, num_microbatches):
+        _, step, weights, slots = prepare(config, parts, rate=1e-3, balance_loss=0.0)
+        results.append(step(weights, slots, tf.constant(0, tf.int64), batch, tf.constant(0)))
+    (whole, _, one), (split, _, many) = results
+    for name in ("loss", "neg_log_perplexity", "accuracy", "z_loss", "gradient_norm", "target_tokens"):
+        np.testing.assert_allclose(getattr(one, name), getattr(many, name), rtol=1e-4, err_msg=name)
+    # The first Adafactor step is the gradient over its own size: only its direction is compared where it is tiny.
+    close = [np.mean(np.isclose(a, b, atol=2e-6)) for a, b in zip(whole, split)]
+    assert min(close) > 0.99
+
+
+def test_balance_loss_of_microbatches_is_their_mean(tiny_config):
+    config = dataclasses.replace(tiny_config, router_jitter=0.0)
+    _, step, weights, slots = prepare(config, 4)
+    metrics = step(weights, slots, tf.constant(0, tf.int64), features(batch=8), tf.constant(0))[2]
+    assert 0.9 < float(metrics.balance_loss) < 4.0
+    for routing in metrics.routing.values():
+        np.testing.assert_allclose(tf.reduce_sum(routing.expert_load), 1.0, rtol=1e-5)
+
+
+def test_microbatches_take_every_nth_example():
+    rows = {"tokens": tf.reshape(tf.range(12), [6, 2])}
+    np.testing.assert_array_equal(microbatch(rows, tf.constant(1), 3)["tokens"], [[2, 3], [8, 9]])
+
+
+def test_graph_does_not_grow_with_the_number_of_microbatches(tiny_config):
+    sizes = []
+    for parts in (2, 8):
+        _, step, weights, slots = prepare(tiny_config, parts)
+        arguments = (weights, slots, tf.constant(0, tf.int64), features(batch=4 * parts), tf.constant(0))
+        graph = step.get_concrete_function(*arguments).graph
+        sizes.append(len(graph.get_operations()))
+    assert sizes[0] == sizes[1]
+
+
+def test_bfloat16_step_keeps_float32_weights_and_learns(tiny_config):
+    _, step, weights, slots = prepare(dataclasses.replace(tiny_config, activation_dtype="bfloat16"))
+    batch, losses = features(), []
+    for index in range(20):
+        weights, slots, metrics = step(weights, slots, tf.constant(index, tf.int64), batch, tf.constant(0))
+        losses.append(float(metrics.loss))
+    assert {weight.dtype for weight in weights} == {tf.float32}
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_evaluation_counts_real_tokens_without_noise(tiny_config):
+    model, _, weights, _ = prepare(dataclasses.replace(tiny_config, dropout_rate=0.5))
+    batch = features()
+    evaluate = make_evaluation_step(model)
+    first, again = evaluate(weights, batch), evaluate(weights, batch)
+    assert float(first.tokens.tokens) == np.sum(batch["decoder_target_tokens"].numpy() != 0)
+    np.testing.assert_array_equal(first.tokens.negative_log_likelihood, again.tokens.negative_log_likelihood)
+    assert set(first.routing) == {"encoder/layer_1", "decoder/layer_1"}
