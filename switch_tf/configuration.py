@@ -14,6 +14,7 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent
 _SEARCH_PATHS = (pathlib.Path(), _PACKAGE.parent, _PACKAGE)
 
 _DEFINITION = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
+_REQUIRED = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=\s*%gin\.REQUIRED", re.MULTILINE)
 _REFERENCE = re.compile(r"%([A-Z][A-Z0-9_]*)")
 
 
@@ -38,17 +39,20 @@ def load(
     gin.clear_config()
     with _one_sentence("config.gin of the model directory"):
         gin.parse_config(recorded or "")
-    for path in (*search_paths, *_SEARCH_PATHS):
-        gin.add_config_file_search_path(str(path))
+    folders = [*map(pathlib.Path, search_paths), *_SEARCH_PATHS]
+    for folder in folders:
+        gin.add_config_file_search_path(str(folder))  # For what files include.
     for name in gin_files:
-        if not any((folder / name).is_file() for folder in map(pathlib.Path, (*search_paths, *_SEARCH_PATHS))):
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
             raise SettingError(f"--gin_file={name} is not there{_nearest_file(name)}; --gin_search_path adds folders.")
         with _one_sentence(f"--gin_file={name}"):
-            gin.parse_config_file(name)
+            gin.parse_config_file(str(path))
+    read_by_files = _referenced_macros()
     for binding in bindings:
         with _one_sentence(f"--gin.{binding}"):
             gin.parse_config(binding)
-    _check_macros()
+    _check_macros(read_by_files)
 
 
 @contextlib.contextmanager
@@ -73,14 +77,35 @@ def _nearest_file(name: str) -> str:
     return nearest(name, there)
 
 
-def _check_macros() -> None:
-    """Refuses macros that are set and never read: gin itself takes `TRIAN_STEPS = 3` without a word."""
-    text = gin.config_str(max_line_length=1000)
-    defined, referenced = set(_DEFINITION.findall(text)), set(_REFERENCE.findall(text))
-    for name in sorted(defined - referenced):
+def _referenced_macros() -> set[str]:
+    return set(_REFERENCE.findall(gin.config_str(max_line_length=1000)))
+
+
+def _check_macros(read_by_files: set[str]) -> None:
+    """Refuses macros that are set and never read: gin itself takes `TRIAN_STEPS = 3` without a word.
+
+    A macro whose reader a binding has overridden (`NUM_EXPERTS`, with `--gin.ModelConfig.num_experts=0`) may stay.
+    """
+    referenced = _referenced_macros()
+    defined = set(_DEFINITION.findall(gin.config_str(max_line_length=1000)))
+    for name in sorted(defined - referenced - read_by_files):
         raise SettingError(f"{name} is set, but nothing in these gin files reads it{nearest(name, referenced)}.")
     for name in sorted(referenced - defined):
-        raise SettingError(f"{name} has no value: set it with --gin.{name}=... or in a gin file.")
+        raise _no_value(name)
+
+
+def check_required() -> None:
+    """Checks that every macro which a gin file leaves to the user (`MODEL_DIR = %gin.REQUIRED`) has been set.
+
+    Raises:
+      SettingError: with the name of one that has not.
+    """
+    for name in _REQUIRED.findall(gin.config_str(max_line_length=1000)):
+        raise _no_value(name)
+
+
+def _no_value(name: str) -> SettingError:
+    return SettingError(f"{name} has no value: set it with --gin.{name}=... or in a gin file.")
 
 
 def macro(name: str, default: object = None) -> object:

@@ -53,5 +53,5 @@ def greedy(
 
 def make_greedy(model: EncoderDecoder, max_length: int) -> Callable[[np.ndarray], np.ndarray]:
     """Compiles `greedy` for batches of one shape: int32 [B, L] -> int32 [B, max_length]."""
-    compiled = tf.function(lambda tokens: greedy(model, tokens, max_length))
+    compiled = tf.function(lambda tokens: greedy(model, tokens, max_length), autograph=False)
     return lambda tokens: compiled(tf.convert_to_tensor(tokens, tf.int32)).numpy()

@@ -171,7 +171,7 @@ class Run:
         self.check(step)
         try:
             self.engine.restore(self.variables(), objects, self.checkpoints.prefix(step))
-        except (tf.errors.OpError, AssertionError, ValueError) as error:
+        except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
             raise self.checkpoints.damaged(step) from error
 
 

@@ -135,6 +135,8 @@ def _load_configuration(options: argparse.Namespace, bindings: list[str]) -> Non
             f"switch-tf {options.command} needs --gin_file=... (see `switch-tf {options.command} --help`)."
         )
     configuration.load(options.gin_file, bindings, options.gin_search_path, recorded)
+    if options.command != "describe":
+        configuration.check_required()
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -24,6 +24,11 @@ def select_vocabulary(path: str) -> None:
     _selected_file = path
 
 
+def _unreadable(path: str, error: Exception) -> SettingError:
+    reason = " ".join(str(error).split())
+    return SettingError(f"The vocabulary {path} cannot be read as a SentencePiece model: {reason}")
+
+
 class RunVocabulary(seqio.SentencePieceVocabulary):
     """The vocabulary that the run selected, with T5's 100 sentinels (`<extra_id_0>` has the highest id).
 
@@ -40,7 +45,10 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
         if self._sentencepiece_model_file != _selected_file:
             self._sentencepiece_model_file = _selected_file
             self._model = None
-        return super()._model_context()
+        try:
+            return super()._model_context()
+        except (tf.errors.OpError, OSError, RuntimeError) as error:
+            raise _unreadable(_selected_file, error) from error
 
     def __eq__(self, other):
         return isinstance(other, RunVocabulary)
@@ -127,8 +135,7 @@ class VocabularyFile:
                 contents = file.read()
             sentencepiece.SentencePieceProcessor(model_proto=contents)
         except (tf.errors.OpError, OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise SettingError(f"VocabularyFile.path = '{self.path}' cannot be read: {reason}") from error
+            raise _unreadable(self.path, error) from error
         return _install(model_dir, contents, self.path)
 
 

@@ -48,7 +48,8 @@ class SingleEngine(Engine):
         return {name: tf.convert_to_tensor(array) for name, array in batch.items()}
 
     def compile(self, function: Callable) -> Callable:
-        return tf.function(function)
+        # Loops here are tf.while_loop where they are loops of the graph; nothing is for AutoGraph to find.
+        return tf.function(function, autograph=False)
 
     def fetch(self, tree):
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), tree)

@@ -56,6 +56,7 @@ def factoring(shape: tuple[int, ...], axes: Axes, min_size_to_factor: int) -> tu
 
 
 @gin.configurable
+@keras.saving.register_keras_serializable("switch_tf")
 class Adafactor(keras.optimizers.Optimizer):
     """T5's Adafactor: no momentum, factored second moments, update clipping, steps relative to the parameter's size.
 

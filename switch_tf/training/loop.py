@@ -133,51 +133,47 @@ def train(
         print(f"{experiment.model_dir} has been trained for {start} of {steps} steps: nothing to do.", flush=True)
         return
 
-    with StopSignals() as stop:
-        trainer = _Trainer(run, objects, held_out, make_update(run, objective, num_microbatches), steps, log_period)
-        trainer.run_until_done(eval_period, checkpoint_period, stop)
+    update = make_update(run, objective, num_microbatches)
+    with StopSignals() as stop, Progress(start, steps) as progress:
+        trainer = _Trainer(run, objects, held_out, update, progress)
+        trainer.run_until_done(steps, stop, eval_period, checkpoint_period, log_period)
 
 
 class _Trainer:
     """One process's loop: what it works on, and what it has not written yet."""
 
-    def __init__(
-        self, run: Run, objects: dict, held_out: list[data.Batch], update: Callable, steps: int, log_period: int
-    ):
+    def __init__(self, run: Run, objects: dict, held_out: list[data.Batch], update: Callable, progress: Progress):
         self.run = run
         self.objects = objects
         self.held_out = held_out
         self.update = update
         self.evaluate = make_evaluator(run)
-        self.steps = steps
-        self.log_period = log_period
         self.step = int(run.step.numpy())
         self.pending: list[tuple[int, object]] = []
         experiment = run.experiment
         self.recorder = RunRecorder(experiment.model_dir, experiment.model, self.step)
-        self.progress = Progress(self.step, steps)
+        self.progress = progress
 
-    def run_until_done(self, eval_period: int, checkpoint_period: int, stop: StopSignals) -> None:
+    def run_until_done(
+        self, steps: int, stop: StopSignals, eval_period: int, checkpoint_period: int, log_period: int
+    ) -> None:
         """Updates until all steps are made or a signal arrives; saves at the end either way."""
-        while self.step < self.steps:
+        while self.step < steps:
             self.update_once()
             if stop.received is not None:
-                self.flush()
                 self.save()
-                self.progress.close()
                 raise Stopped(
-                    f"Stopped by {signal.Signals(stop.received).name} at step {self.step} of {self.steps}; a "
+                    f"Stopped by {signal.Signals(stop.received).name} at step {self.step} of {steps}; a "
                     f"checkpoint is in {self.run.checkpoints.folder}. Resume with the same command.",
                     stop.received,
                 )
-            is_last = self.step == self.steps
-            if is_last or self.step % self.log_period == 0:
+            is_last = self.step == steps
+            if is_last or self.step % log_period == 0:
                 self.flush()
             if is_last or self.step % eval_period == 0:
                 self.hold_out()
             if is_last or self.step % checkpoint_period == 0:
                 self.save()
-        self.progress.close()
 
     def update_once(self) -> None:
         """Takes the next batch and makes one update; its metrics stay on the device until `flush`."""
@@ -202,7 +198,6 @@ class _Trainer:
         self.recorder.write(fetched, speed)
         for step, metrics in fetched:
             if not is_finite(metrics):
-                self.progress.close()
                 raise SettingError(
                     f"The loss of step {step} is not a number; nothing was saved after step "
                     f"{self.run.checkpoints.latest() or 0}. Try ROUTER_DTYPE = 'float32', a smaller learning rate or "

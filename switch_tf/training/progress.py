@@ -37,8 +37,10 @@ class Progress:
         """Leaves what happened since the last report (an evaluation, a checkpoint) out of the next speed."""
         self._since = time.perf_counter()
 
-    def close(self) -> None:
-        """Ends the bar."""
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
         self._bar.close()
 
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 
 @gin.configurable
+@keras.saving.register_keras_serializable("switch_tf")
 class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
     """base / sqrt(max(step, warmup_steps)), T5's pre-training schedule.
 
@@ -25,6 +26,7 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
 
 
 @gin.configurable
+@keras.saving.register_keras_serializable("switch_tf")
 class Constant(keras.optimizers.schedules.LearningRateSchedule):
     """One rate for all steps, T5's fine-tuning schedule."""
 

@@ -1,0 +1,217 @@
+"""The whole way: train, evaluate, predict, describe, report; and a sentence for every mistake."""
+
+import json
+import pathlib
+import shutil
+
+import gin
+import pytest
+
+import tests.tiny_task
+from switch_tf import main as command_line
+from tasks.vocabularies import train_sentencepiece
+from tests.integration import runs
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> pathlib.Path:
+    """The model directory of the tiny run."""
+    model_dir = tmp_path_factory.mktemp("trained") / "tiny"
+    gin.clear_config()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.syspath_prepend(str(ROOT))
+        command_line.main(runs.arguments(model_dir))
+    return model_dir
+
+
+def call(capsys, *arguments: str) -> str:
+    command_line.main(list(arguments))
+    return capsys.readouterr().out
+
+
+def fails(capsys, *arguments: str) -> str:
+    """Runs a command that must end with status 2 and one line; returns the line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(list(arguments))
+    assert exit_.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("switch-tf: error")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_model_directory_holds_what_the_design_promises(trained):
+    there = {path.name for path in trained.iterdir()}
+    assert {"metrics.csv", "eval.csv", "experts.csv", "config.gin", "versions.txt"} <= there
+    assert {"checkpoints", "vocabulary"} <= there
+    assert any(name.startswith("events.out.tfevents") for name in there)
+    assert (trained / "metrics.csv").read_text().startswith("step,loss,neg_log_perplexity,")
+    assert "tensorflow==2.20" in (trained / "versions.txt").read_text()
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == [
+        "step_00000004",
+        "step_00000008",
+        "step_00000012",
+    ]
+
+
+def test_loads_of_each_sparse_layer_add_up_to_one(trained):
+    lines = [line.split(",") for line in (trained / "experts.csv").read_text().splitlines()]
+    assert lines[0] == ["step", "layer", *(f"load_{expert}" for expert in range(4))]
+    assert [line[:2] for line in lines[1:3]] == [["3", "encoder/layer_1"], ["3", "decoder/layer_1"]]
+    for line in lines[1:]:
+        assert sum(map(float, line[2:])) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_evaluate_prints_json_and_a_table(trained, capsys):
+    values = json.loads(call(capsys, "evaluate", f"--model_dir={trained}", "--json"))
+    assert values["step"] == 12 and -8 < values["neg_log_perplexity"] < -2
+    assert "encoder/layer_1/fraction_dropped" in values
+    table = call(capsys, "evaluate", f"--model_dir={trained}", "--step=8", "--split=train")
+    assert "neg_log_perplexity" in table and "train" in table
+
+
+def test_evaluate_agrees_with_the_last_evaluation_of_training(trained, capsys):
+    values = json.loads(
+        call(capsys, "evaluate", f"--model_dir={trained}", "--json")
+    )  # All held-out batches; training looked at two.
+    row = (trained / "eval.csv").read_text().splitlines()[-1].split(",")
+    assert row[0] == "12" and float(row[1]) == pytest.approx(values["neg_log_perplexity"], abs=0.3)
+
+
+def test_predict_fills_sentinels(trained, capsys, tmp_path):
+    out = call(capsys, "predict", f"--model_dir={trained}", "The <extra_id_0> statement <extra_id_1>.")
+    assert out.startswith("The [") and "] statement [" in out
+    (tmp_path / "texts").write_text("One <extra_id_0>.\n\nTwo <extra_id_0> more.\n")
+    lines = call(capsys, "predict", f"--model_dir={trained}", f"--file={tmp_path / 'texts'}").splitlines()
+    assert len(lines) >= 2 and lines[0].startswith("One [")
+    assert call(capsys, "predict", f"--model_dir={trained}", "--held_out=2").count("truth:") == 2
+
+
+def test_describe_reads_a_model_directory(trained, capsys):
+    values = json.loads(call(capsys, "describe", f"--model_dir={trained}", "--json"))
+    assert values["expert_parameters"] == 2 * 4 * 2 * 32 * 64
+
+
+def test_report_compares_runs(trained, capsys, tmp_path):
+    dense = tmp_path / "dense"
+    shutil.copytree(trained / "vocabulary", dense / "vocabulary")
+    command_line.main(runs.arguments(dense, "ModelConfig.num_experts=0"))
+    out = call(capsys, "report", str(trained), str(dense), f"--output={tmp_path}")
+    assert "unigram model" in out and "tiny" in out and "dense" in out
+    for name in ("loss.png", "experts.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_a_finished_run_changes_nothing(trained, capsys):
+    before = (trained / "metrics.csv").read_text()
+    assert "nothing to do" in call(capsys, *runs.arguments(trained))
+    assert (trained / "metrics.csv").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("bindings", "message"),
+    [
+        (["TRIAN_STEPS=3"], "TRIAN_STEPS is set, but nothing in these gin files reads it"),
+        (["train.stepps=3"], "stepps"),
+        (['MIXTURE_OR_TASK="tiny_span_coruption"'], "did you mean 'tiny_span_corruption'"),
+        (['MIXTURE_OR_TASK="empty_span_corruption"'], "yields no example"),
+        (['TrainedVocabulary.task="empty_span_corruption"'], "The corpus is empty"),
+        (["VOCAB_SIZE=384"], "VOCAB_SIZE = 384 is too small"),
+        (["GROUP_SIZE=50", "BATCH_SIZE=1", 'TASK_FEATURE_LENGTHS={"inputs": 53, "targets": 20}'], "GROUP_SIZE = 50"),
+        (["BATCH_SIZE=0"], "BATCH_SIZE = 0 must be at least 1"),
+        (["NUM_MICROBATCHES=3"], "NUM_MICROBATCHES = 3 must divide BATCH_SIZE = 8"),
+        (["CAPACITY_FACTOR=0.0"], "ModelConfig.capacity_factor = 0.0 must be positive"),
+        (['ENGINE="cluster"'], "ENGINE = 'cluster' is unknown"),
+        (['TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 4}'], "TASK_FEATURE_LENGTHS"),
+        (["TRAIN_STEPS=%gin.REQUIRED"], "TRAIN_STEPS has no value: set it with --gin.TRAIN_STEPS"),
+        (["KEEP_CHECKPOINTS=0"], "KEEP_CHECKPOINTS = 0"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_the_first_step(capsys, tmp_path, bindings, message):
+    assert message in fails(capsys, *runs.arguments(tmp_path / "run", *bindings))
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_a_missing_gin_file_is_one_line(capsys):
+    assert "gin/runs/quickstar.gin is not there" in fails(capsys, "train", "--gin_file=gin/runs/quickstar.gin")
+    assert "needs --gin_file" in fails(capsys, "describe")
+
+
+def test_another_model_in_the_directory_is_refused_and_left_alone(trained, capsys):
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    for binding in ("NUM_EXPERTS=8", "ModelConfig.num_experts=0", "ModelConfig.d_ff=128"):
+        message = fails(capsys, *runs.arguments(trained, binding, "TRAIN_STEPS=20"))
+        assert "holds another model" in message and "use another MODEL_DIR" in message
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_another_vocabulary_in_the_directory_is_refused(trained, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    path = copy / "vocabulary" / "sentencepiece.model"
+    path.write_bytes(train_sentencepiece(tests.tiny_task.TOPICS, 390))
+    message = fails(capsys, *runs.arguments(copy, "TRAIN_STEPS=20"))
+    assert "is not the vocabulary that the checkpoint of step 12 was trained with" in message
+
+
+def test_a_damaged_checkpoint_is_named_with_the_way_out(trained, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    (data,) = (copy / "checkpoints" / "step_00000012").glob("state.data*")
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    message = fails(capsys, *runs.arguments(copy, "TRAIN_STEPS=20"))
+    assert "step_00000012 is damaged: delete that folder to resume from step 8" in message
+    shutil.rmtree(data.parent)
+    command_line.main(runs.arguments(copy, "TRAIN_STEPS=13"))
+    assert list(runs.losses(copy)) == [str(step) for step in range(1, 14)]
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(capsys, tmp_path, monkeypatch):
+    """The kernel refuses files over a size, as it refuses all when the disk is full: with an error from `write`."""
+    model_dir = tmp_path / "run"
+    command_line.main(runs.arguments(model_dir, "TRAIN_STEPS=4"))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))"
+    failed = runs.run(*runs.arguments(model_dir), program=limit)
+    assert failed.returncode == 2, failed.stderr
+    message = failed.stderr.splitlines()[-1]
+    assert "MODEL_DIR cannot be written" in message and "the checkpoint of step 4 is safe" in message
+    command_line.main(runs.arguments(model_dir))
+    assert list(runs.losses(model_dir)) == [str(step) for step in range(1, 13)]
+
+
+def test_help_is_there_for_every_command(capsys):
+    for command in ([], ["train"], ["evaluate"], ["predict"], ["describe"], ["report"]):
+        with pytest.raises(SystemExit) as exit_:
+            command_line.main([*command, "--help"])
+        assert exit_.value.code == 0
+        assert "usage: switch-tf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "--step=5"], "needs a text"),
+        (["predict", "no sentinel"], "needs a sentinel"),
+        (["predict", "--file=absent.txt"], "absent.txt"),
+        (["predict", "<extra_id_0> x", "--step=5"], "there are 4, 8, 12"),
+        (["predict", "<extra_id_0>" + " word" * 40], "TASK_FEATURE_LENGTHS"),
+        (["evaluate", "--split=test"], "has no split 'test'"),
+    ],
+)
+def test_wrong_uses_of_a_model_directory(trained, capsys, arguments, message):
+    command, *rest = arguments
+    assert message in fails(capsys, command, f"--model_dir={trained}", *rest)
+
+
+def test_a_folder_that_is_no_model_directory(capsys, tmp_path):
+    assert "holds no config.gin" in fails(capsys, "evaluate", f"--model_dir={tmp_path}")
+    assert "holds no config.gin" in fails(capsys, "report", str(tmp_path))

@@ -1,0 +1,121 @@
+"""Killed at any step and started again, a run goes on as if nothing had happened: bit for bit."""
+
+import pathlib
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests.integration import runs
+
+STEPS = 60
+SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=7", "EVAL_PERIOD=20", "LOG_PERIOD=1")
+
+# Ends the process in the middle of writing the checkpoint of a step: tensors are there in part, no manifest.
+KILL_WHILE_SAVING = """
+import os, signal
+from switch_tf.partitioning.engine import Engine
+save = Engine.save
+def killed(self, variables, objects, prefix):
+    save(self, variables, objects, prefix)
+    if int(variables["step"].numpy()) == 21:
+        data = prefix + ".data-00000-of-00001"
+        os.truncate(data, os.path.getsize(data) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+Engine.save = killed
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> pathlib.Path:
+    """The model directory of a run that nobody disturbed."""
+    model_dir = tmp_path_factory.mktemp("uninterrupted")
+    finished = runs.run(*runs.arguments(model_dir, *SETTINGS))
+    assert finished.returncode == 0, finished.stderr
+    return model_dir
+
+
+@pytest.fixture
+def model_dir(uninterrupted, tmp_path) -> pathlib.Path:
+    """A fresh model directory that already has the (same) vocabulary, which saves a second."""
+    shutil.copytree(uninterrupted / "vocabulary", tmp_path / "run" / "vocabulary")
+    return tmp_path / "run"
+
+
+def kill_at(model_dir: pathlib.Path, step: int, signal_number: int, program: str | None = None):
+    """Starts the run and sends a signal once `step` is in its log; returns the process and its output."""
+    process = runs.start(*runs.arguments(model_dir, *SETTINGS), program=program)
+    log = model_dir / "metrics.csv"
+    while process.poll() is None and not (log.exists() and f"\n{step}," in log.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal_number)
+    out, err = process.communicate(timeout=120)
+    return process, out, err
+
+
+def assert_same_run(model_dir: pathlib.Path, uninterrupted: pathlib.Path) -> None:
+    assert runs.losses(model_dir) == runs.losses(uninterrupted)
+    for name in ("eval.csv", "experts.csv"):
+        assert (model_dir / name).read_text() == (uninterrupted / name).read_text()
+
+
+def finish(model_dir: pathlib.Path) -> str:
+    finished = runs.run(*runs.arguments(model_dir, *SETTINGS))
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_every_step_has_its_row(uninterrupted):
+    assert list(runs.losses(uninterrupted)) == [str(step) for step in range(1, STEPS + 1)]
+    first, last = (float(runs.losses(uninterrupted)[step]["loss"]) for step in ("1", str(STEPS)))
+    assert last < first - 0.5
+
+
+def test_killed_in_the_middle_of_a_checkpoint(model_dir, uninterrupted):
+    killed = runs.run(*runs.arguments(model_dir, *SETTINGS), program=KILL_WHILE_SAVING)
+    assert killed.returncode == -signal.SIGKILL
+    assert (model_dir / "checkpoints" / "step_00000021").is_dir()
+    assert "from step 14" in finish(model_dir)
+    assert_same_run(model_dir, uninterrupted)
+
+
+def test_sigterm_saves_and_says_how_to_resume(model_dir, uninterrupted):
+    process, _, err = kill_at(model_dir, 10, signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
+    message = err.splitlines()[-1]
+    assert "Stopped by SIGTERM at step" in message and "Resume with the same command" in message
+    step = int(message.split("at step ")[1].split()[0])
+    assert f"from step {step}" in finish(model_dir)
+    assert_same_run(model_dir, uninterrupted)
+
+
+def test_killed_at_a_random_step(model_dir, uninterrupted):
+    step = random.randrange(1, STEPS)
+    process, _, _ = kill_at(model_dir, step, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, f"was to be killed at step {step}"
+    finish(model_dir)
+    assert_same_run(model_dir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_in_one_run(model_dir, uninterrupted):
+    """Ten kills at random steps, one after the other, each in a run that goes on from the last."""
+    steps = sorted(random.sample(range(1, STEPS), 10))
+    for step in steps:
+        process, _, err = kill_at(model_dir, step, signal.SIGKILL)
+        assert process.returncode in (-signal.SIGKILL, 0), err
+    finish(model_dir)
+    print(f"killed at steps {steps}")
+    assert_same_run(model_dir, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", range(10))
+def test_killed_once_at_ten_random_steps(model_dir, uninterrupted, kill):
+    step = random.randrange(1 + kill * STEPS // 10, 1 + (kill + 1) * STEPS // 10 - 1)
+    process, _, _ = kill_at(model_dir, step, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, f"was to be killed at step {step}"
+    finish(model_dir)
+    assert_same_run(model_dir, uninterrupted)
