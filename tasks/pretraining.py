@@ -1,11 +1,30 @@
 """Span corruption (Raffel et al. 2020, Sec. 3.1.4): 15 % of the tokens in spans of 3 on average become sentinels."""
 
 import functools
+from collections.abc import Mapping, Sequence
 
 import seqio
 import t5.data.preprocessors
+import tensorflow as tf
 
 from tasks.vocabularies import RunVocabulary
+
+
+def text_files(split_to_pattern: Mapping[str, str | Sequence[str]]) -> seqio.FileDataSource:
+    """Makes a source of plain text files with a document on each line.
+
+    Args:
+      split_to_pattern: file names or patterns of each split, {"train": "text/train-*.txt", "validation": ...}.
+
+    Returns:
+      A source of {"text": string} examples.
+    """
+
+    def read(file: tf.Tensor) -> tf.data.Dataset:
+        lines = tf.data.TextLineDataset(file).filter(lambda line: tf.strings.length(tf.strings.strip(line)) > 0)
+        return lines.map(lambda line: {"text": line})
+
+    return seqio.FileDataSource(read, dict(split_to_pattern))
 
 
 def add_span_corruption_task(name: str, source: seqio.DataSource) -> seqio.Task:

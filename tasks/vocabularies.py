@@ -9,6 +9,7 @@ import gin
 import sentencepiece
 import seqio
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from switch_tf.errors import SettingError
 
@@ -47,7 +48,7 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
             self._model = None
         try:
             return super()._model_context()
-        except (tf.errors.OpError, OSError, RuntimeError) as error:
+        except (tf.errors.OpError, OSError, RuntimeError, DecodeError) as error:
             raise _unreadable(_selected_file, error) from error
 
     def __eq__(self, other):
