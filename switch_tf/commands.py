@@ -1,7 +1,7 @@
 """What `switch-tf evaluate` and `switch-tf predict` do with a model directory."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import seqio
@@ -121,24 +121,24 @@ def predict(texts: Sequence[str], file: str | None, num_held_out: int | None, st
     run = load_run(experiment, step)
     vocabulary = data.vocabulary_of(experiment.mixture_or_task)
     lengths = experiment.task_feature_lengths
-    truths: list[str | None]
     if num_held_out is None:
         inputs = _encode(texts, vocabulary, lengths["inputs"])
-        truths = [None] * len(texts)
-    else:
-        (batch,) = data.evaluation_batches(experiment.mixture_or_task, lengths, num_held_out, 1)
-        inputs = batch["encoder_input_tokens"]
-        texts = [_decode(tokens, vocabulary) for tokens in inputs]
-        truths = [_decode(tokens, vocabulary) for tokens in batch["decoder_target_tokens"]]
+        for text, prediction in zip(texts, _predictions(run, inputs, vocabulary)):
+            print(fill(text, prediction), flush=True)
+        return
+    (batch,) = data.evaluation_batches(experiment.mixture_or_task, lengths, num_held_out, 1)
+    inputs, targets = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+    for tokens, target, prediction in zip(inputs, targets, _predictions(run, inputs, vocabulary)):
+        text, truth = _decode(tokens, vocabulary), _decode(target, vocabulary)
+        print(f"input: {text}\nmodel: {fill(text, prediction)}\ntruth: {fill(text, truth)}\n", flush=True)
 
-    decode = make_greedy(run.model, lengths["targets"])
+
+def _predictions(run: Run, inputs: np.ndarray, vocabulary: seqio.Vocabulary) -> Iterator[str]:
+    """Decodes every row of `inputs`, int32 [any number, L], in batches of one shape, so that it compiles once."""
+    decode = make_greedy(run.model, run.experiment.task_feature_lengths["targets"])
     size = min(_PREDICTION_BATCH, len(inputs))
     for first in range(0, len(inputs), size):
         part = inputs[first : first + size]
-        # One shape, one compilation; rows of padding are not shown.
         padded = np.pad(part, [(0, size - len(part)), (0, 0)])
-        for text, truth, tokens in zip(texts[first:], truths[first:], decode(padded)):
-            filled = fill(text, _decode(tokens, vocabulary))
-            print(
-                filled if truth is None else f"input: {text}\nmodel: {filled}\ntruth: {fill(text, truth)}\n", flush=True
-            )
+        for tokens in decode(padded)[: len(part)]:
+            yield _decode(tokens, vocabulary)

@@ -38,7 +38,8 @@ class Engine(abc.ABC):
     def restore(self, variables: Mapping[str, tf.Variable], objects: Mapping[str, object], prefix: str) -> None:
         """Reads into `variables` and `objects` what `save` wrote; every one of them must be there."""
         checkpoint = tf.train.Checkpoint(variables=dict(variables), **objects)
-        checkpoint.read(prefix).assert_existing_objects_matched()
+        # The files may hold more (optimizer slots, which evaluation does not need).
+        checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
 
 
 class SingleEngine(Engine):

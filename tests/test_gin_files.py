@@ -1,0 +1,51 @@
+"""Every gin file composes with the others, and what the shipped ones say is what the documents say."""
+
+import pathlib
+
+import pytest
+
+import switch_tf.training.loop  # noqa: F401 (registers `train`)
+from switch_tf import configuration
+from switch_tf.experiment import Experiment
+from switch_tf.model import ModelConfig
+
+GIN = pathlib.Path(__file__).parents[1] / "gin"
+MODELS = sorted(path.stem for path in (GIN / "models").glob("*.gin"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("run", ["pretrain", "quickstart"])
+def test_models_and_runs_compose(model, run):
+    bindings = ['MODEL_DIR = "unused"', 'MIXTURE_OR_TASK = "unused"', "Experiment.model = @ModelConfig()"]
+    configuration.load([f"gin/models/{model}.gin", f"gin/runs/{run}.gin"], bindings)
+    configuration.check_required()
+    experiment = Experiment()
+    assert experiment.model == ModelConfig()
+    assert experiment.batch_size == {"pretrain": 2048, "quickstart": 16}[run]
+
+
+def config_of(model: str) -> ModelConfig:
+    configuration.load([f"gin/models/{model}.gin"], [])
+    return ModelConfig()
+
+
+def test_released_switch_settings():
+    base, large, xxl, c = map(config_of, ("switch_base_128", "switch_large_128", "switch_xxl_128", "switch_c_2048"))
+    assert [config.capacity_factor for config in (base, large, xxl, c)] == [1.25, 1.25, 1.25, 1.0]
+    assert [config.eval_capacity_factor for config in (base, large, xxl, c)] == [2.0, 2.0, 4.0, 2.0]
+    assert [config.min_expert_capacity for config in (base, large, xxl, c)] == [4, 4, 2, 2]
+    assert [config.group_size for config in (base, large, xxl, c)] == [8192, 4096, 4096, 2048]
+    assert [config.num_sparse_layers for config in (base, large, xxl, c)] == [12, 24, 24, 30]
+    assert {config.initializer_scale for config in (base, large, xxl, c)} == {0.1}
+
+
+def test_quick_start_compares_models_that_differ_in_experts_alone():
+    configs = []
+    for model in ("switch_tiny_8", "t5_tiny"):
+        configuration.load([f"gin/models/{model}.gin", "gin/runs/quickstart.gin"], [])
+        configs.append(ModelConfig())
+    sparse, dense = configs
+    shape = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_encoder_layers", "num_decoder_layers")
+    for name in (*shape, "activation", "tied_logits", "dropout_rate", "initializer_scale", "activation_dtype"):
+        assert getattr(sparse, name) == getattr(dense, name), name
+    assert (sparse.num_experts, dense.num_experts) == (8, 0)

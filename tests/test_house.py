@@ -1,0 +1,84 @@
+"""The house rules of the source tree that a machine can check."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCES = sorted(path for folder in ("switch_tf", "tasks") for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """The project's own modules that a module imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name for name in found if name in MODULES}
+
+
+def test_imports_make_no_circle():
+    state: dict[str, str] = {}
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        if state.get(name) == "done":
+            return
+        assert name not in way, f"circle: {' -> '.join((*way, name))}"
+        for imported in imports(MODULES[name]) - {name}:
+            visit(imported, (*way, name))
+        state[name] = "done"
+
+    for name in MODULES:
+        visit(name, ())
+
+
+@pytest.mark.parametrize(
+    ("room", "may_use"),
+    [
+        ("switch_tf.layers", ("switch_tf.layers", "switch_tf.partitioning.axes", "switch_tf.errors")),
+        ("switch_tf.partitioning", ("switch_tf.partitioning", "switch_tf.errors")),
+        ("switch_tf.model", ("switch_tf.layers", "switch_tf.errors")),
+        ("tasks", ("tasks", "switch_tf.errors")),
+    ],
+)
+def test_arrows_point_down(room, may_use):
+    packages = {"switch_tf", "switch_tf.partitioning"}  # Named on the way to a module inside of them.
+    for name, path in MODULES.items():
+        if name == room or name.startswith(room + "."):
+            wrong = {used for used in imports(path) - packages if not used.startswith(may_use)}
+            assert not wrong, f"{name} uses {wrong}"
+
+
+def test_the_library_knows_no_data_set():
+    for name, path in MODULES.items():
+        if name.startswith("switch_tf"):
+            assert not re.search(r"^\s*(from|import) tasks\b", path.read_text(), re.MULTILINE), name
+
+
+def test_no_new_axis_slices():
+    """`x[:, None]` crashes the process where `x` is a DTensor; `tf.expand_dims` does not."""
+    new_axis = re.compile(r"\[(:, *)*(None|tf\.newaxis)(, *:)*[],]")
+    for path in SOURCES:
+        if "switch_tf" in path.parts:
+            assert not new_axis.search(path.read_text()), path
+
+
+def test_gin_stays_gin_config():
+    assert not (ROOT / "gin" / "__init__.py").exists()
+
+
+def test_modules_are_short():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in SOURCES}
+    assert max(lengths.values()) <= 400, max(lengths.items(), key=lambda item: item[1])
