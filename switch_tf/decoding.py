@@ -31,6 +31,10 @@ def greedy(
     caches = model.start_decoding(memory, max_length)
     cross = [cache.cross_attention for cache in caches]
 
+    def is_going_on(position, token, ended, decoded, own):
+        del position, token, decoded, own
+        return tf.logical_not(tf.reduce_all(ended))
+
     def body(position, token, ended, decoded, own):
         before = [BlockCache(*pair) for pair in zip(own, cross)]
         logits, after = model.decode_step(token, before, position, memory_mask)
@@ -47,7 +51,6 @@ def greedy(
         tf.zeros([batch, max_length], tf.int32),
         [cache.self_attention for cache in caches],
     )
-    is_going_on = lambda position, token, ended, *_: tf.logical_not(tf.reduce_all(ended))  # noqa: E731
     return tf.while_loop(is_going_on, body, start, maximum_iterations=max_length)[3]
 
 

@@ -1,6 +1,7 @@
 """An experiment: which model, on which data, on which devices, in which directory. Every command starts from one."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -133,7 +134,7 @@ class Run:
             "vocabulary": self.experiment.vocabulary_digest(),
             "versions": versions(),
         }
-        write = lambda prefix: self.engine.save(variables, objects, prefix)  # noqa: E731
+        write = functools.partial(self.engine.save, variables, objects)
         self.checkpoints.save(manifest["step"], write, manifest)
 
     def check(self, step: int) -> None:

@@ -112,8 +112,12 @@ def make_train_step(
         def body(index: tf.Tensor, total: _Parts):
             return index + 1, tf.nest.map_structure(tf.add, total, part(index))
 
-        first = part(tf.constant(0))
-        return tf.while_loop(lambda index, _: index < num_microbatches, body, (tf.constant(1), first))[1]
+        # Traced for its shapes alone: the program holds one copy of the model, in the loop's body.
+        shapes = (
+            tf.function(part, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int32)).structured_outputs
+        )
+        zeros = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape, tensor.dtype), shapes)
+        return tf.while_loop(lambda index, _: index < num_microbatches, body, (tf.constant(0), zeros))[1]
 
     def step_function(
         weights: list[tf.Tensor], slots: Slots, step: tf.Tensor, features: Features, seed: tf.Tensor

@@ -141,6 +141,22 @@ def test_a_wrong_setting_is_one_line_before_the_first_step(capsys, tmp_path, bin
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
+@pytest.mark.parametrize(
+    "binding",
+    [
+        'ACTIVATION_DTYPE="bfloat16"',
+        "NUM_MICROBATCHES=4",
+        'ModelConfig.dispatcher="einsum"',
+        'ModelConfig.activation="gated_gelu"',
+        "ModelConfig.tied_logits=False",
+    ],
+)
+def test_every_option_trains(capsys, tmp_path, binding):
+    command_line.main(runs.arguments(tmp_path / "run", binding, "TRAIN_STEPS=12"))
+    rows = list(runs.losses(tmp_path / "run").values())
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+
+
 def test_a_missing_gin_file_is_one_line(capsys):
     assert "gin/runs/quickstar.gin is not there" in fails(capsys, "train", "--gin_file=gin/runs/quickstar.gin")
     assert "needs --gin_file" in fails(capsys, "describe")
