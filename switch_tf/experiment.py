@@ -80,6 +80,15 @@ class Experiment:
                 raise write_error(self.vocabulary_path, error, None) from error
         data.check_vocabulary(self.mixture_or_task, self.model.vocab_size)
 
+    def fixed_settings(self) -> dict[str, object]:
+        """Returns what must stay as it was when a run resumes, by macro: data position and noise hang on it."""
+        return {
+            "SEED": self.seed,
+            "MIXTURE_OR_TASK": self.mixture_or_task,
+            "TASK_FEATURE_LENGTHS": dict(self.task_feature_lengths),
+            "BATCH_SIZE": self.batch_size,
+        }
+
     def vocabulary_digest(self) -> str | None:
         """Returns the SHA-256 of the run's vocabulary, None where it keeps none."""
         return data.file_digest(self.vocabulary_path) if tf.io.gfile.exists(self.vocabulary_path) else None
@@ -127,8 +136,7 @@ class Run:
         variables = self.variables()
         manifest = {
             "step": int(self.step.numpy()),
-            "seed": self.experiment.seed,
-            "mixture_or_task": self.experiment.mixture_or_task,
+            "settings": self.experiment.fixed_settings(),
             "model": dataclasses.asdict(self.experiment.model),
             "shapes": {name: variable.shape.as_list() for name, variable in variables.items()},
             "vocabulary": self.experiment.vocabulary_digest(),
@@ -138,7 +146,7 @@ class Run:
         self.checkpoints.save(manifest["step"], write, manifest)
 
     def check(self, step: int) -> None:
-        """Checks that a checkpoint is of this model and this vocabulary.
+        """Checks that a checkpoint is of this model and this vocabulary and, to train on, of this data and seed.
 
         Raises:
           SettingError: if it is of another.
@@ -162,6 +170,13 @@ class Run:
                 f"{self.experiment.vocabulary_path} is not the vocabulary that the checkpoint of step {step} was "
                 "trained with: put that file back, or use another MODEL_DIR."
             )
+
+        for name, value in self.experiment.fixed_settings().items() if self.optimizer is not None else ():
+            if manifest["settings"][name] != value:
+                raise SettingError(
+                    f"MODEL_DIR = '{self.experiment.model_dir}' holds a run with {name} = "
+                    f"{manifest['settings'][name]!r}, not {value!r}: set it back, or use another MODEL_DIR."
+                )
 
     def restore(self, step: int, objects: Mapping[str, object]) -> None:
         """Reads a checkpoint into the variables and `objects`.

@@ -170,6 +170,12 @@ def test_another_model_in_the_directory_is_refused_and_left_alone(trained, capsy
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("binding", ["SEED=1", "BATCH_SIZE=16", 'TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 16}'])
+def test_other_data_in_the_directory_are_refused(trained, capsys, binding):
+    message = fails(capsys, *runs.arguments(trained, binding, "TRAIN_STEPS=20"))
+    assert f"holds a run with {binding.split('=')[0]} = " in message and "set it back" in message
+
+
 def test_another_vocabulary_in_the_directory_is_refused(trained, capsys, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
