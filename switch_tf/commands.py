@@ -126,8 +126,12 @@ def predict(texts: Sequence[str], file: str | None, num_held_out: int | None, st
         for text, prediction in zip(texts, _predictions(run, inputs, vocabulary)):
             print(fill(text, prediction), flush=True)
         return
-    (batch,) = data.evaluation_batches(experiment.mixture_or_task, lengths, num_held_out, 1)
-    inputs, targets = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+    if num_held_out < 1:
+        raise SettingError(f"--held_out={num_held_out} must be at least 1.")
+    examples = data.evaluation_batches(experiment.mixture_or_task, lengths, 1, None)
+    examples = examples[:: max(1, len(examples) // num_held_out)][:num_held_out]
+    inputs = np.concatenate([example["encoder_input_tokens"] for example in examples])
+    targets = np.concatenate([example["decoder_target_tokens"] for example in examples])
     for tokens, target, prediction in zip(inputs, targets, _predictions(run, inputs, vocabulary)):
         text, truth = _decode(tokens, vocabulary), _decode(target, vocabulary)
         print(f"input: {text}\nmodel: {fill(text, prediction)}\ntruth: {fill(text, truth)}\n", flush=True)

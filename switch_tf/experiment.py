@@ -77,7 +77,7 @@ class Experiment:
             try:
                 self.vocabulary.install(self.model_dir)
             except (OSError, tf.errors.OpError) as error:
-                raise write_error(self.vocabulary_path, error, None) from error
+                raise write_error(self.model_dir, self.vocabulary_path, error) from error
         data.check_vocabulary(self.mixture_or_task, self.model.vocab_size)
 
     def fixed_settings(self) -> dict[str, object]:
@@ -217,7 +217,7 @@ def write_description(model_dir: str) -> None:
             with tf.io.gfile.GFile(os.path.join(model_dir, name), "w") as file:
                 file.write(text)
     except (OSError, tf.errors.OpError) as error:
-        raise write_error(model_dir, error, None) from error
+        raise write_error(model_dir, model_dir, error) from error
 
 
 def read_description(model_dir: str) -> str:

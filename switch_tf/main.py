@@ -81,7 +81,10 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("text", nargs="*", help="a text with sentinels where words are missing, in quotes")
     predict.add_argument("--file", metavar="FILE", help="read texts from a file, one on each line; - is standard input")
     predict.add_argument(
-        "--held_out", type=int, metavar="N", help="instead of a text of yours, take N examples of the held-out split"
+        "--held_out",
+        type=int,
+        metavar="N",
+        help="instead of a text of yours, take N examples from all over the held-out split",
     )
     predict.add_argument("--step", type=int, help="which checkpoint; the newest by default")
 

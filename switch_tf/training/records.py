@@ -1,9 +1,10 @@
 """What a run writes for people: CSV files with one row for each step, and TensorBoard files."""
 
+import contextlib
 import csv
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -45,7 +46,7 @@ class CsvRecord:
                 writer.writerows(rows)
             tf.io.gfile.rename(unfinished, path, overwrite=True)
         except (OSError, tf.errors.OpError) as error:
-            raise write_error(path, error, None) from error
+            raise write_error(os.path.dirname(path), path, error) from error
 
     def append(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Appends rows, all of them or (where the disk is full) an error.
@@ -57,7 +58,7 @@ class CsvRecord:
             with tf.io.gfile.GFile(self.path, "a") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
         except (OSError, tf.errors.OpError) as error:
-            raise write_error(self.path, error, None) from error
+            raise write_error(os.path.dirname(self.path), self.path, error) from error
 
 
 def read_csv(path: str) -> list[dict[str, str]]:
@@ -107,6 +108,7 @@ class RunRecorder:
         Raises:
           SettingError: if they cannot be written.
         """
+        self._model_dir = model_dir
         self._layers = sparse_layer_names(config)
         per_layer = [f"{layer}/{name}" for layer in self._layers for name in _ROUTING_SCALARS]
         scalars = [name for name in StepMetrics._fields if name != "routing"]
@@ -140,22 +142,29 @@ class RunRecorder:
                     for layer, metrics in last.routing.items()
                 ]
             )
-        with self._board.as_default():
+        with self._writing_board():
             for row in rows:
                 for name, value in row.items():
                     if name != "step":
                         tf.summary.scalar(f"train/{name}", value, step=row["step"])
             for layer, metrics in last.routing.items():
                 tf.summary.histogram(f"train/{layer}/expert_load", metrics.expert_load, step=last_step)
-        self._board.flush()
 
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one evaluation's numbers, those that `evaluation.make_evaluator` returns."""
         self._evaluations.append([{"step": step, **values}])
-        with self._board.as_default():
+        with self._writing_board():
             for name, value in values.items():
                 tf.summary.scalar(f"eval/{name}", value, step=step)
-        self._board.flush()
+
+    @contextlib.contextmanager
+    def _writing_board(self) -> Iterator[None]:
+        try:
+            with self._board.as_default():
+                yield
+            self._board.flush()
+        except tf.errors.OpError as error:
+            raise write_error(self._model_dir, "TensorBoard's files", error) from error
 
 
 def is_finite(metrics: StepMetrics) -> bool:
