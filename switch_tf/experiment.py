@@ -17,7 +17,7 @@ from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder, ModelConfig
 from switch_tf.partitioning.engine import Engine, make_engine
 from switch_tf.training.adafactor import Adafactor
-from switch_tf.training.checkpoints import CheckpointFolder, write_error
+from switch_tf.training.checkpoints import checkpoints_of, write_error
 
 _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
 
@@ -77,7 +77,7 @@ class Experiment:
             try:
                 self.vocabulary.install(self.model_dir)
             except (OSError, tf.errors.OpError) as error:
-                raise write_error(self.model_dir, self.vocabulary_path, error) from error
+                raise write_error(self.vocabulary_path, error, checkpoints_of(self.model_dir)) from error
         data.check_vocabulary(self.mixture_or_task, self.model.vocab_size)
 
     def fixed_settings(self) -> dict[str, object]:
@@ -107,7 +107,7 @@ class Run:
         """
         self.experiment = experiment
         self.engine: Engine = make_engine(experiment.engine)
-        self.checkpoints = CheckpointFolder(os.path.join(experiment.model_dir, "checkpoints"), keep_checkpoints)
+        self.checkpoints = checkpoints_of(experiment.model_dir, keep_checkpoints)
         self.optimizer = optimizer
         with self.engine.scope():
             self.model = EncoderDecoder(experiment.model, seed=experiment.seed)
@@ -217,7 +217,7 @@ def write_description(model_dir: str) -> None:
             with tf.io.gfile.GFile(os.path.join(model_dir, name), "w") as file:
                 file.write(text)
     except (OSError, tf.errors.OpError) as error:
-        raise write_error(model_dir, model_dir, error) from error
+        raise write_error(model_dir, error, checkpoints_of(model_dir)) from error
 
 
 def read_description(model_dir: str) -> str:

@@ -97,7 +97,7 @@ class CheckpointFolder:
             tf.io.gfile.rename(unfinished, os.path.join(folder, _MANIFEST), overwrite=True)
         except (OSError, tf.errors.OpError) as error:
             self.remove(step)
-            raise write_error(os.path.dirname(self.folder), folder, error) from error
+            raise write_error(folder, error, self) from error
         self.clean()
 
     def remove(self, step: int) -> None:
@@ -116,15 +116,20 @@ class CheckpointFolder:
                 self.remove(step)
 
 
-def write_error(model_dir: str, path: str, error: Exception) -> SettingError:
+def checkpoints_of(model_dir: str, keep: int = 3) -> CheckpointFolder:
+    """Returns the checkpoints of a model directory."""
+    return CheckpointFolder(os.path.join(model_dir, "checkpoints"), keep)
+
+
+def write_error(path: str, error: Exception, checkpoints: CheckpointFolder) -> SettingError:
     """Returns the error for a model directory that cannot be written, with what is safe in it.
 
     Args:
-      model_dir: the run's.
       path: what could not be written.
       error: what the system said.
+      checkpoints: the run's.
     """
-    latest = CheckpointFolder(os.path.join(model_dir, "checkpoints")).latest()
+    latest = checkpoints.latest()
     saved = f"the checkpoint of step {latest} is safe" if latest is not None else "no checkpoint had been made yet"
     # TensorFlow names the operation and the file first and the reason last.
     reason = " ".join(str(error).split("; ")[-1].split())[:200]

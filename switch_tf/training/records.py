@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from switch_tf.layers.routing import RoutingMetrics
 from switch_tf.model import ModelConfig
-from switch_tf.training.checkpoints import write_error
+from switch_tf.training.checkpoints import checkpoints_of, write_error
 from switch_tf.training.step import StepMetrics
 
 EVALUATION_SCALARS = ("neg_log_perplexity", "accuracy", "target_tokens", "balance_loss")
@@ -46,7 +46,7 @@ class CsvRecord:
                 writer.writerows(rows)
             tf.io.gfile.rename(unfinished, path, overwrite=True)
         except (OSError, tf.errors.OpError) as error:
-            raise write_error(os.path.dirname(path), path, error) from error
+            raise write_error(path, error, checkpoints_of(os.path.dirname(path))) from error
 
     def append(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Appends rows, all of them or (where the disk is full) an error.
@@ -58,7 +58,7 @@ class CsvRecord:
             with tf.io.gfile.GFile(self.path, "a") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
         except (OSError, tf.errors.OpError) as error:
-            raise write_error(os.path.dirname(self.path), self.path, error) from error
+            raise write_error(self.path, error, checkpoints_of(os.path.dirname(self.path))) from error
 
 
 def read_csv(path: str) -> list[dict[str, str]]:
@@ -164,7 +164,7 @@ class RunRecorder:
                 yield
             self._board.flush()
         except tf.errors.OpError as error:
-            raise write_error(self._model_dir, "TensorBoard's files", error) from error
+            raise write_error("TensorBoard's files", error, checkpoints_of(self._model_dir)) from error
 
 
 def is_finite(metrics: StepMetrics) -> bool:
