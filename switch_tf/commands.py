@@ -144,5 +144,7 @@ def _predictions(run: Run, inputs: np.ndarray, vocabulary: seqio.Vocabulary) -> 
     for first in range(0, len(inputs), size):
         part = inputs[first : first + size]
         padded = np.pad(part, [(0, size - len(part)), (0, 0)])
-        for tokens in decode(padded)[: len(part)]:
+        with run.engine.scope():
+            decoded = decode(padded)
+        for tokens in decoded[: len(part)]:
             yield _decode(tokens, vocabulary)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from switch_tf.errors import SettingError, nearest
+from switch_tf.partitioning.axes import Axes, check_axes, constraining_with
 
 
 class Engine(abc.ABC):
@@ -16,7 +17,12 @@ class Engine(abc.ABC):
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Inside of it, weights are made and activations constrained as the engine places them."""
-        yield
+        with constraining_with(self.constrain):
+            yield
+
+    @abc.abstractmethod
+    def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
+        """Places an activation as the layout rules say for its axis names; the same values."""
 
     @abc.abstractmethod
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
@@ -44,6 +50,10 @@ class Engine(abc.ABC):
 
 class SingleEngine(Engine):
     """One device, which TensorFlow chooses."""
+
+    def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
+        check_axes("An activation", tuple(tensor.shape), axes)
+        return tensor
 
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         return {name: tf.convert_to_tensor(array) for name, array in batch.items()}

@@ -1,0 +1,83 @@
+"""The engines' interface: what a model tells an engine about its weights and activations."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from switch_tf.errors import SettingError
+from switch_tf.model import EncoderDecoder
+from switch_tf.partitioning import axes
+from switch_tf.partitioning.engine import SingleEngine, make_engine
+from tests.conftest import random_features
+
+
+class RecordingEngine(SingleEngine):
+    """Keeps what it is asked to place."""
+
+    def __init__(self):
+        self.placed: list[tuple[tuple[int, ...], axes.Axes]] = []
+
+    def constrain(self, tensor, axes):
+        self.placed.append((tuple(tensor.shape), axes))
+        return super().constrain(tensor, axes)
+
+
+def test_tokens_travel_from_groups_to_experts_and_back_expert_first(tiny_config):
+    engine = RecordingEngine()
+    with engine.scope():
+        model = EncoderDecoder(tiny_config)
+        model.build()
+        model(random_features())
+    slots = [(shape, names) for shape, names in engine.placed if axes.SLOTS in names and axes.EMBED in names]
+    way = [names.index(axes.EXPERTS) if axes.EXPERTS in names else None for _, names in slots]
+    assert way == [None, 0, 0, None] * 2  # One sparse layer in each stack: out, at the experts, back.
+    assert {shape[0] for shape, _ in slots} == {tiny_config.num_experts}
+
+
+def test_without_an_engine_nothing_is_placed(tiny_config):
+    engine = RecordingEngine()
+    with engine.scope():
+        pass
+    model = EncoderDecoder(tiny_config)
+    model.build()
+    model(random_features())
+    assert engine.placed == []
+
+
+def test_a_variable_creator_sees_shape_and_axes_of_every_weight(tiny_config):
+    seen = {}
+
+    def creator(next_creator, **kwargs):
+        variable = next_creator(**kwargs)
+        weight = axes.weight_being_made()
+        seen[weight.axes] = (weight.shape, tuple(variable.shape))
+        return variable
+
+    with tf.variable_creator_scope(creator):
+        EncoderDecoder(tiny_config).build()
+    assert all(told == made for told, made in seen.values())
+    assert seen[(axes.EXPERTS, axes.EMBED, axes.EXPERT_MLP)][0] == (4, 16, 32)
+    assert axes.weight_being_made() is None
+
+
+def test_save_and_restore(tmp_path):
+    engine = make_engine("single")
+    written = {"a": tf.Variable([1.0, 2.0]), "b/c": tf.Variable(3)}
+    engine.save(written, {}, str(tmp_path / "state"))
+    read = {"a": tf.Variable([0.0, 0.0])}  # A part is enough: evaluation needs no slots.
+    engine.restore(read, {}, str(tmp_path / "state"))
+    np.testing.assert_array_equal(read["a"], [1.0, 2.0])
+    with pytest.raises(AssertionError):
+        engine.restore({"absent": tf.Variable(0.0)}, {}, str(tmp_path / "state"))
+
+
+def test_an_unknown_engine_is_named():
+    with pytest.raises(SettingError, match=r"ENGINE = 'singel' is unknown \(did you mean 'single'\?\)"):
+        make_engine("singel")
+
+
+def test_axes_must_fit_the_shape():
+    with pytest.raises(ValueError, match="2 axis names"):
+        axes.check_axes("w", (1, 2, 3), ("embed", "mlp"))
+    with pytest.raises(ValueError, match="unknown axes"):
+        axes.check_axes("w", (1,), ("width",))
