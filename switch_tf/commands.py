@@ -1,5 +1,6 @@
 """What `switch-tf evaluate` and `switch-tf predict` do with a model directory."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +12,7 @@ from switch_tf import data
 from switch_tf.decoding import make_greedy
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import make_evaluator
-from switch_tf.experiment import Experiment, Run, dump_json
+from switch_tf.experiment import Experiment, Run
 
 # More texts than this go through the model in several batches.
 _PREDICTION_BATCH = 16
@@ -51,7 +52,7 @@ def evaluate(step: int | None, split: str, as_json: bool) -> None:
     shown = batches if as_json else tqdm.tqdm(batches, unit="batch", leave=False)
     values = {"step": int(run.step.numpy())} | make_evaluator(run)(shown)
     if as_json:
-        print(dump_json(values))
+        print(json.dumps(values, indent=2))
         return
     print(f"{experiment.model_dir}, {experiment.mixture_or_task}, {split}")
     for name, value in values.items():

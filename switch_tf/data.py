@@ -148,8 +148,10 @@ def empty_split(mixture_or_task: str, split: str) -> SettingError:
     )
 
 
-def first_batches(dataset: tf.data.Dataset, mixture_or_task: str, split: str = "train") -> Iterator[Batch]:
-    """Iterates over `dataset` as tensors after checking that there is a first element.
+def checked_iterator(
+    dataset: tf.data.Dataset, mixture_or_task: str, split: str = "train"
+) -> Iterator[dict[str, tf.Tensor]]:
+    """Iterates over `dataset` once it is known to have a first element; a checkpoint can hold the iterator.
 
     Raises:
       SettingError: if there is none.

@@ -1,6 +1,7 @@
 """What a model costs, counted without making it: parameters, FLOPs, bytes."""
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,12 +10,11 @@ import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
 from switch_tf import configuration
-from switch_tf.experiment import dump_json
-from switch_tf.model import EncoderDecoder, ModelConfig
+from switch_tf.model import EncoderDecoder, ModelConfig, weight_name
 from switch_tf.partitioning import axes
 from switch_tf.training.adafactor import Adafactor
 
-# T5's lengths (paper.md 4.1), where the experiment names no others.
+# T5's lengths in pre-training, where the experiment names no others.
 DEFAULT_LENGTHS = {"inputs": 512, "targets": 114}
 _BYTES_PER_WEIGHT = 4
 
@@ -50,7 +50,7 @@ def weights_of(config: ModelConfig) -> list[Weight]:
     with without_allocation():
         model = EncoderDecoder(config)
         model.build()
-    return [Weight(weight.path.split("/", 1)[1], tuple(weight.shape), weight.axes) for weight in model.weights]
+    return [Weight(weight_name(weight), tuple(weight.shape), weight.axes) for weight in model.weights]
 
 
 def forward_flops(config: ModelConfig, inputs_length: int, targets_length: int) -> int:
@@ -125,7 +125,7 @@ def describe(as_json: bool) -> None:
     lengths = configuration.macro("TASK_FEATURE_LENGTHS", DEFAULT_LENGTHS)
     values = description(config, lengths["inputs"], lengths["targets"])
     if as_json:
-        print(dump_json(values))
+        print(json.dumps(values, indent=2))
         return
     experts = f"{config.num_experts} experts in {config.num_sparse_layers} of them" if config.num_experts else "dense"
     layers = f"{config.num_encoder_layers} + {config.num_decoder_layers} layers"

@@ -19,8 +19,8 @@ def make_evaluator(run: Run) -> Callable[[Sequence[Batch]], dict[str, float]]:
 
     Returns:
       evaluate(batches) -> numbers by name: neg_log_perplexity (nats for each real target token, higher is better),
-      accuracy, target_tokens, balance_loss, and for each sparse layer what its router did. Means over all real
-      target tokens of all batches.
+      accuracy, target_tokens, balance_loss, and for each sparse layer what its router did. Likelihood and
+      accuracy are means over all real target tokens of all batches, what routers did a mean over the batches.
     """
     step = make_evaluation_step(run.model)
     variables = run.model.trainable_variables

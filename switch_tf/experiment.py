@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -14,12 +13,15 @@ import tensorflow as tf
 
 from switch_tf import data
 from switch_tf.errors import SettingError
-from switch_tf.model import EncoderDecoder, ModelConfig
+from switch_tf.model import EncoderDecoder, ModelConfig, weight_name
 from switch_tf.partitioning.engine import Engine, make_engine
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.checkpoints import checkpoints_of, write_error
 
 _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
+
+# Between a weight's name and that of its optimizer slot.
+_SLOTS = "/slots/"
 
 
 class Vocabulary(Protocol):
@@ -124,7 +126,7 @@ class Run:
             named[name] = weight.value
             if self.optimizer is not None:
                 for slot, variable in self.optimizer.slots[index].items():
-                    named[f"{name}/slots/{slot}"] = variable.value
+                    named[f"{name}{_SLOTS}{slot}"] = variable.value
         return named
 
     def save(self, objects: Mapping[str, object]) -> None:
@@ -153,12 +155,12 @@ class Run:
         """
         manifest = self.checkpoints.manifest(step)
         theirs = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+        if self.optimizer is None:
+            theirs = {name: shape for name, shape in theirs.items() if _SLOTS not in name}
         ours = {name: tuple(variable.shape) for name, variable in self.variables().items()}
-        different = sorted(name for name in ours if theirs.get(name) != ours[name])
-        if self.optimizer is not None:
-            different += sorted(theirs.keys() - ours.keys())
+        different = {name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)}
         if different:
-            name = different[0]
+            name = min(different)
             raise SettingError(
                 f"MODEL_DIR = '{self.experiment.model_dir}' holds another model: {name} is "
                 f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here; use another MODEL_DIR, or "
@@ -170,8 +172,9 @@ class Run:
                 f"{self.experiment.vocabulary_path} is not the vocabulary that the checkpoint of step {step} was "
                 "trained with: put that file back, or use another MODEL_DIR."
             )
-
-        for name, value in self.experiment.fixed_settings().items() if self.optimizer is not None else ():
+        if self.optimizer is None:
+            return
+        for name, value in self.experiment.fixed_settings().items():
             if manifest["settings"][name] != value:
                 raise SettingError(
                     f"MODEL_DIR = '{self.experiment.model_dir}' holds a run with {name} = "
@@ -189,11 +192,6 @@ class Run:
             self.engine.restore(self.variables(), objects, self.checkpoints.prefix(step))
         except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
             raise self.checkpoints.damaged(step) from error
-
-
-def weight_name(weight) -> str:
-    """Returns a weight's name in checkpoints: its path without the model's own name."""
-    return weight.path.split("/", 1)[1]
 
 
 def versions() -> dict[str, str]:
@@ -231,8 +229,3 @@ def read_description(model_dir: str) -> str:
         raise SettingError(f"MODEL_DIR = '{model_dir}' holds no config.gin: it is no model directory, or not yet.")
     with tf.io.gfile.GFile(path) as file:
         return file.read()
-
-
-def dump_json(value: object) -> str:
-    """Formats a result for scripts: one JSON object."""
-    return json.dumps(value, indent=2, sort_keys=False)

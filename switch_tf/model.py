@@ -334,3 +334,8 @@ class EncoderDecoder(keras.Model):
         x = self.token_embedder(tf.expand_dims(tokens, 1))
         x, caches = self.decoder.decode_step(x, caches, position, mask_bias, attention.padding_bias(memory_mask))
         return tf.squeeze(self._to_logits(x), 1), caches
+
+
+def weight_name(weight: keras.Variable) -> str:
+    """Returns a weight's name in checkpoints and tables: its path without the model's own name."""
+    return weight.path.split("/", 1)[1]

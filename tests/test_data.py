@@ -103,7 +103,7 @@ def test_evaluation_batches_are_always_the_same_and_padded_to_one_shape():
 def test_an_empty_corpus_is_refused():
     dataset = data.training_dataset("empty_span_corruption", LENGTHS, 4, 0)
     with pytest.raises(SettingError, match="'empty_span_corruption' yields no example in its split 'train'"):
-        data.first_batches(dataset, "empty_span_corruption")
+        data.checked_iterator(dataset, "empty_span_corruption")
     with pytest.raises(SettingError, match="yields no example in its split 'validation'"):
         data.evaluation_batches("empty_span_corruption", LENGTHS, 4, None)
 

@@ -1,5 +1,6 @@
 """`switch-tf describe` against the exact counts of the released models."""
 
+import dataclasses
 import json
 import math
 import re
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from switch_tf import configuration, describe
 from switch_tf.model import EncoderDecoder, ModelConfig
@@ -98,15 +100,33 @@ def test_flops_of_the_paper():
     assert dense["forward_flops_per_sequence"] == sparse["forward_flops_per_sequence"]
 
 
-def test_flops_equal_a_count_of_the_products_that_tensorflow_makes():
-    """Every einsum of a dense forward pass, as XLA's own cost analysis would: 2 x m x n x k, logits left out."""
-    config = config_of("t5_tiny")
-    d, width, ff, inputs, targets = 128, 128, 512, 24, 8
-    attention = lambda q, k: 2 * (2 * q * d * width + 2 * k * d * width + 2 * q * k * width)  # noqa: E731
-    feed_forward = lambda tokens: 2 * 2 * tokens * d * ff  # noqa: E731
-    block = attention(inputs, inputs) + feed_forward(inputs)
-    decoder_block = attention(targets, targets) + attention(targets, inputs) + feed_forward(targets)
-    assert describe.forward_flops(config, inputs, targets) == 2 * block + 2 * decoder_block
+def einsum_flops(operation: tf.Operation) -> int:
+    """2 for each multiply-add: the product of the sizes of all letters."""
+    letters = operation.get_attr("equation").decode().split("->")[0].split(",")
+    sizes = {}
+    for names, tensor in zip(letters, operation.inputs):
+        sizes |= dict(zip(names, tensor.shape.as_list(), strict=True))
+    return 2 * math.prod(sizes.values())
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_flops_equal_the_products_in_the_traced_model(gated):
+    config = dataclasses.replace(config_of("t5_tiny"), activation="gated_gelu" if gated else "relu")
+    model = EncoderDecoder(config)
+    model.build()
+    features = {
+        "encoder_input_tokens": tf.TensorSpec([1, 24], tf.int32),
+        "decoder_input_tokens": tf.TensorSpec([1, 8], tf.int32),
+    }
+    graph = tf.function(lambda features: model(features), autograph=False).get_concrete_function(features).graph
+    left_out = {b"blm,vm->blv", b"qkr,rn->nqk"}  # Logits, and the table of position biases.
+    counted = [
+        einsum_flops(operation)
+        for operation in graph.get_operations()
+        if operation.type == "Einsum" and operation.get_attr("equation") not in left_out
+    ]
+    assert len(counted) == 2 * 3 * 6 + 4 * (2 + gated)  # Three attentions in two layers each, four feed-forwards.
+    assert describe.forward_flops(config, 24, 8) == sum(counted)
 
 
 def test_nothing_is_allocated():

@@ -135,11 +135,16 @@ def test_greedy_decoding_takes_the_best_token_and_stops_at_the_end(tiny_config):
 
 
 def test_greedy_decoding_leaves_nothing_after_the_end(tiny_config):
-    model = built(tiny_config)
-    # The end of the sequence wins everywhere: its embedding points where every decoder output points.
-    model.decoder.final_norm.scale.assign(np.zeros(16, np.float32))
+    model = built(dataclasses.replace(tiny_config, eval_capacity_factor=4.0, tied_logits=False))
     inputs = tf.constant(random_features()["encoder_input_tokens"])
-    np.testing.assert_array_equal(greedy(model, inputs, 4, end_of_sequence=0), 0)
+    endless = greedy(model, inputs, 8, end_of_sequence=-1).numpy()
+    end = int(endless[0, 0])  # So that the first row ends at once.
+    decoded = greedy(model, inputs, 8, end_of_sequence=end).numpy()
+    for row, full in zip(decoded, endless):
+        length = list(full).index(end) + 1 if end in full else 8
+        np.testing.assert_array_equal(row[:length], full[:length])
+        np.testing.assert_array_equal(row[length:], 0)
+    assert np.any(endless[0, 1:] != 0) and not np.any(decoded[0, 1:])
 
 
 def test_bfloat16_activations_stay_close_to_float32(tiny_config):

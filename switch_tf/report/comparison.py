@@ -6,7 +6,6 @@ import pathlib
 from collections import defaultdict
 from collections.abc import Sequence
 
-import gin
 import matplotlib
 
 matplotlib.use("Agg")  # No screen is needed to write a file.
@@ -26,7 +25,7 @@ _UNIGRAM_BATCHES = 100
 
 def _experiment(model_dir: str) -> Experiment:
     configuration.load([], [f"MODEL_DIR = {model_dir!r}"], recorded=read_description(model_dir))
-    experiment = gin.query_parameter("train.experiment").scoped_configurable_fn()
+    experiment = Experiment()
     experiment.install_vocabulary()
     return experiment
 

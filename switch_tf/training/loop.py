@@ -119,7 +119,7 @@ def train(
     experiment.install_vocabulary()
     name, lengths, batch_size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
     dataset = data.training_dataset(name, lengths, batch_size, experiment.seed)
-    iterator = data.first_batches(dataset, name)
+    iterator = data.checked_iterator(dataset, name)
     held_out = data.evaluation_batches(name, lengths, batch_size, num_eval_batches, eval_split)
 
     run = Run(experiment, optimizer, keep_checkpoints)
