@@ -158,6 +158,9 @@ class _Trainer:
         self, steps: int, stop: StopSignals, eval_period: int, checkpoint_period: int, log_period: int
     ) -> None:
         """Updates until all steps are made or a signal arrives; saves at the end either way."""
+        if self.step > 0 and self.step % eval_period == 0 and not self.recorder.has_evaluation(self.step):
+            # A signal came at this very step: it was saved at once, before the evaluation that was due.
+            self.hold_out()
         while self.step < steps:
             self.update_once()
             if stop.received is not None:

@@ -150,6 +150,10 @@ class RunRecorder:
             for layer, metrics in last.routing.items():
                 tf.summary.histogram(f"train/{layer}/expert_load", metrics.expert_load, step=last_step)
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the evaluation after `step` has its row."""
+        return any(row["step"] == str(step) for row in read_csv(self._evaluations.path))
+
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one evaluation's numbers, those that `evaluation.make_evaluator` returns."""
         self._evaluations.append([{"step": step, **values}])

@@ -197,6 +197,16 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(trained, capsys, tmp_pat
     assert list(runs.losses(copy)) == [str(step) for step in range(1, 14)]
 
 
+def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    complete = (copy / "eval.csv").read_text()
+    (copy / "eval.csv").write_text("".join(complete.splitlines(keepends=True)[:-1]))  # As if stopped at step 12.
+    command_line.main(runs.arguments(copy, "TRAIN_STEPS=13"))
+    assert (copy / "eval.csv").read_text().startswith(complete)
+    assert [line.split(",")[0] for line in (copy / "eval.csv").read_text().splitlines()] == ["step", "6", "12", "13"]
+
+
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(capsys, tmp_path, monkeypatch):
     """The kernel refuses files over a size, as it refuses all when the disk is full: with an error from `write`."""
     model_dir = tmp_path / "run"
