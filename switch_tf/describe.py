@@ -10,7 +10,8 @@ import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
 from switch_tf import configuration
-from switch_tf.model import EncoderDecoder, ModelConfig, weight_name
+from switch_tf.model import EncoderDecoder, weight_name
+from switch_tf.model_config import ModelConfig
 from switch_tf.partitioning import axes
 from switch_tf.training.adafactor import Adafactor
 

@@ -4,113 +4,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import gin
 import keras
 import tensorflow as tf
 
-from switch_tf.errors import SettingError
 from switch_tf.layers import attention
 from switch_tf.layers.attention import MultiHeadAttention
-from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.embedding import LogitsProjection, RelativePositionBias, TokenEmbedder
-from switch_tf.layers.feed_forward import ACTIVATIONS, FeedForward
+from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.layer import weights_from_seed
 from switch_tf.layers.moe import Experts, SwitchFeedForward
 from switch_tf.layers.routing import Routing, SwitchRouter
 from switch_tf.layers.transformer import Block, BlockCache, Stack
-
-DTYPE_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Everything that makes one model another.
-
-    Attributes:
-      vocab_size: V, rows of the token table (a multiple of 128 is kind to TPUs); the vocabulary must fit into it.
-      d_model: M, width of the residual stream.
-      d_ff: H, width of a feed-forward layer and of each expert.
-      d_kv: K, width of an attention head.
-      num_heads: N.
-      num_encoder_layers: blocks in the encoder.
-      num_decoder_layers: blocks in the decoder.
-      activation: "relu" (T5 1.0) or "gated_gelu" (T5 1.1), in dense layers and experts alike.
-      tied_logits: whether the token table also makes the logits, as in T5 1.0.
-      dropout_rate: on embeddings, attention weights, hidden activations of dense layers and sub-layer outputs.
-      initializer_scale: s of sigma = sqrt(s / fan_in); the paper takes 0.1 for Switch Transformers (Sec. 2.4).
-      relative_position_buckets: buckets of the relative position bias.
-      relative_position_max_distance: from here on all distances share a bucket.
-      layer_norm_epsilon: added to the mean square.
-      activation_dtype: "float32" or "bfloat16"; weights stay in float32.
-      num_experts: E; 0 makes the model dense.
-      sparse_every: n; blocks n-1, 2n-1, ... of both stacks are sparse.
-      capacity_factor: in training (Eq. 3).
-      eval_capacity_factor: outside of training.
-      min_expert_capacity: floor of an expert's slots in a group.
-      group_size: the most tokens that compete for one set of slots.
-      router_dtype: "float32" is the paper's selective precision.
-      router_jitter: epsilon of the noise on the router's input, in training (App. C).
-      expert_dropout_rate: on the hidden activation of experts.
-      dispatcher: "gather" (fast) or "einsum" (the reference).
-    """
-
-    vocab_size: int = gin.REQUIRED
-    d_model: int = gin.REQUIRED
-    d_ff: int = gin.REQUIRED
-    d_kv: int = gin.REQUIRED
-    num_heads: int = gin.REQUIRED
-    num_encoder_layers: int = gin.REQUIRED
-    num_decoder_layers: int = gin.REQUIRED
-    activation: str = "relu"
-    tied_logits: bool = True
-    dropout_rate: float = 0.0
-    initializer_scale: float = 1.0
-    relative_position_buckets: int = 32
-    relative_position_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    activation_dtype: str = "float32"
-    num_experts: int = 0
-    sparse_every: int = 2
-    capacity_factor: float = 1.25
-    eval_capacity_factor: float = 2.0
-    min_expert_capacity: int = 4
-    group_size: int = 4096
-    router_dtype: str = "float32"
-    router_jitter: float = 1e-2
-    expert_dropout_rate: float = 0.0
-    dispatcher: str = "gather"
-
-    def __post_init__(self):
-        counts = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "sparse_every", "group_size")
-        for name in counts:
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("num_encoder_layers", "num_decoder_layers"):
-            self._require(name, getattr(self, name) >= 1, "must be at least 1: the model is an encoder-decoder")
-        for name in ("dropout_rate", "expert_dropout_rate"):
-            self._require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
-        for name in ("capacity_factor", "eval_capacity_factor", "initializer_scale"):
-            self._require(name, getattr(self, name) > 0, "must be positive")
-        self._require("num_experts", self.num_experts >= 0, "must be 0 (dense) or more")
-        self._require("router_jitter", 0 <= self.router_jitter < 1, "must be in [0, 1)")
-        for name in ("activation_dtype", "router_dtype"):
-            self._require(name, getattr(self, name) in DTYPE_POLICIES, f"must be one of {sorted(DTYPE_POLICIES)}")
-        self._require("activation", self.activation in ACTIVATIONS, f"must be one of {sorted(ACTIVATIONS)}")
-        self._require("dispatcher", self.dispatcher in DISPATCHERS, f"must be one of {sorted(DISPATCHERS)}")
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise SettingError(f"ModelConfig.{name} = {getattr(self, name)!r} {rule}.")
-
-    def is_sparse(self, index: int) -> bool:
-        """Whether block `index` (from 0) of a stack holds experts: every n-th, the n-th first of all."""
-        return self.num_experts > 0 and index % self.sparse_every == self.sparse_every - 1
-
-    @property
-    def num_sparse_layers(self) -> int:
-        """Sparse layers of both stacks together."""
-        layers = (*range(self.num_encoder_layers), *range(self.num_decoder_layers))
-        return sum(self.is_sparse(index) for index in layers)
+from switch_tf.model_config import DTYPE_POLICIES, ModelConfig
 
 
 class ModelOutput(NamedTuple):
@@ -142,7 +47,7 @@ def _blocks(config: ModelConfig, num_layers: int, is_decoder: bool) -> list[Bloc
             "activation": config.activation,
             "initializer_scale": scale,
         }
-        if not config.is_sparse(index):
+        if not config.is_sparse(index, is_decoder):
             return FeedForward(**shape, dropout_rate=config.dropout_rate, dtype=policy, name="feed_forward")
         return SwitchFeedForward(
             router=SwitchRouter(
@@ -164,6 +69,7 @@ def _blocks(config: ModelConfig, num_layers: int, is_decoder: bool) -> list[Bloc
             capacity_factor=config.capacity_factor,
             eval_capacity_factor=config.eval_capacity_factor,
             min_expert_capacity=config.min_expert_capacity,
+            fixed_capacity=config.expert_capacity,
             dispatcher=config.dispatcher,
             dtype=policy,
             name="feed_forward",
@@ -293,6 +199,8 @@ class EncoderDecoder(keras.Model):
         positions = tf.range(tokens.shape[1])
         mask_bias = attention.causal_bias(positions, positions)
         memory_bias = attention.padding_bias(tf.not_equal(features["encoder_input_tokens"], 0))
+        if targets is not None:
+            mask_bias += attention.padding_bias(tf.not_equal(targets, 0))
         segments = features.get("decoder_segment_ids")
         if segments is not None:
             mask_bias += attention.segment_bias(segments, segments)

@@ -8,7 +8,7 @@ import gin
 import numpy as np
 import pytest
 
-from switch_tf.model import ModelConfig
+from switch_tf.model_config import ModelConfig
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 
 from switch_tf import configuration
 from switch_tf.errors import SettingError
-from switch_tf.model import ModelConfig
+from switch_tf.model_config import ModelConfig
 
 SMALL = "gin/models/t5_small.gin"
 

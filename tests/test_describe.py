@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from switch_tf import configuration, describe
-from switch_tf.model import EncoderDecoder, ModelConfig
+from switch_tf.model import EncoderDecoder
+from switch_tf.model_config import ModelConfig
 from switch_tf.training.adafactor import Adafactor
 
 MODELS = Path(__file__).parent.parent / "gin" / "models"

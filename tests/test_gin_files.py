@@ -7,7 +7,7 @@ import pytest
 import switch_tf.training.loop  # noqa: F401 (registers `train`)
 from switch_tf import configuration
 from switch_tf.experiment import Experiment
-from switch_tf.model import ModelConfig
+from switch_tf.model_config import ModelConfig
 
 GIN = pathlib.Path(__file__).parents[1] / "gin"
 MODELS = sorted(path.stem for path in (GIN / "models").glob("*.gin"))

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from switch_tf.decoding import greedy
 from switch_tf.errors import SettingError
-from switch_tf.model import EncoderDecoder, ModelConfig
+from switch_tf.model import EncoderDecoder
+from switch_tf.model_config import ModelConfig
 from switch_tf.partitioning import axes
 from tests.conftest import random_features
 

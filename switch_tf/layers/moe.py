@@ -105,10 +105,11 @@ class SwitchFeedForward(layer.Layer):
         *,
         router: Router,
         experts: Experts,
-        group_size: int = 4096,
+        group_size: int | None = 4096,
         capacity_factor: float = 1.25,
-        eval_capacity_factor: float = 2.0,
+        eval_capacity_factor: float | None = 2.0,
         min_expert_capacity: int = 4,
+        fixed_capacity: int | None = None,
         dispatcher: str = "gather",
         dtype=None,
         name: str | None = None,
@@ -118,10 +119,11 @@ class SwitchFeedForward(layer.Layer):
         Args:
           router: decides who goes where.
           experts: the expert networks.
-          group_size: the most tokens that compete for one set of slots.
+          group_size: the most tokens that compete for one set of slots; None makes each sequence a group.
           capacity_factor: slots over tokens, in training (Eq. 3).
-          eval_capacity_factor: the same outside of training.
+          eval_capacity_factor: the same outside of training; None drops no token.
           min_expert_capacity: floor of an expert's slots in a group.
+          fixed_capacity: an expert's slots in a group, in the place of the factors and the floor.
           dispatcher: "gather" or "einsum".
           dtype: dtype policy of the experts' side; the router has its own.
           name: Keras name.
@@ -138,6 +140,7 @@ class SwitchFeedForward(layer.Layer):
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor = eval_capacity_factor
         self.min_expert_capacity = min_expert_capacity
+        self.fixed_capacity = fixed_capacity
         self.dispatcher = dispatcher
 
     def build(self, input_shape=None):
@@ -146,9 +149,11 @@ class SwitchFeedForward(layer.Layer):
         self.built = True
 
     def _capacity(self, group_size: int, training: bool, dropless: bool) -> int:
-        if dropless:
-            return group_size
         factor = self.capacity_factor if training else self.eval_capacity_factor
+        if dropless or factor is None:
+            return group_size
+        if self.fixed_capacity is not None:
+            return min(group_size, self.fixed_capacity)
         return expert_capacity(group_size, self.experts.num_experts, factor, self.min_expert_capacity)
 
     def call(
@@ -173,7 +178,7 @@ class SwitchFeedForward(layer.Layer):
           ([B, L, M] in the compute dtype: 0 for a token that found no slot; the routing).
         """
         batch, length, width = x.shape
-        size = tokens_per_group(batch * length, self.group_size)
+        size = length if self.group_size is None else tokens_per_group(batch * length, self.group_size)
         groups = batch * length // size
         tokens = tf.reshape(self.cast(x), [groups, size, width])
         tokens = axes.constrain(tokens, (axes.GROUPS, None, axes.EMBED))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import tensorflow as tf
 
 from switch_tf.layers.routing import RoutingMetrics
-from switch_tf.model import ModelConfig
+from switch_tf.model_config import ModelConfig
 from switch_tf.training.checkpoints import checkpoints_of, write_error
 from switch_tf.training.step import StepMetrics
 
@@ -72,12 +72,6 @@ def read_csv(path: str) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(lines) if None not in row.values()]
 
 
-def sparse_layer_names(config: ModelConfig) -> list[str]:
-    """Returns the names of a model's sparse layers, "encoder/layer_1" and so on, in order."""
-    stacks = (("encoder", config.num_encoder_layers), ("decoder", config.num_decoder_layers))
-    return [f"{stack}/layer_{i}" for stack, layers in stacks for i in range(layers) if config.is_sparse(i)]
-
-
 def scalars_of(metrics: StepMetrics) -> dict[str, float]:
     """Flattens a step's metrics: every scalar by its column's name, `encoder/layer_1/fraction_dropped` and the like."""
     scalars = {name: float(value) for name, value in metrics._asdict().items() if name != "routing"}
@@ -109,7 +103,7 @@ class RunRecorder:
           SettingError: if they cannot be written.
         """
         self._model_dir = model_dir
-        self._layers = sparse_layer_names(config)
+        self._layers = config.sparse_layer_names
         per_layer = [f"{layer}/{name}" for layer in self._layers for name in _ROUTING_SCALARS]
         scalars = [name for name in StepMetrics._fields if name != "routing"]
         loads = [f"load_{expert}" for expert in range(config.num_experts)]
