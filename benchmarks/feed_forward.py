@@ -16,7 +16,7 @@ import tensorflow as tf
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import Experts, SwitchFeedForward
-from switch_tf.layers.routing import SwitchRouter
+from switch_tf.layers.routers import SwitchRouter
 
 D_MODEL, D_FF = 512, 2048
 GROUPS, GROUP_SIZE = 16, 1024

@@ -27,7 +27,7 @@ def greedy(
     """
     batch = encoder_input_tokens.shape[0]
     memory_mask = tf.not_equal(encoder_input_tokens, 0)
-    memory, _ = model.encode({"encoder_input_tokens": encoder_input_tokens})
+    memory, _ = model.encode({"encoder_input_tokens": encoder_input_tokens}, dropless=True)
     caches = model.start_decoding(memory, max_length)
     cross = [cache.cross_attention for cache in caches]
 

@@ -8,12 +8,21 @@ import keras
 import tensorflow as tf
 
 from switch_tf.layers import attention
-from switch_tf.layers.attention import MultiHeadAttention
+from switch_tf.layers.attention import Attention, MultiHeadAttention
 from switch_tf.layers.embedding import LogitsProjection, RelativePositionBias, TokenEmbedder
 from switch_tf.layers.feed_forward import FeedForward
-from switch_tf.layers.layer import weights_from_seed
+from switch_tf.layers.layer import Layer, weights_from_seed
 from switch_tf.layers.moe import Experts, SwitchFeedForward
-from switch_tf.layers.routing import Routing, SwitchRouter
+from switch_tf.layers.router import Router
+from switch_tf.layers.routers import (
+    NON_CAUSAL_ROUTERS,
+    ROUTERS,
+    NoTokenLeftBehindRouter,
+    TokenChoiceRouter,
+    TopNRouter,
+)
+from switch_tf.layers.routing import Routing
+from switch_tf.layers.switch_attention import AttentionExperts, SwitchSelfAttention
 from switch_tf.layers.transformer import Block, BlockCache, Stack
 from switch_tf.model_config import DTYPE_POLICIES, ModelConfig
 
@@ -25,69 +34,107 @@ class ModelOutput(NamedTuple):
     routings: dict[str, Routing]
 
 
-def _blocks(config: ModelConfig, num_layers: int, is_decoder: bool) -> list[Block]:
-    policy = DTYPE_POLICIES[config.activation_dtype]
-    scale = config.initializer_scale
+def _router(config: ModelConfig, is_decoder: bool) -> Router:
+    kind = ROUTERS[config.router_of(is_decoder)]
+    settings = {
+        "d_model": config.d_model,
+        "num_experts": config.num_experts,
+        "policy": config.router_policy,
+        "eval_policy": config.router_eval_policy,
+        "jitter": config.router_jitter,
+        "input_dropout_rate": config.router_input_dropout_rate,
+        "temperature": config.router_temperature,
+        "balance_bias": config.balance_bias_rate > 0,
+        "initializer_scale": config.initializer_scale,
+        "dtype": DTYPE_POLICIES[config.router_dtype],
+        "name": "router",
+    }
+    if issubclass(kind, TokenChoiceRouter):
+        settings["priority"] = config.router_priority_of(is_decoder)
+    if issubclass(kind, TopNRouter | NoTokenLeftBehindRouter) and config.router_choices is not None:
+        settings["num_choices"] = config.router_choices
+    if issubclass(kind, TopNRouter):
+        settings["later_choice_policy"] = config.later_choice_policy
+        settings["eval_later_choice_policy"] = config.eval_later_choice_policy
+        settings["later_choice_threshold"] = config.later_choice_threshold
+    return kind(**settings)
 
-    def attention_layer(name: str) -> MultiHeadAttention:
-        return MultiHeadAttention(
-            d_model=config.d_model,
-            num_heads=config.num_heads,
-            d_kv=config.d_kv,
-            dropout_rate=config.dropout_rate,
-            initializer_scale=scale,
-            dtype=policy,
-            name=name,
-        )
 
-    def feed_forward_layer(index: int) -> FeedForward | SwitchFeedForward:
-        shape = {
-            "d_model": config.d_model,
-            "d_ff": config.d_ff,
-            "activation": config.activation,
-            "initializer_scale": scale,
-        }
-        if not config.is_sparse(index, is_decoder):
-            return FeedForward(**shape, dropout_rate=config.dropout_rate, dtype=policy, name="feed_forward")
-        return SwitchFeedForward(
-            router=SwitchRouter(
-                d_model=config.d_model,
-                num_experts=config.num_experts,
-                jitter=config.router_jitter,
-                initializer_scale=scale,
-                dtype=DTYPE_POLICIES[config.router_dtype],
-                name="router",
-            ),
-            experts=Experts(
-                **shape,
-                num_experts=config.num_experts,
-                dropout_rate=config.expert_dropout_rate,
-                dtype=policy,
-                name="experts",
-            ),
-            group_size=config.group_size,
-            capacity_factor=config.capacity_factor,
-            eval_capacity_factor=config.eval_capacity_factor,
-            min_expert_capacity=config.min_expert_capacity,
-            fixed_capacity=config.expert_capacity,
-            dispatcher=config.dispatcher,
-            dtype=policy,
-            name="feed_forward",
-        )
+def _sparse_layer(config: ModelConfig, is_decoder: bool, experts: Layer, name: str) -> SwitchFeedForward:
+    return SwitchFeedForward(
+        router=_router(config, is_decoder),
+        experts=experts,
+        group_size=config.group_size,
+        capacity_factor=config.capacity_factor,
+        eval_capacity_factor=config.eval_capacity_factor,
+        min_expert_capacity=config.min_expert_capacity,
+        fixed_capacity=config.expert_capacity,
+        # An expert that chooses may take any token: there is no small number of choices for a token to gather.
+        dispatcher=config.dispatcher if config.router_of(is_decoder) not in NON_CAUSAL_ROUTERS else "einsum",
+        dtype=DTYPE_POLICIES[config.activation_dtype],
+        name=name,
+    )
 
-    return [
-        Block(
-            d_model=config.d_model,
-            self_attention=attention_layer("self_attention"),
-            cross_attention=attention_layer("cross_attention") if is_decoder else None,
-            feed_forward=feed_forward_layer(index),
-            dropout_rate=config.dropout_rate,
-            layer_norm_epsilon=config.layer_norm_epsilon,
-            dtype=policy,
-            name=f"layer_{index}",
-        )
-        for index in range(num_layers)
-    ]
+
+def _feed_forward(config: ModelConfig, is_decoder: bool, is_sparse: bool) -> FeedForward | SwitchFeedForward:
+    settings = {
+        "d_model": config.d_model,
+        "d_ff": config.d_ff,
+        "activation": config.activation,
+        "initializer_scale": config.initializer_scale,
+        "dtype": DTYPE_POLICIES[config.activation_dtype],
+    }
+    if not is_sparse:
+        return FeedForward(**settings, dropout_rate=config.dropout_rate, name="feed_forward")
+    experts = Experts(
+        **settings, num_experts=config.num_experts, dropout_rate=config.expert_dropout_rate, name="experts"
+    )
+    return _sparse_layer(config, is_decoder, experts, "feed_forward")
+
+
+def _self_attention(config: ModelConfig, is_decoder: bool, is_sparse: bool) -> Attention:
+    settings = _attention_settings(config)
+    if not is_sparse or config.switch_attention == "none":
+        return MultiHeadAttention(**settings, name="self_attention")
+    experts = AttentionExperts(
+        num_experts=config.num_experts,
+        d_model=config.d_model,
+        num_heads=config.num_heads,
+        d_kv=config.d_kv,
+        kind=config.switch_attention,
+        d_ff=config.d_ff,
+        initializer_scale=config.initializer_scale,
+        dtype=DTYPE_POLICIES[config.activation_dtype],
+        name="experts",
+    )
+    projections = _sparse_layer(config, is_decoder, experts, "projections")
+    return SwitchSelfAttention(projections=projections, **settings, name="self_attention")
+
+
+def _attention_settings(config: ModelConfig) -> dict:
+    return {
+        "d_model": config.d_model,
+        "num_heads": config.num_heads,
+        "d_kv": config.d_kv,
+        "dropout_rate": config.dropout_rate,
+        "initializer_scale": config.initializer_scale,
+        "dtype": DTYPE_POLICIES[config.activation_dtype],
+    }
+
+
+def _block(config: ModelConfig, index: int, is_decoder: bool) -> Block:
+    is_sparse = config.is_sparse(index, is_decoder)
+    cross_attention = MultiHeadAttention(**_attention_settings(config), name="cross_attention") if is_decoder else None
+    return Block(
+        d_model=config.d_model,
+        self_attention=_self_attention(config, is_decoder, is_sparse),
+        cross_attention=cross_attention,
+        feed_forward=_feed_forward(config, is_decoder, is_sparse),
+        dropout_rate=config.dropout_rate,
+        layer_norm_epsilon=config.layer_norm_epsilon,
+        dtype=DTYPE_POLICIES[config.activation_dtype],
+        name=f"layer_{index}",
+    )
 
 
 class EncoderDecoder(keras.Model):
@@ -115,7 +162,7 @@ class EncoderDecoder(keras.Model):
         config, policy = self.config, DTYPE_POLICIES[self.config.activation_dtype]
         return Stack(
             d_model=config.d_model,
-            blocks=_blocks(config, num_layers, is_decoder),
+            blocks=[_block(config, index, is_decoder) for index in range(num_layers)],
             position_bias=RelativePositionBias(
                 config.num_heads,
                 bidirectional=not is_decoder,
@@ -174,9 +221,13 @@ class EncoderDecoder(keras.Model):
         return logits
 
     def encode(
-        self, features: Mapping[str, tf.Tensor], training: bool = False, seed: int | tf.Tensor = 0
+        self,
+        features: Mapping[str, tf.Tensor],
+        training: bool = False,
+        seed: int | tf.Tensor = 0,
+        dropless: bool = False,
     ) -> tuple[tf.Tensor, dict[str, Routing]]:
-        """Encodes `encoder_input_tokens`: ([B, L, M], routings)."""
+        """Encodes `encoder_input_tokens`: ([B, L, M], routings); `dropless` gives every token its expert."""
         tokens = features["encoder_input_tokens"]
         token_mask = tf.not_equal(tokens, 0)
         mask_bias = attention.padding_bias(token_mask)
@@ -184,7 +235,9 @@ class EncoderDecoder(keras.Model):
         if segments is not None:
             mask_bias += attention.segment_bias(segments, segments)
         x = self.token_embedder(tokens)
-        return self.encoder(x, mask_bias=mask_bias, token_mask=token_mask, training=training, seed=seed)
+        return self.encoder(
+            x, mask_bias=mask_bias, token_mask=token_mask, training=training, seed=seed, dropless=dropless
+        )
 
     def decode(
         self,

@@ -7,8 +7,10 @@ import gin
 from switch_tf.errors import SettingError
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import ACTIVATIONS
+from switch_tf.layers.routers import NON_CAUSAL_ROUTERS, PRIORITIES, ROUTERS
 
 DTYPE_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+SWITCH_ATTENTIONS = ("none", "linear", "feed_forward")
 SPARSE_LAYOUTS = ("every", "every_from_second", "bottom", "top", "all")
 
 
@@ -43,10 +45,28 @@ class ModelConfig:
       min_expert_capacity: floor of an expert's slots in a group.
       expert_capacity: a fixed number of slots in the place of the factors, as Hugging Face has it; None: by factors.
       group_size: the most tokens that compete for one set of slots; None makes each sequence a group of its own.
+      router: how tokens and experts find each other: "switch", "top_n", "no_token_left_behind", "expert_choice" or
+        "expert_selection" (layers/routers.py).
+      decoder_router: the same for the decoder, where it must be causal; None: as in the encoder.
+      router_priority: who has a slot of a full expert: the first by "position" or by "gate".
+      decoder_router_priority: the same for the decoder, where it must be "position"; None: as in the encoder.
+      router_choices: experts of a token in "top_n", experts that it tries in "no_token_left_behind"; None: 2 and 4.
+      router_policy: how to explore in training (App. C): "argmax", "sample", "input_dropout" or "input_jitter".
+      router_eval_policy: the same outside of training, where input noise is off.
+      router_jitter: epsilon of "input_jitter".
+      router_input_dropout_rate: of "input_dropout".
+      router_temperature: of "sample".
+      later_choice_policy: of "top_n": which choices after the first are tried in training: "all", "none",
+        "threshold" or "random".
+      eval_later_choice_policy: the same outside of training.
+      later_choice_threshold: of both.
+      balance_bias_rate: by how much a step moves each expert's bias against its load (auxiliary-loss-free balancing;
+        1e-3 in Wang et al. 2024, with Objective.balance_loss = 0); 0: no bias.
       router_dtype: "float32" is the paper's selective precision.
-      router_jitter: epsilon of the noise on the router's input, in training (App. C).
       expert_dropout_rate: on the hidden activation of experts.
-      dispatcher: "gather" (fast) or "einsum" (the reference).
+      switch_attention: "linear" or "feed_forward" makes queries, and shared keys and values, of self-attention in
+        experts of that kind, in the sparse blocks (App. A); "none": not.
+      dispatcher: "gather" (fast) or "einsum" (the reference, and always where experts choose).
     """
 
     vocab_size: int = gin.REQUIRED
@@ -73,9 +93,23 @@ class ModelConfig:
     min_expert_capacity: int = 4
     expert_capacity: int | None = None
     group_size: int | None = 4096
-    router_dtype: str = "float32"
+    router: str = "switch"
+    decoder_router: str | None = None
+    router_priority: str = "position"
+    decoder_router_priority: str | None = None
+    router_choices: int | None = None
+    router_policy: str = "input_jitter"
+    router_eval_policy: str = "argmax"
     router_jitter: float = 1e-2
+    router_input_dropout_rate: float = 0.1
+    router_temperature: float = 1.0
+    later_choice_policy: str = "random"
+    eval_later_choice_policy: str = "random"
+    later_choice_threshold: float = 0.2
+    balance_bias_rate: float = 0.0
+    router_dtype: str = "float32"
     expert_dropout_rate: float = 0.0
+    switch_attention: str = "none"
     dispatcher: str = "gather"
 
     def __post_init__(self):
@@ -101,9 +135,55 @@ class ModelConfig:
             "activation": ACTIVATIONS,
             "dispatcher": DISPATCHERS,
             "sparse_layout": SPARSE_LAYOUTS,
+            "router": ROUTERS,
+            "decoder_router": [*ROUTERS, None],
+            "router_priority": PRIORITIES,
+            "decoder_router_priority": [*PRIORITIES, None],
+            "switch_attention": SWITCH_ATTENTIONS,
         }
         for name, known in choices.items():
-            self._require(name, getattr(self, name) in known, f"must be one of {sorted(known)}")
+            options = ", ".join(sorted(repr(option) for option in known))
+            self._require(name, getattr(self, name) in known, f"must be one of {options}")
+        self._check_routing()
+
+    def _check_routing(self) -> None:
+        self._require("balance_bias_rate", self.balance_bias_rate >= 0, "must be 0 (no bias) or more")
+        self._require("router_temperature", self.router_temperature > 0, "must be positive")
+        if any(name.startswith("decoder") for name in self.sparse_layer_names):
+            if self.router_of(is_decoder=True) in NON_CAUSAL_ROUTERS:
+                raise SettingError(
+                    f"router = '{self.router_of(is_decoder=True)}' lets experts choose among all tokens of a group, "
+                    "those after a token included, and so cannot serve the decoder: set ModelConfig.decoder_router = "
+                    "'switch'."
+                )
+            if self.router_priority_of(is_decoder=True) == "gate":
+                raise SettingError(
+                    "router_priority = 'gate' lets a later token push an earlier one out, and so cannot serve the "
+                    "decoder: set ModelConfig.decoder_router_priority = 'position'."
+                )
+        if self.eval_capacity_factor is None and self.router in NON_CAUSAL_ROUTERS:
+            raise SettingError(
+                f"eval_capacity_factor = None gives every token its choice, and with router = '{self.router}' tokens "
+                "do not choose: set a factor, 2.0 for instance."
+            )
+        if self.switch_attention != "none" and self.activation_dtype != "float32":
+            raise SettingError(
+                f"switch_attention = '{self.switch_attention}' diverges in bfloat16 (App. A): set ACTIVATION_DTYPE = "
+                "'float32', or ModelConfig.switch_attention = 'none'."
+            )
+        if self.switch_attention != "none" and {self.router, self.decoder_router} & {*NON_CAUSAL_ROUTERS, "top_n"}:
+            raise SettingError(
+                f"switch_attention = '{self.switch_attention}' makes a token's query, key and value in one expert: set "
+                "ModelConfig.router to 'switch' or 'no_token_left_behind'."
+            )
+
+    def router_of(self, is_decoder: bool) -> str:
+        """Name of the encoder's or the decoder's router."""
+        return self.decoder_router or self.router if is_decoder else self.router
+
+    def router_priority_of(self, is_decoder: bool) -> str:
+        """Priority of the encoder's or the decoder's router."""
+        return self.decoder_router_priority or self.router_priority if is_decoder else self.router_priority
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
@@ -127,13 +207,15 @@ class ModelConfig:
 
     @property
     def sparse_layer_names(self) -> list[str]:
-        """Names of the sparse layers, in order: "encoder/layer_1", ..."""
+        """Names of the sparse layers, in order: "encoder/layer_1", ...; attention's end with "/self_attention"."""
         stacks = (("encoder", self.num_encoder_layers), ("decoder", self.num_decoder_layers))
+        sublayers = [""] if self.switch_attention == "none" else ["/self_attention", ""]
         return [
-            f"{stack}/layer_{index}"
+            f"{stack}/layer_{index}{sublayer}"
             for stack, num_layers in stacks
             for index in range(num_layers)
             if self.is_sparse(index, is_decoder=stack == "decoder")
+            for sublayer in sublayers
         ]
 
     @property

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from switch_tf.layers import layer
 from switch_tf.layers.dropout import Dropout
+from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
 # Large enough to end a softmax, small enough for bfloat16 and for sums of several masks.
@@ -52,8 +53,8 @@ def causal_bias(query_positions: tf.Tensor, key_positions: tf.Tensor) -> tf.Tens
     return tf.expand_dims(tf.expand_dims(tf.cast(later, tf.float32) * MASKED, 0), 0)
 
 
-class MultiHeadAttention(layer.Layer):
-    """softmax(q k^T + bias) v, in N heads of width K."""
+class Attention(layer.Layer):
+    """softmax(q k^T + bias) v, in N heads of width K; a subclass says where queries, keys and values come from."""
 
     def __init__(
         self,
@@ -75,19 +76,76 @@ class MultiHeadAttention(layer.Layer):
         self.dropout = Dropout(dropout_rate, broadcast_axes=(2,), dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
+        initializer = layer.variance_scaling(self.initializer_scale, self.num_heads * self.d_kv)
+        shape = (self.num_heads, self.d_kv, self.d_model)
+        self.out = self.weight("out", shape, (axes.HEADS, axes.KV, axes.EMBED), initializer)
+        self.dropout.build()
+        self.built = True
+
+    def project_self(
+        self,
+        x: tf.Tensor,
+        token_mask: tf.Tensor | None = None,
+        training: bool = False,
+        seed: int | tf.Tensor = 0,
+        dropless: bool = False,
+    ) -> tuple[tf.Tensor, KeyValues, Routing | None]:
+        """Makes queries, keys and values of the same tokens, for self-attention.
+
+        Args:
+          x: [B, L, M].
+          token_mask: bool [B, L], True for a real token; None where all are.
+          training: whether noise is on.
+          seed: seed of the noise.
+          dropless: whether every token gets its expert, where there are experts.
+
+        Returns:
+          (queries [B, L, N, K], keys and values, the routing or None).
+        """
+        raise NotImplementedError
+
+    def attend(
+        self,
+        query: tf.Tensor,
+        key_values: KeyValues,
+        bias: tf.Tensor | None = None,
+        training: bool = False,
+        seed: int | tf.Tensor = 0,
+    ) -> tf.Tensor:
+        """Attends from queries to keys and values.
+
+        Args:
+          query: [B, Lq, N, K].
+          key_values: keys and values [B, Lk, N, K].
+          bias: float32, broadcastable to [B, N, Lq, Lk]: positions and masks.
+          training: whether dropout of the attention weights is on.
+          seed: seed of the dropout mask.
+
+        Returns:
+          [B, Lq, M] in the compute dtype.
+        """
+        logits = tf.cast(tf.einsum("bqnk,bsnk->bnqs", query, self.cast(key_values.keys)), tf.float32)
+        if bias is not None:
+            logits += bias
+        weights = self.dropout(self.cast(tf.nn.softmax(logits)), training=training, seed=seed)
+        heads = tf.einsum("bnqs,bsnk->bqnk", weights, self.cast(key_values.values))
+        heads = axes.constrain(heads, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV))
+        return tf.einsum("bqnk,nkm->bqm", heads, self.cast(self.out))
+
+
+class MultiHeadAttention(Attention):
+    """Attention with one projection each for queries, keys and values."""
+
+    def build(self, input_shape=None):
         scale = self.initializer_scale
         shape = (self.d_model, self.num_heads, self.d_kv)
         into = (axes.EMBED, axes.HEADS, axes.KV)
         from_model = layer.variance_scaling(scale, self.d_model)
-        from_heads = layer.variance_scaling(scale, self.num_heads * self.d_kv)
         # The missing division of the logits by sqrt(d_kv) is folded in here.
         self.query = self.weight("query", shape, into, layer.variance_scaling(scale, self.d_model * self.d_kv))
         self.key = self.weight("key", shape, into, from_model)
         self.value = self.weight("value", shape, into, from_model)
-        out_shape = (self.num_heads, self.d_kv, self.d_model)
-        self.out = self.weight("out", out_shape, (axes.HEADS, axes.KV, axes.EMBED), from_heads)
-        self.dropout.build()
-        self.built = True
+        super().build(input_shape)
 
     def _project(self, x: tf.Tensor, kernel) -> tf.Tensor:
         heads = tf.einsum("blm,mnk->blnk", self.cast(x), self.cast(kernel))
@@ -97,31 +155,18 @@ class MultiHeadAttention(layer.Layer):
         """Projects [B, Lk, M] to keys and values."""
         return KeyValues(self._project(memory, self.key), self._project(memory, self.value))
 
-    def call(
+    def project_query(self, x: tf.Tensor) -> tf.Tensor:
+        """Projects [B, Lq, M] to queries [B, Lq, N, K]."""
+        return self._project(x, self.query)
+
+    def project_self(
         self,
         x: tf.Tensor,
-        key_values: KeyValues,
-        bias: tf.Tensor | None = None,
+        token_mask: tf.Tensor | None = None,
         training: bool = False,
         seed: int | tf.Tensor = 0,
-    ) -> tf.Tensor:
-        """Attends from `x` to `key_values`.
-
-        Args:
-          x: [B, Lq, M], queries before their projection.
-          key_values: keys and values [B, Lk, N, K], from `project`.
-          bias: float32, broadcastable to [B, N, Lq, Lk]: positions and masks.
-          training: whether dropout of the attention weights is on.
-          seed: seed of the dropout mask.
-
-        Returns:
-          [B, Lq, M] in the compute dtype.
-        """
-        query = self._project(x, self.query)
-        logits = tf.cast(tf.einsum("bqnk,bsnk->bnqs", query, self.cast(key_values.keys)), tf.float32)
-        if bias is not None:
-            logits += bias
-        weights = self.dropout(self.cast(tf.nn.softmax(logits)), training=training, seed=seed)
-        heads = tf.einsum("bnqs,bsnk->bqnk", weights, self.cast(key_values.values))
-        heads = axes.constrain(heads, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV))
-        return tf.einsum("bqnk,nkm->bqm", heads, self.cast(self.out))
+        dropless: bool = False,
+    ) -> tuple[tf.Tensor, KeyValues, Routing | None]:
+        """Projects [B, L, M] three times; nothing is routed."""
+        del token_mask, training, seed, dropless
+        return self.project_query(x), self.project(x), None

@@ -41,20 +41,22 @@ class Dispatcher(abc.ABC):
 
 
 class EinsumDispatcher(Dispatcher):
-    """Mesh TensorFlow's way: products with [G, S, E * C] masks. The reference: simple, and slow with many experts."""
+    """Mesh TensorFlow's way: products with [G, S, E, C] masks. The reference: simple, and slow with many experts."""
 
     def __init__(self, routing: Routing):
         super().__init__(routing)
-        # A token without a slot has the index E * C, which one_hot leaves all zero.
-        self._one_hot = tf.one_hot(routing.slot, self.num_experts * routing.capacity, dtype=tf.float32)
+        self._expert = tf.one_hot(routing.expert, self.num_experts, dtype=tf.float32)
+        # A token without a slot comes out at C or above, which one_hot leaves all zero.
+        position = routing.slot - routing.expert * routing.capacity
+        self._position = tf.one_hot(position, routing.capacity, dtype=tf.float32)
 
     def dispatch(self, tokens: tf.Tensor) -> tf.Tensor:
-        mask = tf.cast(tf.reduce_sum(self._one_hot, axis=2), tokens.dtype)
-        return _to_expert_first(tf.einsum("gst,gsm->gtm", mask, tokens), self.num_experts)
+        mask = tf.einsum("gske,gskc->gsec", self._expert, self._position)
+        return tf.einsum("gsec,gsm->egcm", tf.cast(mask, tokens.dtype), tokens)
 
     def combine(self, slots: tf.Tensor) -> tf.Tensor:
-        weights = tf.reduce_sum(self._one_hot * tf.expand_dims(self.routing.gate, -1), axis=2)
-        return tf.einsum("gst,gtm->gsm", tf.cast(weights, slots.dtype), _to_group_first(slots))
+        gates = tf.einsum("gsk,gske,gskc->gsec", self.routing.gate, self._expert, self._position)
+        return tf.einsum("gsec,egcm->gsm", tf.cast(gates, slots.dtype), slots)
 
 
 class GatherDispatcher(Dispatcher):

@@ -40,6 +40,12 @@ def unit_normal(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
     return randomness.normal(shape, 1.0, seed)
 
 
+def zeros(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
+    """All zeros, a bias."""
+    del seed
+    return tf.zeros(shape)
+
+
 def ones(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
     """All ones, a norm's scale."""
     del seed

@@ -7,28 +7,36 @@ from switch_tf.layers import layer
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.feed_forward import activate, input_projection_names
-from switch_tf.layers.routing import Router, Routing, expert_capacity
+from switch_tf.layers.router import Router
+from switch_tf.layers.routing import Routing, expert_capacity
 from switch_tf.partitioning import axes
 
 
-def tokens_per_group(num_tokens: int, group_size: int) -> int:
-    """Splits a batch's tokens into equal groups of at most `group_size`.
+def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> int:
+    """Splits a batch's tokens into equal groups of at most `group_size`, as many on each device.
 
-    Groups depend on the batch and on this setting alone, never on the mesh, and so the loss does not either.
+    A GROUP_SIZE that is no more than one device's tokens gives the same groups on every mesh, and so the same losses.
 
     Args:
       num_tokens: B * L.
       group_size: the most tokens that a group may have.
+      num_shards: over how many devices the groups are spread; their number is a multiple of it.
 
     Returns:
-      S, the largest divisor of `num_tokens` that is not above `group_size`.
+      S, the largest divisor of one device's tokens that is not above `group_size`.
 
     Raises:
-      SettingError: if that divisor is less than half of `group_size`, because groups far smaller than asked for drop
-        more tokens than the capacity factor says.
+      SettingError: if the devices cannot have as many tokens each, or that divisor is less than half of what it could
+        be: groups far smaller than asked for drop more tokens than the capacity factor says.
     """
     if group_size < 1:
         raise SettingError(f"GROUP_SIZE = {group_size} must be at least 1.")
+    if num_tokens % num_shards:
+        raise SettingError(
+            f"A batch of {num_tokens} tokens cannot be spread over {num_shards} devices: choose a BATCH_SIZE that is a "
+            f"multiple of {num_shards}."
+        )
+    num_tokens //= num_shards
     if num_tokens <= group_size:
         return num_tokens
     size = next(size for size in range(group_size, 0, -1) if num_tokens % size == 0)
@@ -148,9 +156,14 @@ class SwitchFeedForward(layer.Layer):
         self.experts.build()
         self.built = True
 
+    def _tokens_per_group(self, batch: int, length: int) -> int:
+        if self.group_size is None:
+            return length
+        return tokens_per_group(batch * length, self.group_size, axes.num_shards(axes.GROUPS))
+
     def _capacity(self, group_size: int, training: bool, dropless: bool) -> int:
         factor = self.capacity_factor if training else self.eval_capacity_factor
-        if dropless or factor is None:
+        if (dropless or factor is None) and self.router.chooses_for_tokens:
             return group_size
         if self.fixed_capacity is not None:
             return min(group_size, self.fixed_capacity)
@@ -178,7 +191,7 @@ class SwitchFeedForward(layer.Layer):
           ([B, L, M] in the compute dtype: 0 for a token that found no slot; the routing).
         """
         batch, length, width = x.shape
-        size = length if self.group_size is None else tokens_per_group(batch * length, self.group_size)
+        size = self._tokens_per_group(batch, length)
         groups = batch * length // size
         tokens = tf.reshape(self.cast(x), [groups, size, width])
         tokens = axes.constrain(tokens, (axes.GROUPS, None, axes.EMBED))
@@ -197,4 +210,4 @@ class SwitchFeedForward(layer.Layer):
         outputs = axes.constrain(outputs, (axes.EXPERTS, None, axes.SLOTS, axes.EMBED))
         outputs = axes.constrain(outputs, (None, axes.GROUPS, axes.SLOTS, axes.EMBED))
         y = axes.constrain(dispatcher.combine(outputs), (axes.GROUPS, None, axes.EMBED))
-        return tf.reshape(y, [batch, length, width]), routing
+        return tf.reshape(y, [batch, length, y.shape[-1]]), routing

@@ -1,4 +1,4 @@
-"""Who goes where: from router logits to an expert, a slot and a gate for every token.
+"""Who goes where: what a router decides, and the arithmetic that all routers share. The routers are in `routers.py`.
 
 Letters: G groups, S tokens in a group, M d_model, E experts, C slots that an expert has in a group (its capacity),
 K experts that a token may use (1 in a Switch Transformer).
@@ -8,9 +8,6 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from switch_tf.layers import layer, randomness
-from switch_tf.partitioning import axes
-
 
 class RoutingMetrics(NamedTuple):
     """What one sparse layer did with a batch's real tokens; float32.
@@ -18,7 +15,7 @@ class RoutingMetrics(NamedTuple):
     fraction_dropped: [], share of the tokens that found no slot and went on by the residual alone.
     expert_load: [E], share of the tokens whose first choice was the expert, counted before capacity; sums to 1.
     router_entropy: [], mean entropy of the router's distribution, in nats; ln E when it is undecided.
-    router_confidence: [], mean probability of the chosen expert.
+    router_confidence: [], mean probability of the first choice.
     """
 
     fraction_dropped: tf.Tensor
@@ -35,7 +32,9 @@ class Routing(NamedTuple):
     gate: float32 [G, S, K], what the expert's output is multiplied with; 0 where there is no slot.
     filled: int32 [G, E], how many of an expert's slots hold a token; they are its first ones.
     capacity: C, a Python int.
+    logits: float32 [G, S, E], the router's, before the softmax.
     balance_loss: float32 [], 1 at perfect balance, E when one expert gets everything.
+    z_loss: float32 [], mean of log^2 sum_i exp(h_i) over real tokens (Zoph et al. 2022, Eq. 5).
     metrics: what happened, for people.
     """
 
@@ -44,7 +43,9 @@ class Routing(NamedTuple):
     gate: tf.Tensor
     filled: tf.Tensor
     capacity: int
+    logits: tf.Tensor
     balance_loss: tf.Tensor
+    z_loss: tf.Tensor
     metrics: RoutingMetrics
 
 
@@ -110,117 +111,97 @@ def load_balance_loss(probabilities: tf.Tensor, first_choice: tf.Tensor, mask: t
     return mean_over_groups(num_experts * tf.reduce_sum(fraction * probability, axis=-1), mask)
 
 
-class Router(layer.Layer):
-    """Router weights and probabilities; a subclass turns the probabilities into a `Routing`.
+def router_z_loss(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Mean of log^2 Z over real tokens, which keeps the router's logits small (Zoph et al. 2022, Eq. 5).
 
-    The router works in its own dtype (float32: "selective precision", Sec. 2.4) whatever the model's is: its input
-    is cast up before the jitter and the product, and what leaves it is indices and gates.
+    Args:
+      logits: float32 [G, S, E].
+      mask: float32 [G, S], 1 for a real token. (T5X counts log^2 E for each padding token, Mesh TensorFlow none.)
+
+    Returns:
+      float32 [].
+    """
+    squared = tf.square(tf.reduce_logsumexp(logits, axis=-1))
+    return tf.reduce_sum(squared * mask) / tf.maximum(tf.reduce_sum(mask), 1.0)
+
+
+def routing_metrics(
+    probabilities: tf.Tensor, first_choice: tf.Tensor, has_slot: tf.Tensor, mask: tf.Tensor
+) -> RoutingMetrics:
+    """Sums up a routing for people; no gradient flows through it.
+
+    Args:
+      probabilities: float32 [G, S, E], over the experts.
+      first_choice: float32 [G, S, E], one-hot.
+      has_slot: float32 [G, S], 1 for a token that found a slot.
+      mask: float32 [G, S], 1 for a real token.
+
+    Returns:
+      The metrics.
+    """
+    probabilities = tf.stop_gradient(probabilities)
+    num_tokens = tf.maximum(tf.reduce_sum(mask), 1.0)
+    entropy = -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), axis=-1)
+    confidence = tf.reduce_sum(probabilities * first_choice, axis=-1)
+    return RoutingMetrics(
+        fraction_dropped=1.0 - tf.reduce_sum(has_slot) / num_tokens,
+        expert_load=tf.reduce_sum(first_choice * tf.expand_dims(mask, -1), axis=[0, 1]) / num_tokens,
+        router_entropy=tf.reduce_sum(entropy * mask) / num_tokens,
+        router_confidence=tf.reduce_sum(confidence * mask) / num_tokens,
+    )
+
+
+def highest_first(priority: tf.Tensor) -> tf.Tensor:
+    """Orders a group's tokens by falling priority, equals by position: float32 [G, S] -> int32 [G, S], for `Slots`."""
+    return tf.argsort(-tf.stop_gradient(priority), axis=-1, stable=True)
+
+
+class Slots:
+    """Hands out the experts' slots, one round of choices after the other.
+
+    Within a round the tokens come in their order in the group, or in `order`; a later round takes what is left.
     """
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        num_experts: int,
-        jitter: float = 1e-2,
-        initializer_scale: float = 0.1,
-        dtype="float32",
-        name: str | None = None,
-    ):
-        """Makes the router.
+    def __init__(self, num_groups: int, num_experts: int, capacity: int, order: tf.Tensor | None = None):
+        """Starts with every slot free.
 
         Args:
-          d_model: M.
+          num_groups: G.
           num_experts: E.
-          jitter: epsilon of the multiplicative noise U(1 - epsilon, 1 + epsilon) on the router's input, in training
-            alone (App. C); the experts get the clean tokens.
-          initializer_scale: s of sigma = sqrt(s / M).
-          dtype: the router's dtype policy.
-          name: Keras name.
+          capacity: C.
+          order: int32 [G, S], the tokens by falling priority; None: by position, which is causal.
         """
-        super().__init__(dtype=dtype, name=name)
-        self.d_model = d_model
         self.num_experts = num_experts
-        self.jitter = jitter
-        self.initializer_scale = initializer_scale
+        self.capacity = capacity
+        self._order = order
+        self._place = None if order is None else tf.argsort(order, axis=-1)
+        self._used = tf.zeros([num_groups, num_experts])
 
-    def build(self, input_shape=None):
-        initializer = layer.variance_scaling(self.initializer_scale, self.d_model)
-        # Not split over devices: every device routes its own tokens among all experts.
-        self.kernel = self.weight("kernel", (self.d_model, self.num_experts), (axes.EMBED, None), initializer)
-        self.built = True
-
-    def probabilities(self, tokens: tf.Tensor, training: bool, seed: int | tf.Tensor) -> tf.Tensor:
-        """softmax(x W_r) over the experts (Eq. 1): [G, S, M] -> float32 [G, S, E]."""
-        inputs = self.cast(tokens)
-        if training and self.jitter > 0:
-            noise = randomness.uniform(tuple(inputs.shape), self.noise_seed(seed))
-            inputs *= self.cast(1.0 + self.jitter * (2.0 * noise - 1.0))
-        logits = tf.einsum("gsm,me->gse", inputs, self.cast(self.kernel))
-        return tf.cast(tf.nn.softmax(logits), tf.float32)
-
-    def call(
-        self,
-        tokens: tf.Tensor,
-        mask: tf.Tensor,
-        capacity: int,
-        training: bool = False,
-        seed: int | tf.Tensor = 0,
-    ) -> Routing:
-        """Routes every token of every group.
+    def take(self, expert: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One round: each token that wants a slot of its expert gets the next one, if there is one.
 
         Args:
-          tokens: [G, S, M], any float dtype.
-          mask: float32 [G, S], 1 for a real token; padding takes no slot and counts in no loss.
-          capacity: C.
-          training: whether the jitter is on.
-          seed: seed of the jitter.
+          expert: int32 [G, S], the choice of each token.
+          wanted: float32 [G, S], 1 for a token that takes part.
 
         Returns:
-          The routing.
+          (int32 [G, S], expert * C + position, or E * C for a token without a slot; float32 [G, S], 1 for one with).
         """
-        return self.assign(self.probabilities(tokens, training, seed), mask, capacity)
-
-    def assign(self, probabilities: tf.Tensor, mask: tf.Tensor, capacity: int) -> Routing:
-        """Turns probabilities [G, S, E] into a `Routing`; what tells one router from another."""
-        raise NotImplementedError
-
-
-class SwitchRouter(Router):
-    """Each token to its most probable expert; earlier tokens take the slots (Sec. 2.1, 2.2, App. F)."""
-
-    def assign(self, probabilities: tf.Tensor, mask: tf.Tensor, capacity: int) -> Routing:
-        """Takes the first choice of every token, in the order of the group.
-
-        The gate is the chosen expert's probability as it stands: dividing by it would cut the router off from the
-        language model's loss.
-        """
-        num_experts = self.num_experts
-        expert = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
-        choice = tf.one_hot(expert, num_experts, dtype=tf.float32)
-        probability = tf.reduce_sum(probabilities * choice, axis=-1)
-
-        taken = choice * tf.expand_dims(mask, -1)
+        wanted = tf.stop_gradient(wanted)
+        taken = tf.one_hot(expert, self.num_experts, dtype=tf.float32) * tf.expand_dims(wanted, -1)
+        if self._order is not None:
+            taken = tf.gather(taken, self._order, batch_dims=1)
         # Exclusive: the first token of an expert sits at 0. (App. F's pseudo-code counts from 1 and so loses a slot.)
-        position = tf.reduce_sum(tf.cumsum(taken, axis=1, exclusive=True) * taken, axis=-1)
-        kept = mask * tf.cast(position < capacity, tf.float32)
-        slot = tf.where(kept > 0, expert * capacity + tf.cast(position, tf.int32), num_experts * capacity)
-        filled = tf.minimum(tf.cast(tf.reduce_sum(taken, axis=1), tf.int32), capacity)
+        before = tf.cumsum(taken, axis=1, exclusive=True) + tf.expand_dims(self._used, 1)
+        position = tf.reduce_sum(before * taken, axis=-1)
+        if self._place is not None:
+            position = tf.gather(position, self._place, batch_dims=1)
+        kept = wanted * tf.cast(position < self.capacity, tf.float32)
+        self._used = tf.minimum(self._used + tf.reduce_sum(taken, axis=1), float(self.capacity))
+        slot = expert * self.capacity + tf.cast(position, tf.int32)
+        return tf.where(kept > 0, slot, self.num_experts * self.capacity), kept
 
-        entropy = -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), axis=-1)
-        num_tokens = tf.maximum(tf.reduce_sum(mask), 1.0)
-        metrics = RoutingMetrics(
-            fraction_dropped=1.0 - tf.reduce_sum(kept) / num_tokens,
-            expert_load=tf.reduce_sum(taken, axis=[0, 1]) / num_tokens,
-            router_entropy=tf.reduce_sum(entropy * mask) / num_tokens,
-            router_confidence=tf.reduce_sum(probability * mask) / num_tokens,
-        )
-        return Routing(
-            expert=tf.expand_dims(expert, -1),
-            slot=tf.expand_dims(slot, -1),
-            gate=tf.expand_dims(probability * kept, -1),
-            filled=filled,
-            capacity=capacity,
-            balance_loss=load_balance_loss(probabilities, choice, mask),
-            metrics=RoutingMetrics(*(tf.stop_gradient(metric) for metric in metrics)),
-        )
+    @property
+    def filled(self) -> tf.Tensor:
+        """int32 [G, E], slots of each expert that hold a token so far."""
+        return tf.cast(self._used, tf.int32)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from switch_tf.layers import layer
-from switch_tf.layers.attention import KeyValues, MultiHeadAttention
+from switch_tf.layers.attention import Attention, KeyValues, MultiHeadAttention
 from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.embedding import RelativePositionBias
 from switch_tf.layers.feed_forward import FeedForward
@@ -30,7 +30,7 @@ class Block(layer.Layer):
         self,
         *,
         d_model: int,
-        self_attention: MultiHeadAttention,
+        self_attention: Attention,
         feed_forward: FeedForward | SwitchFeedForward,
         cross_attention: MultiHeadAttention | None = None,
         dropout_rate: float = 0.0,
@@ -57,7 +57,9 @@ class Block(layer.Layer):
             part.build()
         self.built = True
 
-    def _residual(self, x: tf.Tensor, sublayer: layer.Layer, function: Callable, training: bool, seed) -> tf.Tensor:
+    def _residual(
+        self, x: tf.Tensor, sublayer: layer.Layer, function: Callable, training: bool = False, seed: int | tf.Tensor = 0
+    ) -> tf.Tensor:
         index = self.sublayers.index(sublayer)
         y = function(self.norms[index](x))
         x = x + self.dropouts[index](y, training=training, seed=seed)
@@ -73,7 +75,8 @@ class Block(layer.Layer):
         token_mask: tf.Tensor | None = None,
         training: bool = False,
         seed: int | tf.Tensor = 0,
-    ) -> tuple[tf.Tensor, Routing | None]:
+        dropless: bool = False,
+    ) -> tuple[tf.Tensor, dict[str, Routing]]:
         """Transforms whole sequences.
 
         Args:
@@ -84,33 +87,32 @@ class Block(layer.Layer):
           token_mask: bool [B, L], True for a real token.
           training: whether noise is on.
           seed: seed of the noise.
+          dropless: whether every token gets its expert.
 
         Returns:
-          ([B, L, M], the routing of a sparse layer or None).
+          ([B, L, M], the routings of sparse sub-layers by the sub-layer's name).
         """
+        noise = {"training": training, "seed": seed}
+        routed = {"token_mask": token_mask, "dropless": dropless, **noise}
+        routings = {}
 
         def attend_to_self(y):
-            key_values = self.self_attention.project(y)
-            return self.self_attention(y, key_values, bias=self_bias, training=training, seed=seed)
+            query, key_values, routings["self_attention"] = self.self_attention.project_self(y, **routed)
+            return self.self_attention.attend(query, key_values, bias=self_bias, **noise)
 
         def attend_to_memory(y):
-            key_values = self.cross_attention.project(memory)
-            return self.cross_attention(y, key_values, bias=memory_bias, training=training, seed=seed)
+            query, key_values = self.cross_attention.project_query(y), self.cross_attention.project(memory)
+            return self.cross_attention.attend(query, key_values, bias=memory_bias, **noise)
 
-        x = self._residual(x, self.self_attention, attend_to_self, training, seed)
-        if self.cross_attention is not None:
-            x = self._residual(x, self.cross_attention, attend_to_memory, training, seed)
-        return self._apply_feed_forward(x, token_mask=token_mask, training=training, seed=seed)
-
-    def _apply_feed_forward(self, x, *, training=False, seed=0, **options) -> tuple[tf.Tensor, Routing | None]:
-        routing = None
-
-        def transform(y):
-            nonlocal routing
-            y, routing = self.feed_forward(y, training=training, seed=seed, **options)
+        def feed_forward(y):
+            y, routings["feed_forward"] = self.feed_forward(y, **routed)
             return y
 
-        return self._residual(x, self.feed_forward, transform, training, seed), routing
+        x = self._residual(x, self.self_attention, attend_to_self, **noise)
+        if self.cross_attention is not None:
+            x = self._residual(x, self.cross_attention, attend_to_memory, **noise)
+        x = self._residual(x, self.feed_forward, feed_forward, **noise)
+        return x, {name: routing for name, routing in routings.items() if routing is not None}
 
     def decode_step(
         self, x: tf.Tensor, cache: BlockCache, position: tf.Tensor, self_bias: tf.Tensor, memory_bias: tf.Tensor
@@ -120,15 +122,17 @@ class Block(layer.Layer):
 
         def attend_to_self(y):
             nonlocal own
-            own = own.written(self.self_attention.project(y), position)
-            return self.self_attention(y, own, bias=self_bias)
+            query, key_values, _ = self.self_attention.project_self(y, dropless=True)
+            own = own.written(key_values, position)
+            return self.self_attention.attend(query, own, bias=self_bias)
 
         def attend_to_memory(y):
-            return self.cross_attention(y, cache.cross_attention, bias=memory_bias)
+            query = self.cross_attention.project_query(y)
+            return self.cross_attention.attend(query, cache.cross_attention, bias=memory_bias)
 
-        x = self._residual(x, self.self_attention, attend_to_self, False, 0)
-        x = self._residual(x, self.cross_attention, attend_to_memory, False, 0)
-        x, _ = self._apply_feed_forward(x, dropless=True)
+        x = self._residual(x, self.self_attention, attend_to_self)
+        x = self._residual(x, self.cross_attention, attend_to_memory)
+        x = self._residual(x, self.feed_forward, lambda y: self.feed_forward(y, dropless=True)[0])
         return x, BlockCache(own, cache.cross_attention)
 
 
@@ -168,6 +172,7 @@ class Stack(layer.Layer):
         token_mask: tf.Tensor | None = None,
         training: bool = False,
         seed: int | tf.Tensor = 0,
+        dropless: bool = False,
     ) -> tuple[tf.Tensor, dict[str, Routing]]:
         """Runs all blocks over embedded sequences.
 
@@ -179,16 +184,18 @@ class Stack(layer.Layer):
           token_mask: bool [B, L], True for a real token.
           training: whether noise is on.
           seed: seed of the noise.
+          dropless: whether every token gets its expert.
 
         Returns:
-          ([B, L, M] in the compute dtype, the routing of each sparse layer by its name, "encoder/layer_1").
+          ([B, L, M] in the compute dtype, the routing of each sparse layer by its name: "encoder/layer_1", or
+          "encoder/layer_1/self_attention").
         """
         positions = tf.range(x.shape[1])
         self_bias = self.position_bias(positions, positions) + mask_bias
         x = self.input_dropout(self.cast(x), training=training, seed=seed)
         routings = {}
         for block in self.blocks:
-            x, routing = block(
+            x, routings_of_block = block(
                 x,
                 self_bias=self_bias,
                 memory=memory,
@@ -196,9 +203,11 @@ class Stack(layer.Layer):
                 token_mask=token_mask,
                 training=training,
                 seed=seed,
+                dropless=dropless,
             )
-            if routing is not None:
-                routings[f"{self.name}/{block.name}"] = routing
+            for sublayer, routing in routings_of_block.items():
+                name = f"{self.name}/{block.name}"
+                routings[name if sublayer == "feed_forward" else f"{name}/{sublayer}"] = routing
         return self.output_dropout(self.final_norm(x), training=training, seed=seed), routings
 
     def start_caches(self, memory: tf.Tensor, length: int) -> list[BlockCache]:

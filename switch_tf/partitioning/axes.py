@@ -39,6 +39,7 @@ class WeightShape(NamedTuple):
 _constrain: contextvars.ContextVar[Callable[[tf.Tensor, Axes], tf.Tensor] | None] = contextvars.ContextVar(
     "constrain", default=None
 )
+_num_shards: contextvars.ContextVar[Callable[[str], int]] = contextvars.ContextVar("num_shards", default=lambda axis: 1)
 _weight: contextvars.ContextVar["WeightShape | None"] = contextvars.ContextVar("weight", default=None)
 
 
@@ -69,14 +70,25 @@ def constrain(tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
     return tensor if place is None else place(tensor, axes)
 
 
+def num_shards(axis: str) -> int:
+    """Returns over how many devices the engine's layout rules split an axis; 1 without an engine."""
+    return _num_shards.get()(axis)
+
+
 @contextlib.contextmanager
-def constraining_with(place: Callable[[tf.Tensor, Axes], tf.Tensor]) -> Iterator[None]:
-    """Makes `place` what `constrain` calls inside the block: how an engine takes part in a layer's call."""
-    token = _constrain.set(place)
+def constraining_with(
+    place: Callable[[tf.Tensor, Axes], tf.Tensor], shards: Callable[[str], int] = lambda axis: 1
+) -> Iterator[None]:
+    """Makes `place` what `constrain` calls inside the block, and `shards` what `num_shards` does.
+
+    It is how an engine takes part in a layer's call.
+    """
+    tokens = _constrain.set(place), _num_shards.set(shards)
     try:
         yield
     finally:
-        _constrain.reset(token)
+        _constrain.reset(tokens[0])
+        _num_shards.reset(tokens[1])
 
 
 @contextlib.contextmanager

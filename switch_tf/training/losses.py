@@ -1,12 +1,13 @@
 """The objective: cross-entropy of real target tokens, z-loss, and the routers' balance loss."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import gin
 import tensorflow as tf
 
+from switch_tf.errors import SettingError
 from switch_tf.layers.routing import Routing
 from switch_tf.model import ModelOutput
 
@@ -18,11 +19,23 @@ class Objective:
 
     Attributes:
       z_loss: weight of mean(log^2 Z), which keeps the logits' normaliser near 1 (Mesh TensorFlow, T5X: 1e-4).
-      balance_loss: alpha of Eq. 4, the weight of the balance loss, summed over the sparse layers as in the paper.
+      balance_loss: alpha of Eq. 4, the weight of the balance loss.
+      balance_loss_over_layers: "sum" as in the paper and Mesh TensorFlow, or "mean" as in T5X, where the same alpha is
+        weaker by the number of sparse layers.
+      router_z_loss: weight of the routers' mean(log^2 Z), summed over the sparse layers (ST-MoE: 1e-3). (Mesh
+        TensorFlow multiplies its own by alpha once more.)
     """
 
     z_loss: float = 1e-4
     balance_loss: float = 1e-2
+    balance_loss_over_layers: str = "sum"
+    router_z_loss: float = 0.0
+
+    def __post_init__(self):
+        if self.balance_loss_over_layers not in ("sum", "mean"):
+            raise SettingError(
+                f"Objective.balance_loss_over_layers = '{self.balance_loss_over_layers}' must be 'sum' or 'mean'."
+            )
 
 
 class TokenLosses(NamedTuple):
@@ -65,9 +78,19 @@ def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> T
     )
 
 
-def total_balance_loss(routings: Mapping[str, Routing]) -> tf.Tensor:
-    """Sums the balance losses of all sparse layers, without alpha: as many as there are layers at balance."""
-    return tf.add_n([routing.balance_loss for routing in routings.values()]) if routings else tf.constant(0.0)
+def mean_over_layers(values: Iterable[tf.Tensor]) -> tf.Tensor:
+    """Mean of a loss over the sparse layers; 0 in a dense model."""
+    values = list(values)
+    return tf.add_n(values) / len(values) if values else tf.constant(0.0)
+
+
+def routing_loss(routings: Mapping[str, Routing], settings: Objective) -> tf.Tensor:
+    """Balance loss and router z-loss of all sparse layers, weighted; float32 scalar."""
+    num_layers = len(routings)
+    balance_layers = num_layers if settings.balance_loss_over_layers == "sum" else 1
+    balance = mean_over_layers(routing.balance_loss for routing in routings.values())
+    z_loss = mean_over_layers(routing.z_loss for routing in routings.values())
+    return settings.balance_loss * balance_layers * balance + settings.router_z_loss * num_layers * z_loss
 
 
 def objective(
@@ -87,4 +110,4 @@ def objective(
     """
     sums = token_losses(output.logits, features["decoder_target_tokens"], token_weights(features))
     loss = (sums.negative_log_likelihood + settings.z_loss * sums.squared_log_z) / num_tokens
-    return loss + settings.balance_loss * total_balance_loss(output.routings), sums
+    return loss + routing_loss(output.routings, settings), sums

@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from switch_tf.layers import randomness
 from switch_tf.layers.routing import RoutingMetrics
-from switch_tf.model import EncoderDecoder
+from switch_tf.model import EncoderDecoder, weight_name
 from switch_tf.training.adafactor import Adafactor
-from switch_tf.training.losses import Objective, TokenLosses, objective, token_losses, token_weights, total_balance_loss
+from switch_tf.training.losses import Objective, TokenLosses, mean_over_layers, objective, token_losses, token_weights
 
 Features = Mapping[str, tf.Tensor]
 Slots = list[dict[str, tf.Tensor]]
@@ -69,6 +69,31 @@ def microbatch(features: Features, index: tf.Tensor, num_microbatches: int) -> F
     return {name: take(feature) for name, feature in features.items()}
 
 
+def balanced_layers(model: EncoderDecoder) -> dict[int, str]:
+    """Returns, for each balance bias by its index among the trainable variables, the name of its sparse layer."""
+    layers = {}
+    for index, variable in enumerate(model.trainable_variables):
+        name = weight_name(variable)
+        if name.endswith("/balance_bias"):
+            owners = [layer for layer in model.config.sparse_layer_names if name.startswith(f"{layer}/")]
+            layers[index] = max(owners, key=len)
+    return layers
+
+
+def balanced_bias(bias: tf.Tensor, expert_load: tf.Tensor, rate: float) -> tf.Tensor:
+    """Moves each expert's bias against its load by a fixed amount (Wang et al. 2024, Algorithm 1).
+
+    Args:
+      bias: float32 [E].
+      expert_load: float32 [E], the share of the tokens whose first choice was the expert.
+      rate: how far.
+
+    Returns:
+      float32 [E].
+    """
+    return bias + rate * tf.sign(1.0 / bias.shape[0] - expert_load)
+
+
 def make_train_step(
     model: EncoderDecoder, optimizer: Adafactor, settings: Objective, num_microbatches: int = 1
 ) -> Callable[..., tuple[list[tf.Tensor], Slots, StepMetrics]]:
@@ -88,20 +113,29 @@ def make_train_step(
     """
     weight_axes = [variable.axes for variable in model.trainable_variables]
     share = 1.0 / num_microbatches
-    # Each microbatch has a balance loss of its own; their mean counts.
-    settings = dataclasses.replace(settings, balance_loss=settings.balance_loss * share)
+    # Each microbatch has routing losses of its own; their mean counts.
+    settings = dataclasses.replace(
+        settings, balance_loss=settings.balance_loss * share, router_z_loss=settings.router_z_loss * share
+    )
+    balanced = balanced_layers(model)
 
     def parts_of(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Parts:
         with tf.GradientTape() as tape:
             tape.watch(weights)
             output, _ = model.stateless_call(weights, [], features, training=True, seed=seed, return_routing=True)
             loss, sums = objective(output, features, settings, num_tokens)
-        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, weights)]
+        gradients = tape.gradient(loss, weights)
+        # A balance bias decides without a gradient.
+        gradients = [
+            tf.zeros_like(weights[index]) if index in balanced else tf.convert_to_tensor(gradient)
+            for index, gradient in enumerate(gradients)
+        ]
         routing = {
             name: RoutingMetrics(*(metric * share for metric in routing.metrics))
             for name, routing in output.routings.items()
         }
-        return _Parts(gradients, loss, sums, total_balance_loss(output.routings) * share, routing)
+        balance_loss = mean_over_layers(routing.balance_loss for routing in output.routings.values())
+        return _Parts(gradients, loss, sums, balance_loss * share, routing)
 
     def accumulated(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Parts:
         def part(index: tf.Tensor) -> _Parts:
@@ -129,15 +163,19 @@ def make_train_step(
 
         rate = optimizer.rate(step)
         new_weights, new_slots = [], []
-        for gradient, weight, slot, axes in zip(parts.gradients, weights, slots, weight_axes):
-            weight, slot = optimizer.updated(gradient, weight, slot, axes, step, rate)
+        for index, (gradient, weight, slot, axes) in enumerate(zip(parts.gradients, weights, slots, weight_axes)):
+            if index in balanced:
+                load = parts.routing[balanced[index]].expert_load
+                weight = balanced_bias(weight, load, model.config.balance_bias_rate)
+            else:
+                weight, slot = optimizer.updated(gradient, weight, slot, axes, step, rate)
             new_weights.append(weight)
             new_slots.append(slot)
         metrics = StepMetrics(
             loss=parts.loss,
             neg_log_perplexity=-parts.sums.negative_log_likelihood / num_tokens,
             accuracy=parts.sums.correct / num_tokens,
-            balance_loss=parts.balance_loss / max(1, len(parts.routing)),
+            balance_loss=parts.balance_loss,
             z_loss=parts.sums.squared_log_z / num_tokens,
             gradient_norm=tf.linalg.global_norm(parts.gradients),
             learning_rate=rate,
@@ -171,7 +209,7 @@ def make_evaluation_step(model: EncoderDecoder) -> Callable[[list[tf.Tensor], Fe
     def step_function(weights: list[tf.Tensor], features: Features) -> EvaluationSums:
         output, _ = model.stateless_call(weights, [], features, training=False, return_routing=True)
         sums = token_losses(output.logits, features["decoder_target_tokens"], token_weights(features))
-        balance = total_balance_loss(output.routings) / max(1, len(output.routings))
+        balance = mean_over_layers(routing.balance_loss for routing in output.routings.values())
         routing = {name: routing.metrics for name, routing in output.routings.items()}
         return EvaluationSums(sums, balance, tf.constant(1.0), routing)
 

@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.layers.dispatch import DISPATCHERS
-from switch_tf.layers.routing import Routing, SwitchRouter
-from tests.layers.test_routing import random_probabilities
+from switch_tf.layers.routers import SwitchRouter
+from switch_tf.layers.routing import Routing
+from tests.layers.test_routing import assign, random_probabilities
 
 
 def routing_of(experts: int, capacity: int, padded: bool) -> tuple[tf.Tensor, Routing]:
@@ -15,7 +16,7 @@ def routing_of(experts: int, capacity: int, padded: bool) -> tuple[tf.Tensor, Ro
     if padded:
         mask[0, 20:] = mask[1, :5] = mask[2] = 0
     router = SwitchRouter(d_model=8, num_experts=experts)
-    return probabilities, router.assign(probabilities, tf.constant(mask), capacity)
+    return probabilities, assign(router, probabilities, mask, capacity)
 
 
 def apply_experts(name: str, tokens, routing: Routing, gate, weights):
@@ -68,7 +69,9 @@ def test_several_experts_for_each_token():
         gate=tf.constant(gate),
         filled=tf.constant([[3, 2, 1]]),
         capacity=3,
+        logits=None,
         balance_loss=tf.constant(1.0),
+        z_loss=tf.constant(0.0),
         metrics=None,
     )
     random = np.random.default_rng(1)

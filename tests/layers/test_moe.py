@@ -7,7 +7,8 @@ import tensorflow as tf
 from switch_tf.errors import SettingError
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import Experts, SwitchFeedForward, tokens_per_group
-from switch_tf.layers.routing import SwitchRouter
+from switch_tf.layers.routers import SwitchRouter
+from switch_tf.partitioning import axes
 
 
 def switch_layer(experts=4, activation="relu", expert_dropout=0.0, dtype=None, **settings) -> SwitchFeedForward:
@@ -43,7 +44,7 @@ def test_output_is_the_probability_times_the_chosen_expert():
     layer = switch_layer(eval_capacity_factor=4.0)
     x = tokens()
     y, _ = layer(x)
-    probabilities = layer.router.probabilities(x, False, 0).numpy()
+    probabilities = layer.router.scores(x, False, 0).probabilities.numpy()
     for b, i in np.ndindex(4, 16):
         expert = probabilities[b, i].argmax()
         hidden = np.maximum(x.numpy()[b, i] @ layer.experts.wi[0].numpy()[expert], 0)
@@ -104,7 +105,7 @@ def test_selective_precision_routes_in_float32_and_computes_in_bfloat16():
     assert {weight.dtype for weight in layer.weights} == {"float32"}
     # Indices follow the float32 router on the rounded tokens.
     rounded = tf.cast(tf.cast(tokens(), tf.bfloat16), tf.float32)
-    chosen = tf.argmax(layer.router.probabilities(rounded, False, 0), -1, output_type=tf.int32)
+    chosen = tf.argmax(layer.router.scores(rounded, False, 0).probabilities, -1, output_type=tf.int32)
     np.testing.assert_array_equal(tf.reshape(routing.expert, [4, 16]), chosen)
 
 
@@ -129,11 +130,35 @@ def test_initial_spread_of_an_expert_does_not_depend_on_how_many_there_are(exper
 
 
 @pytest.mark.parametrize(
-    ("tokens", "group_size", "size"),
-    [(1024, 4096, 1024), (4096, 1024, 1024), (2048 * 114, 8192, 7296), (1000, 1024, 1000), (3000, 1024, 1000)],
+    ("tokens", "group_size", "shards", "size"),
+    [
+        (1024, 4096, 1, 1024),
+        (4096, 1024, 1, 1024),
+        (2048 * 114, 8192, 1, 7296),
+        (1000, 1024, 1, 1000),
+        (3000, 1024, 1, 1000),
+        # Mesh TensorFlow's examples for a mesh of 8 devices: 8 groups, one for each.
+        (4096, 1024, 8, 512),
+        (1000, 1024, 8, 125),
+        # Groups no larger than a device's tokens do not depend on the mesh.
+        (4096, 256, 8, 256),
+        (4096, 256, 1, 256),
+    ],
 )
-def test_groups_divide_the_batch_evenly(tokens, group_size, size):
-    assert tokens_per_group(tokens, group_size) == size
+def test_groups_divide_the_batch_evenly_and_follow_the_mesh(tokens, group_size, shards, size):
+    assert tokens_per_group(tokens, group_size, shards) == size
+
+
+def test_the_layer_asks_the_engine_how_many_devices_share_the_groups():
+    layer = switch_layer(group_size=64)
+    with axes.constraining_with(lambda tensor, _: tensor, lambda axis: 2 if axis == axes.GROUPS else 1):
+        assert layer(tokens())[1].slot.shape == [2, 32, 1]
+    assert layer(tokens())[1].slot.shape == [1, 64, 1]
+
+
+def test_a_batch_that_does_not_spread_is_refused():
+    with pytest.raises(SettingError, match=r"60 tokens cannot be spread over 8 devices.*multiple of 8"):
+        tokens_per_group(60, 1024, 8)
 
 
 def test_a_group_size_that_cannot_hold_the_batch_is_refused():

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from switch_tf.layers.routing import SwitchRouter, expert_capacity, load_balance_loss
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponents / exponents.sum(-1, keepdims=True)
+from switch_tf.layers.router import Scores
+from switch_tf.layers.routers import SwitchRouter
+from switch_tf.layers.routing import Routing, expert_capacity, load_balance_loss
+from tests.layers.gates import softmax
 
 
 def route_by_hand(probabilities: np.ndarray, mask: np.ndarray, capacity: int):
@@ -37,12 +35,19 @@ def switch_router(experts: int, d_model: int = 8, **settings) -> SwitchRouter:
     return router
 
 
+def assign(router: SwitchRouter, probabilities, mask, capacity: int) -> Routing:
+    """Routes as if the router had come to these probabilities."""
+    probabilities = tf.convert_to_tensor(probabilities)
+    scores = Scores(tf.math.log(probabilities), probabilities, probabilities)
+    return router.assign(scores, tf.constant(mask), capacity)
+
+
 @pytest.mark.parametrize("experts", [1, 2, 4, 64, 128])
 @pytest.mark.parametrize("capacity", [1, 3, 24])
 def test_slots_and_gates_equal_those_assigned_by_hand(experts, capacity):
     probabilities = random_probabilities(experts=experts)
     mask = (np.random.default_rng(1).random([3, 24]) > 0.2).astype(np.float32)
-    routing = switch_router(experts).assign(tf.constant(probabilities), tf.constant(mask), capacity)
+    routing = assign(switch_router(experts), probabilities, mask, capacity)
     slot, gate = route_by_hand(probabilities, mask, capacity)
     none = experts * capacity
     np.testing.assert_array_equal(routing.slot[..., 0], np.where(slot < 0, none, slot))
@@ -57,8 +62,8 @@ def test_padding_takes_no_slot_and_counts_in_no_loss():
     mask = np.ones([3, 24], np.float32)
     mask[:, 16:] = 0
     router = switch_router(4)
-    padded = router.assign(tf.constant(probabilities), tf.constant(mask), 4)
-    short = router.assign(tf.constant(probabilities[:, :16]), tf.constant(mask[:, :16]), 4)
+    padded = assign(router, probabilities, mask, 4)
+    short = assign(router, probabilities[:, :16], mask[:, :16], 4)
     np.testing.assert_array_equal(padded.slot[:, :16], short.slot)
     np.testing.assert_array_equal(padded.slot[:, 16:], 16)
     assert float(padded.balance_loss) == pytest.approx(float(short.balance_loss), rel=1e-6)
@@ -71,10 +76,8 @@ def test_a_group_of_padding_alone_changes_nothing():
     mask = np.ones([3, 24], np.float32)
     mask[2] = 0
     router = switch_router(4)
-    loss = router.assign(tf.constant(probabilities), tf.constant(mask), 4).balance_loss
-    assert float(loss) == pytest.approx(
-        float(router.assign(tf.constant(probabilities[:2]), tf.constant(mask[:2]), 4).balance_loss), rel=1e-6
-    )
+    loss = assign(router, probabilities, mask, 4).balance_loss
+    assert float(loss) == pytest.approx(float(assign(router, probabilities[:2], mask[:2], 4).balance_loss), rel=1e-6)
 
 
 @pytest.mark.parametrize("experts", [1, 2, 8, 128])
@@ -140,13 +143,13 @@ def test_figure_3_drops_one_token_at_factor_one_and_none_at_one_and_a_half():
     chosen = np.array([2, 1, 1, 1, 2, 3]) - 1
     probabilities = tf.constant((0.1 + 0.7 * np.eye(3)[chosen])[None], tf.float32)
     router = switch_router(3)
-    dropped = [router.assign(probabilities, tf.ones([1, 6]), c).metrics.fraction_dropped for c in (2, 3)]
+    dropped = [assign(router, probabilities, tf.ones([1, 6]), c).metrics.fraction_dropped for c in (2, 3)]
     np.testing.assert_allclose(dropped, [1 / 6, 0], atol=1e-6)
 
 
 def test_metrics_of_loads_entropy_and_confidence():
     probabilities = random_probabilities(groups=1)
-    metrics = switch_router(4).assign(tf.constant(probabilities), tf.ones([1, 24]), 2).metrics
+    metrics = assign(switch_router(4), probabilities, tf.ones([1, 24]), 2).metrics
     choice = probabilities[0].argmax(-1)
     np.testing.assert_allclose(metrics.expert_load, np.bincount(choice, minlength=4) / 24, rtol=1e-6)
     entropy = -(probabilities * np.log(probabilities)).sum(-1).mean()
@@ -154,31 +157,11 @@ def test_metrics_of_loads_entropy_and_confidence():
     assert float(metrics.router_confidence) == pytest.approx(probabilities.max(-1).mean(), rel=1e-6)
 
 
-def test_jitter_is_for_training_alone_and_follows_its_seed():
-    tokens = tf.random.stateless_normal([2, 16, 8], (0, 1))
-    router = switch_router(4, jitter=0.1)
-    calm = router.probabilities(tokens, False, 0)
-    np.testing.assert_array_equal(calm, router.probabilities(tokens, False, 1))
-    shaken = router.probabilities(tokens, True, 0)
-    assert not np.allclose(calm, shaken)
-    np.testing.assert_array_equal(shaken, router.probabilities(tokens, True, 0))
-    assert not np.allclose(shaken, router.probabilities(tokens, True, 1))
-
-
-def test_jitter_multiplies_the_input_by_one_plus_minus_epsilon():
-    router = switch_router(8, d_model=8, jitter=0.25)
-    router.kernel.assign(np.eye(8, dtype=np.float32))
-    logits = np.log(router.probabilities(tf.ones([4, 512, 8]), True, 0))
-    # Softmax forgets the sum: what is left are differences of the eight factors of a token.
-    spread = logits.max(-1) - logits.min(-1)
-    assert 0.4 < spread.max() <= 0.5 + 1e-5
-
-
 def test_router_works_in_float32_whatever_comes_in():
     tokens = tf.random.stateless_normal([1, 8, 8], (0, 1))
     rounded = tf.cast(tokens, tf.bfloat16)
     router = switch_router(4)
     expected = softmax(np.asarray(tf.cast(rounded, tf.float32)) @ router.kernel.numpy())
-    probabilities = router.probabilities(rounded, False, 0)
+    probabilities = router.scores(rounded, False, 0).probabilities
     assert probabilities.dtype == tf.float32
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from switch_tf.errors import SettingError
 from switch_tf.layers.routing import Routing
 from switch_tf.model import ModelOutput
 from switch_tf.training.losses import Objective, objective, token_losses, token_weights
@@ -36,11 +37,24 @@ def test_loss_weights_of_seqio_decide():
     np.testing.assert_array_equal(token_weights(features), [[0, 1, 1]])
 
 
-@pytest.mark.parametrize("settings", [Objective(), Objective(z_loss=0.5, balance_loss=0.25)])
-def test_objective_adds_the_auxiliary_losses_of_all_layers(settings):
-    routing = Routing(None, None, None, None, 1, tf.constant(1.5), None)
+@pytest.mark.parametrize(
+    ("settings", "balance", "router_z"),
+    [
+        (Objective(), 3.0, 4.0),
+        (Objective(z_loss=0.5, balance_loss=0.25, router_z_loss=1e-3), 3.0, 4.0),
+        (Objective(balance_loss_over_layers="mean", router_z_loss=0.1), 1.5, 4.0),
+    ],
+)
+def test_objective_adds_the_auxiliary_losses_of_all_layers(settings, balance, router_z):
+    routing = Routing(*[None] * 4, 1, None, balance_loss=tf.constant(1.5), z_loss=tf.constant(2.0), metrics=None)
     logits, targets = tf.random.stateless_normal([2, 4, 9], (0, 1)), tf.constant([[1, 2, 3, 0]] * 2)
     features = {"decoder_target_tokens": targets}
     loss, sums = objective(ModelOutput(logits, {"a": routing, "b": routing}), features, settings, tf.constant(6.0))
-    expected = (sums.negative_log_likelihood + settings.z_loss * sums.squared_log_z) / 6 + settings.balance_loss * 3
+    expected = (sums.negative_log_likelihood + settings.z_loss * sums.squared_log_z) / 6
+    expected += settings.balance_loss * balance + settings.router_z_loss * router_z
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_an_unknown_mean_over_layers_is_refused():
+    with pytest.raises(SettingError, match="must be 'sum' or 'mean'"):
+        Objective(balance_loss_over_layers="average")
