@@ -49,6 +49,24 @@ def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> i
     return size
 
 
+def batched_product(slots: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Multiplies what stands in the slots of expert e with the weights of expert e.
+
+    The same as an einsum, "egcm,emh->egch", and faster: the gradients of a matmul are matmuls that read their operands
+    transposed, while those of an einsum copy and transpose every expert's weights and their gradients.
+
+    Args:
+      slots: [E, G, C, M].
+      weights: [E, M, H], same dtype.
+
+    Returns:
+      [E, G, C, H].
+    """
+    experts, groups, capacity, width = slots.shape
+    product = tf.matmul(tf.reshape(slots, [experts, groups * capacity, width]), weights)
+    return tf.reshape(product, [experts, groups, capacity, weights.shape[-1]])
+
+
 class Experts(layer.Layer):
     """E feed-forward networks of one shape, each with its own weights, applied to its own slots."""
 
@@ -99,10 +117,10 @@ class Experts(layer.Layer):
           [E, G, C, M] in the compute dtype.
         """
         slots = self.cast(slots)
-        hidden = activate([tf.einsum("egcm,emh->egch", slots, self.cast(wi)) for wi in self.wi])
+        hidden = activate([batched_product(slots, self.cast(wi)) for wi in self.wi])
         hidden = axes.constrain(hidden, (axes.EXPERTS, None, axes.SLOTS, axes.EXPERT_MLP))
         hidden = self.dropout(hidden, training=training, seed=seed)
-        return tf.einsum("egch,ehm->egcm", hidden, self.cast(self.wo))
+        return batched_product(hidden, self.cast(self.wo))
 
 
 class SwitchFeedForward(layer.Layer):
