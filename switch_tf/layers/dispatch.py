@@ -114,8 +114,9 @@ class GatherDispatcher(Dispatcher):
                 gate_of_slot = tf.where(self._is_filled, gate_of_slot, 0.0)
                 slots_gradient = tf.gather(tokens_gradient, self._token, batch_dims=1)
                 slots_gradient *= tf.cast(tf.expand_dims(gate_of_slot, -1), slots.dtype)
-                gate_gradient = tf.einsum("gskm,gsm->gsk", taken, tokens_gradient)
-                return slots_gradient, tf.cast(gate_gradient, gate.dtype)
+                # Not an einsum, which would multiply token by token: G * S * K matrices of one row.
+                agreement = tf.cast(taken, gate.dtype) * tf.cast(tf.expand_dims(tokens_gradient, 2), gate.dtype)
+                return slots_gradient, tf.reduce_sum(agreement, axis=-1)
 
             return tf.reduce_sum(taken * weights, axis=2), gradient
 
