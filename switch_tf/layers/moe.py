@@ -5,6 +5,7 @@ import tensorflow as tf
 from switch_tf.errors import SettingError
 from switch_tf.layers import layer
 from switch_tf.layers.dispatch import DISPATCHERS
+from switch_tf.layers.dropless import apply_dropless
 from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.feed_forward import activate, input_projection_names
 from switch_tf.layers.router import Router
@@ -68,7 +69,10 @@ def batched_product(slots: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 
 
 class Experts(layer.Layer):
-    """E feed-forward networks of one shape, each with its own weights, applied to its own slots."""
+    """E feed-forward networks of one shape, each with its own weights, applied to its own slots.
+
+    What a `SwitchFeedForward` needs of experts, these or others: `num_experts`, `output_width`, `call`, `apply_one`.
+    """
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class Experts(layer.Layer):
         self.num_experts = num_experts
         self.d_model = d_model
         self.d_ff = d_ff
+        self.output_width = d_model
         self.activation = activation
         self.initializer_scale = initializer_scale
         self.dropout = Dropout(dropout_rate, dtype=dtype, name="dropout")
@@ -121,6 +126,12 @@ class Experts(layer.Layer):
         hidden = axes.constrain(hidden, (axes.EXPERTS, None, axes.SLOTS, axes.EXPERT_MLP))
         hidden = self.dropout(hidden, training=training, seed=seed)
         return batched_product(hidden, self.cast(self.wo))
+
+    def apply_one(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+        """Applies one expert (int32 scalar), without dropout, to [B, M] tokens; reads no other expert's weights."""
+        tokens = self.cast(tokens)
+        hidden = activate([tokens @ self.cast(tf.gather(wi, expert)) for wi in self.wi])
+        return hidden @ self.cast(tf.gather(self.wo, expert))
 
 
 class SwitchFeedForward(layer.Layer):
@@ -179,12 +190,16 @@ class SwitchFeedForward(layer.Layer):
             return length
         return tokens_per_group(batch * length, self.group_size, axes.num_shards(axes.GROUPS))
 
-    def _capacity(self, group_size: int, training: bool, dropless: bool) -> int:
+    def _is_dropless(self, training: bool, dropless: bool) -> bool:
         factor = self.capacity_factor if training else self.eval_capacity_factor
-        if (dropless or factor is None) and self.router.chooses_for_tokens:
+        return (dropless or factor is None) and self.router.chooses_for_tokens
+
+    def _capacity(self, group_size: int, training: bool, dropless: bool) -> int:
+        if self._is_dropless(training, dropless):
             return group_size
         if self.fixed_capacity is not None:
             return min(group_size, self.fixed_capacity)
+        factor = self.capacity_factor if training else self.eval_capacity_factor
         return expert_capacity(group_size, self.experts.num_experts, factor, self.min_expert_capacity)
 
     def call(
@@ -202,8 +217,8 @@ class SwitchFeedForward(layer.Layer):
           token_mask: bool [B, L], True for a real token; None where all are.
           training: whether the training capacity, the jitter and expert dropout are on.
           seed: seed of the jitter and of the dropout mask.
-          dropless: give every expert a slot for every token, so that a token's result does not depend on which
-            others are in the batch. For decoding, where groups are small.
+          dropless: whether every token gets its expert, so that its result does not depend on which others are in
+            the batch; for evaluation and decoding. (Experts that choose their tokens keep the evaluation capacity.)
 
         Returns:
           ([B, L, M] in the compute dtype: 0 for a token that found no slot; the routing).
@@ -219,6 +234,16 @@ class SwitchFeedForward(layer.Layer):
 
         capacity = self._capacity(size, training, dropless)
         routing = self.router(tokens, mask, capacity=capacity, training=training, seed=seed)
+        # Where experts are spread over devices, a loop over blocks would fetch their weights: tokens go to them.
+        if self._is_dropless(training, dropless) and axes.num_shards(axes.EXPERTS) == 1:
+            y = apply_dropless(routing, tokens, self.experts.apply_one, self.experts.output_width)
+        else:
+            y = self._through_slots(routing, tokens, training, seed)
+        y = axes.constrain(y, (axes.GROUPS, None, axes.EMBED))
+        return tf.reshape(y, [batch, length, y.shape[-1]]), routing
+
+    def _through_slots(self, routing: Routing, tokens: tf.Tensor, training: bool, seed: int | tf.Tensor) -> tf.Tensor:
+        """Tokens [G, S, M] to their experts' slots, through the experts and back: [G, S, W]."""
         dispatcher = DISPATCHERS[self.dispatcher](routing)
         slots = dispatcher.dispatch(tokens)
         # Tokens to their experts' devices and back: one all-to-all each, where experts are spread over devices.
@@ -227,5 +252,4 @@ class SwitchFeedForward(layer.Layer):
         outputs = self.experts(slots, training=training, seed=seed)
         outputs = axes.constrain(outputs, (axes.EXPERTS, None, axes.SLOTS, axes.EMBED))
         outputs = axes.constrain(outputs, (None, axes.GROUPS, axes.SLOTS, axes.EMBED))
-        y = axes.constrain(dispatcher.combine(outputs), (axes.GROUPS, None, axes.EMBED))
-        return tf.reshape(y, [batch, length, y.shape[-1]]), routing
+        return dispatcher.combine(outputs)

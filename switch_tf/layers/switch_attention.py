@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from switch_tf.layers import layer
 from switch_tf.layers.attention import Attention, KeyValues
-from switch_tf.layers.moe import SwitchFeedForward
+from switch_tf.layers.moe import SwitchFeedForward, batched_product
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
@@ -37,6 +37,7 @@ class AttentionExperts(layer.Layer):
         self.d_kv = d_kv
         self.kind = kind
         self.d_ff = d_ff
+        self.output_width = 2 * num_heads * d_kv
         self.initializer_scale = initializer_scale
 
     def build(self, input_shape=None):
@@ -66,9 +67,15 @@ class AttentionExperts(layer.Layer):
         del training, seed
         x = self.cast(slots)
         if self.kind == "feed_forward":
-            x = tf.nn.relu(tf.einsum("egcm,emh->egch", x, self.cast(self.wi)))
-        kernel = tf.concat([self.cast(self.query), self.cast(self.key_value)], axis=-1)
-        return tf.einsum("egcm,emk->egck", x, kernel)
+            x = tf.nn.relu(batched_product(x, self.cast(self.wi)))
+        return tf.concat([batched_product(x, self.cast(kernel)) for kernel in (self.query, self.key_value)], axis=-1)
+
+    def apply_one(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+        """Applies one expert (int32 scalar) to [B, M] tokens: [B, 2 N K]."""
+        x = self.cast(tokens)
+        if self.kind == "feed_forward":
+            x = tf.nn.relu(x @ self.cast(tf.gather(self.wi, expert)))
+        return tf.concat([x @ self.cast(tf.gather(kernel, expert)) for kernel in (self.query, self.key_value)], axis=-1)
 
 
 class SwitchSelfAttention(Attention):

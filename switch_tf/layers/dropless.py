@@ -1,0 +1,110 @@
+"""Every token gets its experts, at no more work than there are tokens: blocks of tokens of one expert each.
+
+For evaluation and decoding: the loop over the blocks has no gradient. What a token gets does not depend on which others
+are in the batch, and no expert's weights are read that nobody chose. (After the blocks of Gale et al. 2022.)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from switch_tf.layers.routing import Routing
+
+# The most tokens that a block holds: enough for a matrix product at full speed, few enough to waste little at the end
+# of an expert's tokens.
+MAX_BLOCK_SIZE = 128
+
+
+class Blocks(NamedTuple):
+    """Tokens sorted by expert and cut into blocks; A assignments (token, choice) in T blocks of B places.
+
+    assignment: int32 [T, B], who stands in each place; anybody where nobody does.
+    expert: int32 [T], whose tokens a block holds.
+    num_used: int32 [], how many blocks hold tokens; they are the first ones.
+    place: int32 [A], where in [T * B] each assignment stands.
+    """
+
+    assignment: tf.Tensor
+    expert: tf.Tensor
+    num_used: tf.Tensor
+    place: tf.Tensor
+
+
+def blocks_of(expert: tf.Tensor, num_experts: int, block_size: int) -> Blocks:
+    """Sorts assignments by expert and cuts them into blocks.
+
+    Args:
+      expert: int32 [A]; `num_experts` for one that goes nowhere.
+      num_experts: E.
+      block_size: B.
+
+    Returns:
+      The blocks, of which there can be no more than A, nor than A / B and one for each expert.
+    """
+    assignments = expert.shape[0]
+    max_blocks = min(assignments, assignments // block_size + num_experts)
+    order = tf.argsort(expert, stable=True)
+    bounds = tf.searchsorted(tf.gather(expert, order), tf.range(num_experts + 1), side="left")
+    first, count = bounds[:-1], bounds[1:] - bounds[:-1]
+    blocks_until = tf.cumsum((count + block_size - 1) // block_size)
+    blocks_before = tf.concat([[0], blocks_until[:-1]], axis=0)
+
+    block = tf.range(max_blocks)
+    expert_of_block = tf.minimum(tf.searchsorted(blocks_until, block, side="right"), num_experts - 1)
+    start = tf.gather(first - blocks_before * block_size, expert_of_block) + block * block_size
+    rank = tf.expand_dims(start, 1) + tf.expand_dims(tf.range(block_size), 0)
+    known = tf.minimum(expert, num_experts - 1)
+    place = tf.argsort(order) + tf.gather(blocks_before * block_size - first, known)
+    return Blocks(
+        assignment=tf.gather(order, tf.clip_by_value(rank, 0, assignments - 1)),
+        expert=expert_of_block,
+        num_used=blocks_until[-1],
+        place=tf.clip_by_value(place, 0, max_blocks * block_size - 1),
+    )
+
+
+def block_size_for(assignments: int, num_experts: int) -> int:
+    """Chooses B: the tokens that an expert has on average, as a power of two up to `MAX_BLOCK_SIZE`."""
+    size = 1
+    while size < MAX_BLOCK_SIZE and size * num_experts < assignments:
+        size *= 2
+    return size
+
+
+def apply_dropless(
+    routing: Routing, tokens: tf.Tensor, expert_function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], width: int
+) -> tf.Tensor:
+    """Sends every token through its experts and adds their outputs, weighted by the gates.
+
+    Args:
+      routing: with a slot for every choice that counts.
+      tokens: [G, S, M].
+      expert_function: (expert, int32 scalar; [B, M]) -> [B, W], that expert's output.
+      width: W.
+
+    Returns:
+      [G, S, W], dtype of the tokens; 0 for padding.
+    """
+    groups, size, choices = routing.slot.shape
+    num_experts = routing.filled.shape[-1]
+    assignments = groups * size * choices
+    block_size = block_size_for(assignments, num_experts)
+    has_slot = routing.slot < num_experts * routing.capacity
+    expert = tf.reshape(tf.where(has_slot, routing.expert, num_experts), [assignments])
+    blocks = blocks_of(expert, num_experts, block_size)
+    token_of_place = blocks.assignment // choices
+    rows = tf.reshape(tokens, [groups * size, tokens.shape[-1]])
+
+    def apply_block(block, outputs):
+        block_tokens = tf.gather(rows, tf.gather(token_of_place, block))
+        output = expert_function(tf.gather(blocks.expert, block), block_tokens)
+        return block + 1, outputs.write(block, output)
+
+    outputs = tf.TensorArray(tokens.dtype, blocks.expert.shape[0], element_shape=[block_size, width])
+    _, outputs = tf.while_loop(lambda block, _: block < blocks.num_used, apply_block, (tf.constant(0), outputs))
+    taken = tf.gather(tf.reshape(outputs.stack(), [-1, width]), blocks.place)
+    weighted = tf.reshape(taken, [groups, size, choices, width]) * tf.cast(
+        tf.expand_dims(routing.gate, -1), taken.dtype
+    )
+    return tf.reduce_sum(weighted, axis=2)
