@@ -1,10 +1,12 @@
 """One feed-forward layer, forward and backward: dense, and Switch layers of equal FLOPs for each token.
 
 Run by `make bench`. Each round times every layer once, in turn, so that a machine that slows down slows all of them;
-what counts is the ratio to the dense layer of the same round.
+what counts is the ratio to the dense layer of the same round. Beside the layers stands their bound, "products": the six
+batched matrix products of the experts' weights and nothing else.
 """
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -61,37 +63,88 @@ def make_step(layer):
     return step
 
 
+def make_products(num_experts: int):
+    """Compiles what any Switch layer has to multiply, with tokens spread evenly over the experts.
+
+    Two products forward, and for each of them one for the gradient of its input and one for that of its weights.
+    """
+    wi = tf.Variable(tf.random.stateless_normal([num_experts, D_MODEL, D_FF], (0, 2), stddev=D_MODEL**-0.5))
+    wo = tf.Variable(tf.random.stateless_normal([num_experts, D_FF, D_MODEL], (0, 3), stddev=D_FF**-0.5))
+
+    @tf.function(autograph=False)
+    def products(x):
+        tokens = tf.reshape(x, [num_experts, -1, D_MODEL])
+        hidden = tf.matmul(tokens, wi)
+        y = tf.matmul(hidden, wo)
+        hidden_gradient = tf.matmul(y, wo, transpose_b=True)
+        return (
+            tf.matmul(hidden_gradient, wi, transpose_b=True),
+            tf.matmul(tokens, hidden_gradient, transpose_a=True),
+            tf.matmul(hidden, y, transpose_a=True),
+        )
+
+    return products
+
+
 def seconds(step, x) -> float:
-    """Times one call."""
+    """Times one call, which on a CPU returns when all is computed; the gradients are freed in the time."""
     start = time.perf_counter()
     step(x)
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Times all layers and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="how many times each layer is timed")
-    parser.add_argument("--experts", type=int, nargs="*", default=[8, 32, 64, 128], help="numbers of experts")
-    options = parser.parse_args()
+def measure(num_experts: int, rounds: int) -> list[dict]:
+    """Times the dense layer, the Switch layers and their bound side by side.
+
+    Args:
+      num_experts: E.
+      rounds: how many times each is timed.
+
+    Returns:
+      A row for each: medians, and the lowest and the highest, of the seconds and of the ratio to the dense layer.
+    """
     x = tf.random.stateless_normal([GROUPS, GROUP_SIZE, D_MODEL], (0, 1))
+    steps = {"dense": make_step(dense_layer()), "products": make_products(num_experts)}
+    steps |= {name: make_step(switch_layer(num_experts, name)) for name in DISPATCHERS}
+    for step in steps.values():
+        seconds(step, x)
+    times = [{name: seconds(step, x) for name, step in steps.items()} for _ in range(rounds)]
+    rows = []
+    for name in steps:
+        taken = [round_[name] for round_ in times]
+        ratios = [round_[name] / round_["dense"] for round_ in times]
+        rows.append({"experts": num_experts, "layer": name} | spread("seconds", taken) | spread("ratio", ratios))
+    return rows
+
+
+def spread(name: str, values: list[float]) -> dict[str, float]:
+    """Returns the median, the lowest and the highest of `values`, each under a name of its own."""
+    return {name: statistics.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
+
+
+def main() -> None:
+    """Times all layers, prints a table and saves it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11, help="how many times each layer is timed")
+    parser.add_argument("--experts", type=int, nargs="*", default=[8, 32, 64, 128], help="numbers of experts")
+    parser.add_argument("--json", metavar="FILE", help="where to save the table")
+    options = parser.parse_args()
 
     print(f"d_model {D_MODEL}, d_ff {D_FF}, {GROUPS} groups of {GROUP_SIZE} tokens, float32, capacity factor 1.0")
-    print(f"{'experts':>8}{'dispatch':>10}{'median s':>10}{'x dense':>9}{'range of x':>16}")
-    for experts in options.experts:
-        steps = {"dense": make_step(dense_layer())}
-        steps |= {name: make_step(switch_layer(experts, name)) for name in DISPATCHERS}
-        for step in steps.values():
-            seconds(step, x)
-        rounds = [{name: seconds(step, x) for name, step in steps.items()} for _ in range(options.rounds)]
-        for name in steps:
-            ratios = sorted(times[name] / times["dense"] for times in rounds)
-            median = statistics.median(times[name] for times in rounds)
+    print(f"{'experts':>8}{'layer':>10}{'median s':>10}{'x dense':>9}{'range of x':>16}")
+    rows = []
+    for num_experts in options.experts:
+        for row in measure(num_experts, options.rounds):
+            rows.append(row)
             print(
-                f"{experts:>8}{name:>10}{median:>10.3f}{statistics.median(ratios):>9.2f}"
-                f"{ratios[0]:>9.2f} - {ratios[-1]:.2f}",
+                f"{row['experts']:>8}{row['layer']:>10}{row['seconds']:>10.3f}{row['ratio']:>9.2f}"
+                f"{row['ratio_low']:>9.2f} - {row['ratio_high']:.2f}",
                 flush=True,
             )
+    if options.json:
+        shape = {"d_model": D_MODEL, "d_ff": D_FF, "groups": GROUPS, "group_size": GROUP_SIZE}
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(shape | {"rows": rows}, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> i
 def batched_product(slots: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Multiplies what stands in the slots of expert e with the weights of expert e.
 
-    The same as an einsum, "egcm,emh->egch", and faster: the gradients of a matmul are matmuls that read their operands
-    transposed, while those of an einsum copy and transpose every expert's weights and their gradients.
+    The same as an einsum, "egcm,emh->egch", whose gradient is slow: TensorFlow makes the weights' gradient there as
+    [E, H, M] and then transposes it, which takes as long as the product if there are many experts. A matmul's does not.
 
     Args:
       slots: [E, G, C, M].

@@ -71,9 +71,10 @@ def random_bits(shape: tuple[int, ...], seed: int | tf.Tensor) -> tf.Tensor:
 
 
 def uniform(shape: tuple[int, ...], seed: int | tf.Tensor) -> tf.Tensor:
-    """Draws float32 numbers of `shape`, uniform in the open interval (0, 1), in steps of 2^-24."""
-    bits = tf.bitwise.right_shift(random_bits(shape, seed), _word(8))
-    return (tf.cast(bits, tf.float32) + 0.5) * 2.0**-24
+    """Draws float32 numbers of `shape`, uniform in the open interval (0, 1), in steps of 2^-23."""
+    # No more than 23 bits: half a step more than 24 bits hold would be rounded, and the highest number to 1.
+    bits = tf.bitwise.right_shift(random_bits(shape, seed), _word(9))
+    return (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
 
 
 def truncated_normal(shape: tuple[int, ...], stddev: float, seed: int | tf.Tensor) -> tf.Tensor:

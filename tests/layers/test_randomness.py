@@ -36,6 +36,14 @@ def test_uniform_is_uniform_and_uncorrelated():
         assert abs(np.corrcoef(numbers.ravel(), shifted.ravel())[0, 1]) < 5 * standard_error
 
 
+def test_the_lowest_and_the_highest_bits_are_inside_of_the_open_interval(monkeypatch):
+    monkeypatch.setattr(randomness, "random_bits", lambda shape, seed: tf.constant([0, 0xFFFFFFFF], tf.uint32))
+    lowest, highest = randomness.uniform((2,), 0).numpy()
+    assert 0.0 < lowest < highest < 1.0
+    assert lowest == 1.0 - highest
+    assert np.isfinite(randomness.normal((2,), 1.0, 0)).all()
+
+
 def test_neighbouring_seeds_are_uncorrelated():
     first, second = (randomness.uniform((100_000,), seed).numpy() for seed in (0, 1))
     assert abs(np.corrcoef(first, second)[0, 1]) < 5 * 100_000**-0.5
