@@ -153,11 +153,16 @@ def config_to_huggingface(config: ModelConfig, family: str | None = None):
     fitting = _FAMILIES[:1] if config.num_experts else _FAMILIES[1:]
     family = family or fitting[0]
     if family not in fitting:
-        raise SettingError(
-            f"family = '{family}' does not fit num_experts = {config.num_experts}: choose {' or '.join(fitting)}."
-        )
+        choice = " or ".join(repr(one) for one in fitting)
+        raise SettingError(f"family = '{family}' does not fit num_experts = {config.num_experts}: choose {choice}.")
     if family == "mt5" and config.tied_logits:
         raise SettingError("tied_logits = True is no mT5: choose family='t5', or set ModelConfig.tied_logits = False.")
+    activations = ("relu",) if config.num_experts else tuple(_ACTIVATIONS)
+    if config.activation not in activations:
+        raise SettingError(
+            f"activation = '{config.activation}' is none that transformers has in a model of type '{family}': convert "
+            f"a model that was trained with {' or '.join(map(repr, activations))}."
+        )
     settings = {theirs: getattr(config, ours) for ours, theirs in _SETTINGS.items()}
     settings |= {
         "initializer_factor": math.sqrt(config.initializer_scale),
@@ -184,14 +189,14 @@ def config_to_huggingface(config: ModelConfig, family: str | None = None):
 
 def _check_nothing_lost(config: ModelConfig, back: ModelConfig) -> None:
     """Refuses what did not come back, and so holds for every setting that our routers may have."""
-    lost = {
+    settings = {
         field.name: (getattr(config, field.name), getattr(back, field.name))
         for field in dataclasses.fields(config)
         if field.name not in _FREE
     }
     if config.eval_capacity_factor is None:
-        lost["eval_capacity_factor"] = (None, back.eval_capacity_factor)
-    for name, (ours, theirs) in lost.items():
+        settings["eval_capacity_factor"] = (None, back.eval_capacity_factor)
+    for name, (ours, theirs) in settings.items():
         if ours != theirs:
             raise SettingError(
                 f"{name} = {ours!r} cannot be said in a SwitchTransformersConfig, which stands for {theirs!r}: to "
@@ -250,7 +255,7 @@ def to_huggingface(model: EncoderDecoder, family: str | None = None, **changes):
 
     Returns:
       A `SwitchTransformersForConditionalGeneration`, `T5ForConditionalGeneration` or `MT5ForConditionalGeneration` in
-      float32, in evaluation mode; for those with capacity, set `router_aux_loss_coef` and `router_z_loss_coef` on it.
+      float32, in evaluation mode, with transformers' own `router_aux_loss_coef` and `router_z_loss_coef`.
 
     Raises:
       SettingError: if theirs has no counterpart of a setting or of a weight, or if torch or transformers is missing.
@@ -265,10 +270,23 @@ def to_huggingface(model: EncoderDecoder, family: str | None = None, **changes):
     if not config.tied_logits and hf_model.all_tied_weights_keys.pop("lm_head.weight", None):
         # T5 and mT5 tie the head whatever their config says; this is what loading a file with both tables does.
         hf_model.lm_head.weight = torch.nn.Parameter(torch.empty_like(hf_model.shared.weight))
-    parameters = hf_model.state_dict()  # They share memory with the model's.
+    unwritten = hf_model.state_dict()  # Its tensors are the model's own.
+    copies = [unwritten.pop(name) for name in token_table_copies(config)]
     for weight in model.weights:
         for theirs, array in to_their_weights(config, weight_name(weight), weight.numpy()):
-            parameters[theirs].copy_(torch.from_numpy(array))
-    for copy in token_table_copies(config):
-        parameters[copy].copy_(parameters["shared.weight"])
+            place = unwritten.pop(theirs, None)
+            if place is None or tuple(place.shape) != array.shape:
+                raise _misfit(theirs, changes)
+            place.copy_(torch.from_numpy(array))
+    if unwritten:
+        raise _misfit(min(unwritten), changes)
+    for copy in copies:
+        copy.copy_(hf_model.shared.weight.detach())
     return hf_model.eval()
+
+
+def _misfit(theirs: str, changes: Mapping) -> SettingError:
+    return SettingError(
+        f"{theirs} does not fit the model's weights after a change of {' and '.join(changes)}: change settings only "
+        "that shape no weight."
+    )

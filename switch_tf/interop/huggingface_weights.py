@@ -57,7 +57,8 @@ def _counterpart(config: ModelConfig, name: str) -> tuple[str, int]:
 
 def token_table_copies(config: ModelConfig) -> list[str]:
     """Returns their further names of the token table, `shared.weight`."""
-    return ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", *["lm_head.weight"][: config.tied_logits]]
+    copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    return [*copies, "lm_head.weight"] if config.tied_logits else copies
 
 
 def to_their_weights(config: ModelConfig, name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -240,13 +240,25 @@ def test_our_model_goes_there_and_back(tiny_config):
         ("group_size", 4096),
         ("expert_dropout_rate", 0.4),
         ("eval_capacity_factor", None),
-        ("activation", "gated_gelu"),
     ],
 )
 def test_what_their_config_cannot_say_is_refused(tiny_config, setting, value):
     config = dataclasses.replace(tiny_config, **{"expert_capacity": 8, "group_size": None, setting: value})
     with pytest.raises(SettingError, match=rf"{setting} = {value!r} .*to_huggingface\(model, {setting}="):
         config_to_huggingface(config)
+
+
+def test_gated_experts_are_refused(tiny_config):
+    with pytest.raises(SettingError, match=r"activation = 'gated_gelu' .* trained with 'relu'"):
+        config_to_huggingface(dataclasses.replace(tiny_config, activation="gated_gelu"))
+
+
+@pytest.mark.parametrize("change", [{"d_ff": 33}, {"tied_logits": False}, {"num_encoder_layers": 3}])
+def test_changes_that_shape_weights_are_refused(tiny_config, change):
+    model = EncoderDecoder(dataclasses.replace(tiny_config, expert_capacity=8, group_size=None))
+    model.build()
+    with pytest.raises(SettingError, match=f"after a change of {next(iter(change))}"):
+        to_huggingface(model, **change)
 
 
 def test_sparse_layers_that_their_steps_do_not_reach_are_refused(tiny_config):
