@@ -196,8 +196,11 @@ def test_greedy_decoding_equals_generate(torch, references, kind):
     assert not np.any(ours[:, generated.shape[1] :]) and len(np.unique(generated)) > 4
 
 
-def test_balance_loss_equals_theirs_layer_by_layer(torch, references):
-    from transformers.models.switch_transformers.modeling_switch_transformers import load_balancing_loss_func
+def test_router_losses_equal_theirs_layer_by_layer(torch, references):
+    from transformers.models.switch_transformers.modeling_switch_transformers import (
+        load_balancing_loss_func,
+        router_z_loss_func,
+    )
 
     theirs = random_switch(references, expert_capacity=2)
     reference = references.reference(theirs, references.random_batch("none none"))
@@ -207,6 +210,7 @@ def test_balance_loss_equals_theirs_layer_by_layer(torch, references):
         logits = torch.tensor(reference.outputs[name])
         expected = load_balancing_loss_func(logits.softmax(-1), logits.argmax(-1))
         np.testing.assert_allclose(routing.balance_loss, expected, rtol=1e-5)
+        np.testing.assert_allclose(routing.z_loss, router_z_loss_func(logits), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -240,6 +244,10 @@ def test_our_model_goes_there_and_back(tiny_config):
         ("group_size", 4096),
         ("expert_dropout_rate", 0.4),
         ("eval_capacity_factor", None),
+        ("router", "top_n"),
+        ("router_policy", "sample"),
+        ("balance_bias_rate", 1e-3),
+        ("switch_attention", "linear"),
     ],
 )
 def test_what_their_config_cannot_say_is_refused(tiny_config, setting, value):
