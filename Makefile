@@ -12,24 +12,34 @@ QUICKSTART := runs/quickstart
 help:
 	@echo "make quickstart   pre-train a small Switch Transformer and a dense T5 on Python's documentation; plots, samples"
 	@echo "make test         the tests (minutes)"
-	@echo "make test-all     the slow ones too"
+	@echo "make test-all     the slow ones too; installs torch for those against Hugging Face"
 	@echo "make lint         ruff"
 	@echo "make format       ruff format"
 	@echo "make bench        speed, side by side with peers"
 	@echo "make clean        remove .venv and the quick start's runs"
 
-# One pip call: t5 brings nightlies that own the same folders as seqio and tensorflow-datasets. switch_tf looks whether
-# they came last, and names the repair; here it is made at once.
+# t5 brings nightlies that own the same folders as seqio and tensorflow-datasets. switch_tf looks whether they came last,
+# and names the repair; here it is made at once, after each call of pip that sees to t5.
+define REPAIR_NIGHTLIES
+@$(BIN)/python -c 'import switch_tf' 2>/dev/null || { \
+  $(BIN)/pip uninstall --quiet -y tfds-nightly seqio-nightly && \
+  $(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
+    tensorflow-datasets==4.9.10 seqio==0.0.20 && $(BIN)/python -c 'import switch_tf'; }
+endef
+
 $(VENV)/installed: setup.py constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 ..." >&2; exit 2; }
 	@echo "Installing TensorFlow, seqio and t5 into $(VENV): a minute or two, 3.6 GB ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	@$(BIN)/python -c 'import switch_tf' 2>/dev/null || { \
-	  $(BIN)/pip uninstall --quiet -y tfds-nightly seqio-nightly && \
-	  $(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
-	    tensorflow-datasets==4.9.10 seqio==0.0.20 && $(BIN)/python -c 'import switch_tf'; }
+	$(REPAIR_NIGHTLIES)
+	@touch $@
+
+$(VENV)/interop: $(VENV)/installed
+	@echo "Installing torch and transformers into $(VENV) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interop]'
+	$(REPAIR_NIGHTLIES)
 	@touch $@
 
 quickstart: $(VENV)/installed
@@ -44,7 +54,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/installed
+test-all: $(VENV)/interop
 	$(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/installed

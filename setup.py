@@ -39,7 +39,8 @@ setup(
         "test": ["pytest>=8", "ruff"],
         "aot": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1"],
         "tpu": ["tensorflow-tpu==2.20.0", "libtpu==0.0.14"],
-        "interop": ["torch", "transformers==5.23.0", "safetensors"],
+        # TensorBoard imports pkg_resources, which setuptools 82 no longer has, and torch brings a newer setuptools.
+        "interop": ["torch", "transformers==5.23.0", "safetensors", "setuptools<82"],
     },
     entry_points={"console_scripts": ["switch-tf=switch_tf.main:main"]},
 )

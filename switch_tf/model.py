@@ -247,6 +247,17 @@ class EncoderDecoder(keras.Model):
         seed: int | tf.Tensor = 0,
     ) -> tuple[tf.Tensor, dict[str, Routing]]:
         """Decodes `decoder_input_tokens`, teacher-forced, over `memory` [B, Lk, M]: (float32 [B, L, V], routings)."""
+        x, routings = self.decode_states(features, memory, training=training, seed=seed)
+        return self._to_logits(x), routings
+
+    def decode_states(
+        self,
+        features: Mapping[str, tf.Tensor],
+        memory: tf.Tensor,
+        training: bool = False,
+        seed: int | tf.Tensor = 0,
+    ) -> tuple[tf.Tensor, dict[str, Routing]]:
+        """Does what `decode` does up to the logits: ([B, L, M], the decoder's output; routings)."""
         tokens = features["decoder_input_tokens"]
         targets = features.get("decoder_target_tokens")
         positions = tf.range(tokens.shape[1])
@@ -258,7 +269,7 @@ class EncoderDecoder(keras.Model):
         if segments is not None:
             mask_bias += attention.segment_bias(segments, segments)
             memory_bias += attention.segment_bias(segments, features["encoder_segment_ids"])
-        x, routings = self.decoder(
+        return self.decoder(
             self.token_embedder(tokens),
             mask_bias=mask_bias,
             memory=memory,
@@ -267,7 +278,6 @@ class EncoderDecoder(keras.Model):
             training=training,
             seed=seed,
         )
-        return self._to_logits(x), routings
 
     def _to_logits(self, x: tf.Tensor) -> tf.Tensor:
         return self.token_embedder.attend(x) if self.logits is None else self.logits(x)
