@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/switch-tf
 QUICKSTART := runs/quickstart
+BENCH := runs/bench
 
 .DELETE_ON_ERROR:
 .PHONY: help quickstart test test-all lint format bench clean
@@ -15,8 +16,8 @@ help:
 	@echo "make test-all     the slow ones too; installs torch for those against Hugging Face"
 	@echo "make lint         ruff"
 	@echo "make format       ruff format"
-	@echo "make bench        speed, side by side with peers"
-	@echo "make clean        remove .venv and the quick start's runs"
+	@echo "make bench        speed, side by side with peers (installs torch; a quarter of an hour)"
+	@echo "make clean        remove .venv, the quick start's runs and the benchmarks' tables"
 
 # t5 brings nightlies that own the same folders as seqio and tensorflow-datasets. switch_tf looks whether they came last,
 # and names the repair; here it is made at once, after each call of pip that sees to t5.
@@ -65,8 +66,12 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.feed_forward
+bench: $(VENV)/interop
+	@mkdir -p $(BENCH)
+	$(BIN)/python -m benchmarks.feed_forward --json=$(BENCH)/feed_forward.json
+	$(BIN)/python -m benchmarks.peers --json=$(BENCH)/peers.json
+	$(BIN)/python -m benchmarks.plot --feed_forward=$(BENCH)/feed_forward.json --peers=$(BENCH)/peers.json \
+	  --output=$(BENCH)/speed.png
 
 clean:
-	rm -rf $(VENV) $(QUICKSTART)
+	rm -rf $(VENV) $(QUICKSTART) $(BENCH)

@@ -32,6 +32,8 @@ setup(
         "protobuf>=6.31.1,<7",
         "sentencepiece>=0.2.0,<0.2.3",
         "importlib_resources",
+        # TensorBoard imports pkg_resources, which setuptools 82 no longer has.
+        "setuptools<82",
         "matplotlib",
         "tqdm",
     ],
@@ -39,8 +41,7 @@ setup(
         "test": ["pytest>=8", "ruff"],
         "aot": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1"],
         "tpu": ["tensorflow-tpu==2.20.0", "libtpu==0.0.14"],
-        # TensorBoard imports pkg_resources, which setuptools 82 no longer has, and torch brings a newer setuptools.
-        "interop": ["torch", "transformers==5.23.0", "safetensors", "setuptools<82"],
+        "interop": ["torch", "transformers==5.23.0", "safetensors"],
     },
     entry_points={"console_scripts": ["switch-tf=switch_tf.main:main"]},
 )

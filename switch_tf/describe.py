@@ -57,9 +57,9 @@ def weights_of(config: ModelConfig) -> list[Weight]:
 def forward_flops(config: ModelConfig, inputs_length: int, targets_length: int) -> int:
     """FLOPs of one sequence's forward pass, 2 for each multiply-add.
 
-    Counted: all projections, the products of attention, the feed-forward layer that a token uses. Not counted:
-    logits, routers, norms, softmaxes. Cross-attention's keys and values count on the encoder's tokens, where they are
-    computed; Table 9 (124 billion for Base) seems to count them on the decoder's, which gives 9 % less.
+    Counted: all projections, the products of attention, the feed-forward layers that a token uses. Not counted:
+    logits, routers, norms, softmaxes, empty slots. Cross-attention's keys and values count on the encoder's tokens,
+    where they are computed; Table 9 (124 billion for Base) seems to count them on the decoder's, which gives 9 % less.
 
     Args:
       config: the model.
@@ -73,15 +73,37 @@ def forward_flops(config: ModelConfig, inputs_length: int, targets_length: int) 
     projection = 2 * config.d_model * width
     matrices = 3 if config.activation.startswith("gated") else 2
     feed_forward = matrices * 2 * config.d_model * config.d_ff
+    # A query, and a key that is the value as well.
+    switch_projections = {
+        "none": 3 * projection,
+        "linear": 2 * projection,
+        "feed_forward": 2 * config.d_model * config.d_ff + 2 * 2 * config.d_ff * width,
+    }[config.switch_attention]
 
     def products(queries: int, keys: int) -> int:
         return 2 * 2 * queries * keys * width
 
-    encoder_block = inputs_length * (4 * projection + feed_forward) + products(inputs_length, inputs_length)
-    self_attention = targets_length * 4 * projection + products(targets_length, targets_length)
+    def block(index: int, length: int, is_decoder: bool) -> float:
+        is_sparse = config.is_sparse(index, is_decoder)
+        feed_forwards = config.experts_per_token(is_decoder) if is_sparse else 1
+        projections = (switch_projections if is_sparse else 3 * projection) + projection
+        return length * (projections + feed_forwards * feed_forward) + products(length, length)
+
     cross_attention = (2 * targets_length + 2 * inputs_length) * projection + products(targets_length, inputs_length)
-    decoder_block = self_attention + cross_attention + targets_length * feed_forward
-    return config.num_encoder_layers * encoder_block + config.num_decoder_layers * decoder_block
+    encoder = sum(block(index, inputs_length, False) for index in range(config.num_encoder_layers))
+    decoder = sum(block(index, targets_length, True) for index in range(config.num_decoder_layers))
+    return round(encoder + decoder + config.num_decoder_layers * cross_attention)
+
+
+def active_parameters(config: ModelConfig, weights: list[Weight]) -> int:
+    """Counts the weights that a token uses: all that no expert has, and those of its experts in each sparse layer."""
+    active = 0.0
+    for weight in weights:
+        share = 1.0
+        if axes.EXPERTS in weight.axes:
+            share = config.experts_per_token(weight.name.startswith("decoder/")) / config.num_experts
+        active += share * weight.size
+    return round(active)
 
 
 def description(config: ModelConfig, inputs_length: int, targets_length: int) -> dict[str, int]:
@@ -93,18 +115,17 @@ def description(config: ModelConfig, inputs_length: int, targets_length: int) ->
       targets_length: decoder tokens of a sequence.
 
     Returns:
-      parameters: all weights; expert_parameters: those of experts; active_parameters_per_token: all but the experts'
-      and one expert of each sparse layer; forward_flops_per_sequence; weight_bytes (float32); slot_bytes (Adafactor).
+      parameters: all weights; expert_parameters: those of experts; active_parameters_per_token: those that a token
+      uses; forward_flops_per_sequence; weight_bytes (float32); slot_bytes (Adafactor).
     """
     weights = weights_of(config)
     optimizer = Adafactor()
     slots = [slot for weight in weights for slot in optimizer.slot_shapes(weight.shape, weight.axes).values()]
     parameters = sum(weight.size for weight in weights)
-    experts = sum(weight.size for weight in weights if axes.EXPERTS in weight.axes)
     return {
         "parameters": parameters,
-        "expert_parameters": experts,
-        "active_parameters_per_token": parameters - experts + experts // max(1, config.num_experts),
+        "expert_parameters": sum(weight.size for weight in weights if axes.EXPERTS in weight.axes),
+        "active_parameters_per_token": active_parameters(config, weights),
         "forward_flops_per_sequence": forward_flops(config, inputs_length, targets_length),
         "weight_bytes": _BYTES_PER_WEIGHT * parameters,
         "slot_bytes": _BYTES_PER_WEIGHT * sum(math.prod(slot.shape) for slot in slots),

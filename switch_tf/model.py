@@ -300,7 +300,7 @@ class EncoderDecoder(keras.Model):
         Returns:
           (float32 logits [B, V], the caches after this position).
         """
-        length = caches[0].self_attention.keys.shape[1]
+        length = caches[0].self_attention.keys.shape[2]
         mask_bias = attention.causal_bias(tf.reshape(position, [1]), tf.range(length))
         x = self.token_embedder(tf.expand_dims(tokens, 1))
         x, caches = self.decoder.decode_step(x, caches, position, mask_bias, attention.padding_bias(memory_mask))

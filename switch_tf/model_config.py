@@ -205,6 +205,13 @@ class ModelConfig:
             "all": True,
         }[self.sparse_layout]
 
+    def experts_per_token(self, is_decoder: bool) -> float:
+        """How many experts a token of the encoder or of the decoder uses, on average; the most, for "top_n"."""
+        router = self.router_of(is_decoder)
+        if router in NON_CAUSAL_ROUTERS:
+            return self.capacity_factor
+        return self.router_choices or 2 if router == "top_n" else 1
+
     @property
     def sparse_layer_names(self) -> list[str]:
         """Names of the sparse layers, in order: "encoder/layer_1", ...; attention's end with "/self_attention"."""

@@ -92,6 +92,25 @@ def test_a_token_uses_one_expert_of_each_sparse_layer():
     assert values["active_parameters_per_token"] == values["parameters"] - 12 * 127 * expert
 
 
+def test_a_token_uses_as_many_experts_as_its_router_gives_it():
+    one = config_of("switch_base_8")
+    expert, layer_flops = 2 * 768 * 3072, 2 * 2 * 768 * 3072
+    two = dataclasses.replace(one, router="top_n", decoder_router="switch")
+    first, second = (describe.description(config, 512, 114) for config in (one, two))
+    assert second["active_parameters_per_token"] - first["active_parameters_per_token"] == 6 * expert
+    assert second["forward_flops_per_sequence"] - first["forward_flops_per_sequence"] == 6 * 512 * layer_flops
+    chosen = dataclasses.replace(one, router="expert_choice", decoder_router="switch", capacity_factor=3.0)
+    third = describe.description(chosen, 512, 114)
+    assert third["active_parameters_per_token"] - first["active_parameters_per_token"] == 6 * 2 * expert
+
+
+def test_linear_attention_experts_save_a_projection():
+    dense = config_of("switch_base_8")
+    sparse = dataclasses.replace(dense, switch_attention="linear")
+    first, second = (describe.forward_flops(config, 512, 114) for config in (dense, sparse))
+    assert first - second == 6 * (512 + 114) * 2 * 768 * 768
+
+
 def test_flops_of_the_paper():
     """Table 9 within 10 %: the paper's convention for cross-attention is not known (see `forward_flops`)."""
     published = {"t5_base": 124e9, "switch_base_128": 124e9, "t5_large": 425e9, "switch_large_128": 425e9}
@@ -101,8 +120,12 @@ def test_flops_of_the_paper():
     assert dense["forward_flops_per_sequence"] == sparse["forward_flops_per_sequence"]
 
 
-def einsum_flops(operation: tf.Operation) -> int:
-    """2 for each multiply-add: the product of the sizes of all letters."""
+def product_flops(operation: tf.Operation) -> int:
+    """2 for each multiply-add of an einsum (the product of the sizes of all letters) or a batched matmul."""
+    if operation.type == "BatchMatMulV2":
+        rows = operation.outputs[0].shape.num_elements()
+        contracted = operation.inputs[0].shape[-2 if operation.get_attr("adj_x") else -1]
+        return 2 * rows * contracted
     letters = operation.get_attr("equation").decode().split("->")[0].split(",")
     sizes = {}
     for names, tensor in zip(letters, operation.inputs):
@@ -122,9 +145,10 @@ def test_flops_equal_the_products_in_the_traced_model(gated):
     graph = tf.function(lambda features: model(features), autograph=False).get_concrete_function(features).graph
     left_out = {b"blm,vm->blv", b"qkr,rn->nqk"}  # Logits, and the table of position biases.
     counted = [
-        einsum_flops(operation)
+        product_flops(operation)
         for operation in graph.get_operations()
-        if operation.type == "Einsum" and operation.get_attr("equation") not in left_out
+        if operation.type == "BatchMatMulV2"
+        or (operation.type == "Einsum" and operation.get_attr("equation") not in left_out)
     ]
     assert len(counted) == 2 * 3 * 6 + 4 * (2 + gated)  # Three attentions in two layers each, four feed-forwards.
     assert describe.forward_flops(config, 24, 8) == sum(counted)

@@ -24,6 +24,14 @@ def test_models_and_runs_compose(model, run):
     assert experiment.batch_size == {"pretrain": 2048, "quickstart": 16}[run]
 
 
+@pytest.mark.parametrize("precision", sorted(path.stem for path in (GIN / "precision").glob("*.gin")))
+def test_precisions_compose_with_models(precision):
+    configuration.load(["gin/models/switch_base_8.gin", f"gin/precision/{precision}.gin"], [])
+    config = ModelConfig()
+    dtypes = {"float32": ("float32",) * 2, "bfloat16": ("bfloat16",) * 2, "selective": ("bfloat16", "float32")}
+    assert (config.activation_dtype, config.router_dtype) == dtypes[precision]
+
+
 def config_of(model: str) -> ModelConfig:
     configuration.load([f"gin/models/{model}.gin"], [])
     return ModelConfig()

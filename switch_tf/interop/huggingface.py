@@ -5,7 +5,8 @@ Both sides compute the same function of the real tokens in float32, with these d
     tokens before it; padding at its start does, once an expert is full.
   * In training their router's jitter reaches the experts as well; ours stays in the router.
   * The weights of the routers' losses are no settings of our model: `Objective(balance_loss=router_aux_loss_coef,
-    z_loss=0)` comes nearest to theirs, which balances the layers of a stack all together and not each by itself.
+    router_z_loss=router_z_loss_coef, z_loss=0)` comes nearest to theirs, which balances the layers of a stack all
+    together and not each by itself.
 
 What one side's settings say and the other's cannot is refused by name. torch and transformers are imported where they
 are used.

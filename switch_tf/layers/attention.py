@@ -11,10 +11,15 @@ from switch_tf.partitioning import axes
 
 # Large enough to end a softmax, small enough for bfloat16 and for sums of several masks.
 MASKED = -1e9
+# Of queries, keys and values.
+HEAD_AXES = (axes.BATCH, axes.HEADS, axes.LENGTH, axes.KV)
 
 
 class KeyValues(NamedTuple):
-    """Projected keys and values, each [B, Lk, N, K]: of a memory, or of what has been decoded so far."""
+    """Projected keys and values, each [B, N, Lk, K]: of a memory, or of what has been decoded so far.
+
+    Heads come before positions: the products of attention then copy nothing, in training and at each decoded token.
+    """
 
     keys: tf.Tensor
     values: tf.Tensor
@@ -22,17 +27,17 @@ class KeyValues(NamedTuple):
     @classmethod
     def empty(cls, batch: int, length: int, num_heads: int, d_kv: int, dtype) -> "KeyValues":
         """Returns the cache of a decoder that has decoded nothing yet."""
-        zeros = tf.zeros([batch, length, num_heads, d_kv], dtype)
+        zeros = tf.zeros([batch, num_heads, length, d_kv], dtype)
         return cls(zeros, zeros)
 
     def written(self, new: "KeyValues", position: tf.Tensor) -> "KeyValues":
-        """Returns the cache with `new` ([B, 1, N, K]) at `position` (int32 scalar).
+        """Returns the cache with `new` ([B, N, 1, K]) at `position` (int32 scalar).
 
-        A one-hot write: it keeps every layout and needs no scatter.
+        A choice for each position: it keeps every layout and needs no scatter.
         """
-        length = self.keys.shape[1]
-        here = tf.reshape(tf.one_hot(position, length, dtype=self.keys.dtype), [1, length, 1, 1])
-        return KeyValues(*(old * (1 - here) + tf.cast(one, old.dtype) * here for old, one in zip(self, new)))
+        length = self.keys.shape[2]
+        here = tf.reshape(tf.equal(tf.range(length), position), [1, 1, length, 1])
+        return KeyValues(*(tf.where(here, tf.cast(one, old.dtype), old) for old, one in zip(self, new)))
 
 
 def padding_bias(key_mask: tf.Tensor) -> tf.Tensor:
@@ -100,7 +105,7 @@ class Attention(layer.Layer):
           dropless: whether every token gets its expert, where there are experts.
 
         Returns:
-          (queries [B, L, N, K], keys and values, the routing or None).
+          (queries [B, N, L, K], keys and values, the routing or None).
         """
         raise NotImplementedError
 
@@ -115,8 +120,8 @@ class Attention(layer.Layer):
         """Attends from queries to keys and values.
 
         Args:
-          query: [B, Lq, N, K].
-          key_values: keys and values [B, Lk, N, K].
+          query: [B, N, Lq, K].
+          key_values: keys and values [B, N, Lk, K].
           bias: float32, broadcastable to [B, N, Lq, Lk]: positions and masks.
           training: whether dropout of the attention weights is on.
           seed: seed of the dropout mask.
@@ -124,13 +129,13 @@ class Attention(layer.Layer):
         Returns:
           [B, Lq, M] in the compute dtype.
         """
-        logits = tf.cast(tf.einsum("bqnk,bsnk->bnqs", query, self.cast(key_values.keys)), tf.float32)
+        logits = tf.cast(tf.matmul(query, self.cast(key_values.keys), transpose_b=True), tf.float32)
         if bias is not None:
             logits += bias
         weights = self.dropout(self.cast(tf.nn.softmax(logits)), training=training, seed=seed)
-        heads = tf.einsum("bnqs,bsnk->bqnk", weights, self.cast(key_values.values))
-        heads = axes.constrain(heads, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV))
-        return tf.einsum("bqnk,nkm->bqm", heads, self.cast(self.out))
+        heads = tf.matmul(weights, self.cast(key_values.values))
+        heads = axes.constrain(heads, HEAD_AXES)
+        return tf.einsum("bnqk,nkm->bqm", heads, self.cast(self.out))
 
 
 class MultiHeadAttention(Attention):
@@ -148,15 +153,15 @@ class MultiHeadAttention(Attention):
         super().build(input_shape)
 
     def _project(self, x: tf.Tensor, kernel) -> tf.Tensor:
-        heads = tf.einsum("blm,mnk->blnk", self.cast(x), self.cast(kernel))
-        return axes.constrain(heads, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV))
+        heads = tf.einsum("blm,mnk->bnlk", self.cast(x), self.cast(kernel))
+        return axes.constrain(heads, HEAD_AXES)
 
     def project(self, memory: tf.Tensor) -> KeyValues:
         """Projects [B, Lk, M] to keys and values."""
         return KeyValues(self._project(memory, self.key), self._project(memory, self.value))
 
     def project_query(self, x: tf.Tensor) -> tf.Tensor:
-        """Projects [B, Lq, M] to queries [B, Lq, N, K]."""
+        """Projects [B, Lq, M] to queries [B, N, Lq, K]."""
         return self._project(x, self.query)
 
     def project_self(

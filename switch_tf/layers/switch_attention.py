@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from switch_tf.layers import layer
-from switch_tf.layers.attention import Attention, KeyValues
+from switch_tf.layers.attention import HEAD_AXES, Attention, KeyValues
 from switch_tf.layers.moe import SwitchFeedForward, batched_product
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
@@ -111,7 +111,6 @@ class SwitchSelfAttention(Attention):
         y, routing = self.projections(x, token_mask=token_mask, training=training, seed=seed, dropless=dropless)
         batch, length, _ = y.shape
         heads = tf.reshape(y, [batch, length, 2, self.num_heads, self.d_kv])
-        query, key_value = (
-            axes.constrain(part, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.KV)) for part in tf.unstack(heads, axis=2)
-        )
+        heads = tf.transpose(heads, [2, 0, 3, 1, 4])
+        query, key_value = (axes.constrain(part, HEAD_AXES) for part in tf.unstack(heads))
         return query, KeyValues(key_value, key_value), routing

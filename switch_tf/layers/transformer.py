@@ -241,7 +241,7 @@ class Stack(layer.Layer):
         Returns:
           ([B, 1, M], the caches after this position).
         """
-        length = caches[0].self_attention.keys.shape[1]
+        length = caches[0].self_attention.keys.shape[2]
         self_bias = self.position_bias(tf.reshape(position, [1]), tf.range(length)) + mask_bias
         x = self.cast(x)
         after = []

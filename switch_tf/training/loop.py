@@ -37,7 +37,7 @@ def check_shapes(experiment: Experiment, num_microbatches: int) -> None:
     batch = experiment.batch_size
     if num_microbatches < 1 or batch % num_microbatches:
         raise SettingError(f"NUM_MICROBATCHES = {num_microbatches} must divide BATCH_SIZE = {batch} into equal parts.")
-    if experiment.model.num_sparse_layers:
+    if experiment.model.num_sparse_layers and experiment.model.group_size is not None:
         for length in experiment.task_feature_lengths.values():
             for examples in {batch // num_microbatches, batch}:
                 tokens_per_group(examples * length, experiment.model.group_size)

@@ -249,3 +249,56 @@ def test_wrong_uses_of_a_model_directory(trained, capsys, arguments, message):
 def test_a_folder_that_is_no_model_directory(capsys, tmp_path):
     assert "holds no config.gin" in fails(capsys, "evaluate", f"--model_dir={tmp_path}")
     assert "holds no config.gin" in fails(capsys, "report", str(tmp_path))
+
+
+VARIANTS = {
+    "attention experts, groups of sequences, dropless": (
+        'ModelConfig.switch_attention="linear"',
+        "GROUP_SIZE=None",
+        "EVAL_CAPACITY_FACTOR=None",
+    ),
+    "top 2, router z-loss, mean over layers": (
+        'ModelConfig.router="top_n"',
+        "Objective.router_z_loss=0.001",
+        'Objective.balance_loss_over_layers="mean"',
+    ),
+    "balance bias, no token left behind": (
+        'ModelConfig.router="no_token_left_behind"',
+        "ModelConfig.balance_bias_rate=0.001",
+        "Objective.balance_loss=0.0",
+    ),
+    "expert choice": ('ModelConfig.router="expert_choice"', 'ModelConfig.decoder_router="switch"'),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_routing_train_evaluate_and_predict(tmp_path, capsys, variant):
+    bindings = ("TRAIN_STEPS=2", "EVAL_PERIOD=2", "CHECKPOINT_PERIOD=2", *VARIANTS[variant])
+    command_line.main(runs.arguments(tmp_path, *bindings))
+    assert sorted(runs.losses(tmp_path)) == ["1", "2"]
+    gin.clear_config()
+    values = json.loads(call(capsys, "evaluate", f"--model_dir={tmp_path}", "--json"))
+    assert values["step"] == 2 and values["neg_log_perplexity"] < 0
+    gin.clear_config()
+    assert "[" in call(capsys, "predict", f"--model_dir={tmp_path}", "a <extra_id_0> b")
+
+
+@pytest.mark.parametrize(
+    ("binding", "sentence"),
+    [
+        ('ModelConfig.router="expert_choice"', "set ModelConfig.decoder_router = 'switch'"),
+        ('ModelConfig.router="swich"', "must be one of"),
+        ('ModelConfig.router_policy="explore"', "router_policy = 'explore' is unknown"),
+        ("CAPACITY_FACTOR=0.0", "capacity_factor = 0.0 must be positive"),
+        ("GROUP_SIZE=100", "GROUP_SIZE = 100 cannot hold a batch"),
+    ],
+)
+def test_wrong_routing_stops_before_the_first_step(tmp_path, capsys, binding, sentence):
+    line = fails(capsys, *runs.arguments(tmp_path / "run", "BATCH_SIZE=11", binding))
+    assert sentence in line
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_top_2_with_one_expert_stops_before_the_first_step(tmp_path, capsys):
+    bindings = ('ModelConfig.router="top_n"', "NUM_EXPERTS=1")
+    assert "sends a token to 2 experts and NUM_EXPERTS = 1" in fails(capsys, *runs.arguments(tmp_path, *bindings))

@@ -55,10 +55,10 @@ def test_segments_see_each_other_not():
 
 def test_cache_holds_one_position_after_the_other():
     cache = KeyValues.empty(2, 3, 4, 8, tf.float32)
-    new = KeyValues(tf.ones([2, 1, 4, 8]), 2 * tf.ones([2, 1, 4, 8]))
+    new = KeyValues(tf.ones([2, 4, 1, 8]), 2 * tf.ones([2, 4, 1, 8]))
     cache = cache.written(new, tf.constant(1))
-    np.testing.assert_array_equal(cache.keys[0, :, 0, 0], [0, 1, 0])
-    np.testing.assert_array_equal(cache.values[0, :, 0, 0], [0, 2, 0])
+    np.testing.assert_array_equal(cache.keys[0, 0, :, 0], [0, 1, 0])
+    np.testing.assert_array_equal(cache.values[0, 0, :, 0], [0, 2, 0])
 
 
 def buckets_by_hand(distance: int, bidirectional: bool, buckets: int = 32, farthest: int = 128) -> int:

@@ -41,7 +41,7 @@ def test_projections_are_those_of_each_tokens_expert_times_its_gate(kind):
             hidden = np.maximum(hidden @ experts.wi.numpy()[expert], 0)
         for ours, kernel in ((query, experts.query), (key_values.keys, experts.key_value)):
             expected = (gate * hidden @ kernel.numpy()[expert]).reshape(2, 8)
-            np.testing.assert_allclose(ours.numpy().reshape(12, 2, 8)[token], expected, atol=1e-5)
+            np.testing.assert_allclose(ours[token // 6, :, token % 6], expected, atol=1e-5)
 
 
 def test_one_linear_expert_is_dense_attention_with_shared_keys_and_values():
@@ -52,11 +52,10 @@ def test_one_linear_expert_is_dense_attention_with_shared_keys_and_values():
     built.build()
     x = tf.random.stateless_normal([2, 6, 16], (0, 1))
     query, key_values, _ = built.project_self(x)
-    np.testing.assert_allclose(
-        tf.reshape(query, [2, 6, 16]), tf.einsum("blm,mk->blk", x, experts.query[0]), rtol=1e-4, atol=1e-6
-    )
-    weights = tf.nn.softmax(tf.einsum("bqnk,bsnk->bnqs", query, key_values.keys))
-    heads = tf.einsum("bnqs,bsnk->bqnk", weights, key_values.values)
+    kernel = tf.reshape(experts.query[0], [16, 2, 8])
+    np.testing.assert_allclose(query, tf.einsum("blm,mnk->bnlk", x, kernel), rtol=1e-4, atol=1e-6)
+    weights = tf.nn.softmax(tf.einsum("bnqk,bnsk->bnqs", query, key_values.keys))
+    heads = tf.einsum("bnqs,bnsk->bqnk", weights, key_values.values)
     expected = tf.einsum("bqnk,nkm->bqm", heads, built.out.value)
     np.testing.assert_allclose(built.attend(query, key_values), expected, atol=1e-5)
 
@@ -66,5 +65,6 @@ def test_a_token_without_a_slot_has_a_query_and_key_of_zero():
     query, key_values, routing = built.project_self(tf.random.stateless_normal([2, 8, 16], (0, 1)))
     dropped = (routing.gate[..., 0] == 0).numpy().reshape(2, 8)
     assert dropped.any() and not dropped.all()
-    assert not np.any(query.numpy()[dropped]) and not np.any(key_values.keys.numpy()[dropped])
-    assert np.all(np.any(query.numpy()[~dropped], axis=(-1, -2)))
+    by_token = lambda heads: heads.numpy().transpose(0, 2, 1, 3)  # noqa: E731
+    assert not np.any(by_token(query)[dropped]) and not np.any(by_token(key_values.keys)[dropped])
+    assert np.all(np.any(by_token(query)[~dropped], axis=(-1, -2)))
