@@ -8,13 +8,13 @@ batched matrix products of the experts' weights and nothing else.
 import argparse
 import json
 import os
-import statistics
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 
+from benchmarks.measuring import spread
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import Experts, SwitchFeedForward
@@ -101,7 +101,7 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
       rounds: how many times each is timed.
 
     Returns:
-      A row for each: medians, and the lowest and the highest, of the seconds and of the ratio to the dense layer.
+      A row for each: medians and quartiles of the seconds and of the ratio to the dense layer.
     """
     x = tf.random.stateless_normal([GROUPS, GROUP_SIZE, D_MODEL], (0, 1))
     steps = {"dense": make_step(dense_layer()), "products": make_products(num_experts)}
@@ -117,11 +117,6 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
     return rows
 
 
-def spread(name: str, values: list[float]) -> dict[str, float]:
-    """Returns the median, the lowest and the highest of `values`, each under a name of its own."""
-    return {name: statistics.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
-
-
 def main() -> None:
     """Times all layers, prints a table and saves it where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
 
     print(f"d_model {D_MODEL}, d_ff {D_FF}, {GROUPS} groups of {GROUP_SIZE} tokens, float32, capacity factor 1.0")
-    print(f"{'experts':>8}{'layer':>10}{'median s':>10}{'x dense':>9}{'range of x':>16}")
+    print(f"{'experts':>8}{'layer':>10}{'median s':>10}{'x dense':>9}{'quartiles':>16}")
     rows = []
     for num_experts in options.experts:
         for row in measure(num_experts, options.rounds):

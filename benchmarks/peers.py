@@ -6,6 +6,7 @@ of its own, so that its peak memory is its own, and they take turns, so that a m
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import types
 
 import numpy as np
 
-from benchmarks.feed_forward import spread
+from benchmarks.measuring import spread
 
 BATCH, INPUTS, TARGETS = 16, 256, 64
 # Of the machine's cores, for both.
@@ -141,15 +142,27 @@ def ours(num_experts: int, folder: str) -> dict:
 
 
 SYSTEMS = {"huggingface": theirs, "switch_tf": ours}
+# What a process loads before it makes anything.
+LIBRARIES = {
+    "huggingface": "transformers.models.switch_transformers.modeling_switch_transformers",
+    "switch_tf": "switch_tf.training.loop",
+}
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had in memory at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def work(system: str, num_experts: int, folder: str, pipe) -> None:
-    """A system's process: does what it is told, and answers with the seconds, or with its peak memory in bytes."""
+    """A system's process: does what it is told, and answers with the seconds, or with its peak memory."""
+    importlib.import_module(LIBRARIES[system])
+    libraries = peak_memory()
     functions = SYSTEMS[system](num_experts, folder)
     pipe.send("ready")
     while (order := pipe.recv()) != "end":
         if order == "memory":
-            pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            pipe.send({"memory": peak_memory(), "libraries": libraries})
             continue
         start = time.perf_counter()
         functions[order]()
@@ -165,7 +178,7 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
 
     Returns:
       A row for each system and thing: the spread of seconds and of the ratio of Hugging Face's time to it, and
-      the peak memory of the training step in bytes.
+      the peak memory so far in bytes, and that after nothing but imports.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +202,7 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
             for system in SYSTEMS:
                 taken = [round_[system] for round_ in times]
                 ratios = [round_["huggingface"] / round_[system] for round_ in times]
-                row = {"experts": num_experts, "thing": thing, "system": system, "memory": ask(system, "memory")}
+                row = {"experts": num_experts, "thing": thing, "system": system} | ask(system, "memory")
                 rows.append(row | spread("seconds", taken) | spread("ratio", ratios))
         for system, process in zip(SYSTEMS, processes):
             pipes[system].send("end")
@@ -206,14 +219,16 @@ def main() -> None:
     options = parser.parse_args()
 
     print(f"4+4 layers, d_model 256, {BATCH} x {INPUTS} inputs and {TARGETS} targets, float32, {THREADS} threads")
-    print(f"{'experts':>8}{'thing':>10}{'system':>13}{'median s':>10}{'speed-up':>10}{'range':>15}{'peak MiB':>10}")
+    print(f"{'experts':>8}{'thing':>10}{'system':>13}{'median s':>10}{'speed-up':>10}{'quartiles':>15}", end="")
+    print(f"{'peak MiB':>10}{'imports':>9}")
     rows = []
     for num_experts in options.experts:
         for row in measure(num_experts, options.rounds):
             rows.append(row)
             print(
                 f"{row['experts']:>8}{row['thing']:>10}{row['system']:>13}{row['seconds']:>10.3f}{row['ratio']:>10.2f}"
-                f"{row['ratio_low']:>8.2f} - {row['ratio_high']:.2f}{row['memory'] / 2**20:>10.0f}",
+                f"{row['ratio_low']:>8.2f} - {row['ratio_high']:.2f}{row['memory'] / 2**20:>10.0f}"
+                f"{row['libraries'] / 2**20:>9.0f}",
                 flush=True,
             )
     if options.json:

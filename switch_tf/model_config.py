@@ -17,7 +17,7 @@ SPARSE_LAYOUTS = ("every", "every_from_second", "bottom", "top", "all")
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The settings of a model; those of routing are explained, with pictures, in docs/routing.md.
+    """The settings of a model; those of routing are explained, with a picture, in docs/routing.md.
 
     Attributes:
       vocab_size: V, rows of the token table (a multiple of 128 is kind to TPUs); the vocabulary must fit into it.
@@ -44,10 +44,11 @@ class ModelConfig:
       eval_capacity_factor: outside of training; None gives every token its expert, whatever else is in the batch.
       min_expert_capacity: floor of an expert's slots in a group.
       expert_capacity: a fixed number of slots in the place of the factors, as Hugging Face has it; None: by factors.
+        (Dropless evaluation goes before it.)
       group_size: the most tokens that compete for one set of slots; None makes each sequence a group of its own.
       router: how tokens and experts find each other: "switch", "top_n", "no_token_left_behind", "expert_choice" or
         "expert_selection" (layers/routers.py).
-      decoder_router: the same for the decoder, where it must be causal; None: as in the encoder.
+      decoder_router: the same for the decoder, where experts may not choose; None: as in the encoder.
       router_priority: who has a slot of a full expert: the first by "position" or by "gate".
       decoder_router_priority: the same for the decoder, where it must be "position"; None: as in the encoder.
       router_choices: experts of a token in "top_n", experts that it tries in "no_token_left_behind"; None: 2 and 4.
@@ -58,7 +59,7 @@ class ModelConfig:
       router_temperature: of "sample".
       later_choice_policy: of "top_n": which choices after the first are tried in training: "all", "none",
         "threshold" or "random".
-      eval_later_choice_policy: the same outside of training.
+      eval_later_choice_policy: the same outside of training ("random" in Mesh TensorFlow).
       later_choice_threshold: of both.
       balance_bias_rate: by how much a step moves each expert's bias against its load (auxiliary-loss-free balancing;
         1e-3 in Wang et al. 2024, with Objective.balance_loss = 0); 0: no bias.
@@ -104,7 +105,7 @@ class ModelConfig:
     router_input_dropout_rate: float = 0.1
     router_temperature: float = 1.0
     later_choice_policy: str = "random"
-    eval_later_choice_policy: str = "random"
+    eval_later_choice_policy: str = "threshold"
     later_choice_threshold: float = 0.2
     balance_bias_rate: float = 0.0
     router_dtype: str = "float32"
@@ -119,12 +120,13 @@ class ModelConfig:
             self._require(name, getattr(self, name) >= 1, "must be at least 1: the model is an encoder-decoder")
         for name in ("group_size", "expert_capacity"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "must be None or at least 1")
-        for name in ("dropout_rate", "expert_dropout_rate", "router_jitter"):
+        for name in ("dropout_rate", "expert_dropout_rate", "router_jitter", "router_input_dropout_rate"):
             self._require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
         for name in ("capacity_factor", "initializer_scale"):
             self._require(name, getattr(self, name) > 0, "must be positive")
         factor = self.eval_capacity_factor
         self._require("eval_capacity_factor", factor is None or factor > 0, "must be positive, or None to drop nothing")
+        self._require("min_expert_capacity", self.min_expert_capacity >= 0, "must be 0 or more")
         self._require("num_experts", self.num_experts >= 0, "must be 0 (dense) or more")
         self._require("sparse_every", self.sparse_every >= 0, "must be 0 (no sparse layer) or more")
         every = self.decoder_sparse_every
@@ -161,7 +163,8 @@ class ModelConfig:
                     "router_priority = 'gate' lets a later token push an earlier one out, and so cannot serve the "
                     "decoder: set ModelConfig.decoder_router_priority = 'position'."
                 )
-        if self.eval_capacity_factor is None and self.router in NON_CAUSAL_ROUTERS:
+        has_sparse_encoder = any(name.startswith("encoder") for name in self.sparse_layer_names)
+        if self.eval_capacity_factor is None and has_sparse_encoder and self.router in NON_CAUSAL_ROUTERS:
             raise SettingError(
                 f"eval_capacity_factor = None gives every token its choice, and with router = '{self.router}' tokens "
                 "do not choose: set a factor, 2.0 for instance."

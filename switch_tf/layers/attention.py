@@ -1,5 +1,6 @@
 """Multi-head attention as in T5: no biases, logits not divided by sqrt(d_kv) (the query's initialisation does it)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -113,7 +114,7 @@ class Attention(layer.Layer):
         self,
         query: tf.Tensor,
         key_values: KeyValues,
-        bias: tf.Tensor | None = None,
+        biases: Sequence[tf.Tensor] = (),
         training: bool = False,
         seed: int | tf.Tensor = 0,
     ) -> tf.Tensor:
@@ -122,18 +123,26 @@ class Attention(layer.Layer):
         Args:
           query: [B, N, Lq, K].
           key_values: keys and values [B, N, Lk, K].
-          bias: float32, broadcastable to [B, N, Lq, Lk]: positions and masks.
+          biases: float32, each broadcastable to [B, N, Lq, Lk]: positions and masks, apart from each other so that the
+            gradient of the positions' bias is summed over the batch layer by layer.
           training: whether dropout of the attention weights is on.
           seed: seed of the dropout mask.
 
         Returns:
           [B, Lq, M] in the compute dtype.
         """
-        logits = tf.cast(tf.matmul(query, self.cast(key_values.keys), transpose_b=True), tf.float32)
-        if bias is not None:
-            logits += bias
-        weights = self.dropout(self.cast(tf.nn.softmax(logits)), training=training, seed=seed)
-        heads = tf.matmul(weights, self.cast(key_values.values))
+
+        # The weights, L^2 numbers for each head, are not kept for the gradient: to make them again takes less time than
+        # one would think, and their memory is what limits the length.
+        @tf.recompute_grad
+        def heads_of(query, keys, values, *biases):
+            logits = tf.cast(tf.matmul(query, keys, transpose_b=True), tf.float32)
+            for bias in biases:
+                logits += bias
+            weights = self.dropout(self.cast(tf.nn.softmax(logits)), training=training, seed=seed)
+            return tf.matmul(weights, values)
+
+        heads = heads_of(query, self.cast(key_values.keys), self.cast(key_values.values), *biases)
         heads = axes.constrain(heads, HEAD_AXES)
         return tf.einsum("bnqk,nkm->bqm", heads, self.cast(self.out))
 

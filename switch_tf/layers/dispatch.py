@@ -1,7 +1,7 @@
 """Tokens to expert slots and back. Dispatchers know a `Routing` and no weights.
 
 Both keep one contract and are tested against each other:
-  dispatch: tokens [G, S, M] -> slots [E, G, C, M]; the expert dimension first (see DESIGN.md, section 5).
+  dispatch: tokens [G, S, M] -> slots [E, G, C, M]; the expert dimension first.
   combine: slots [E, G, C, M] -> tokens [G, S, M], each the sum over its experts of gate * output; 0 for a token
     without a slot.
 What stands in a slot that no token took is not defined; no output and no gradient depends on it.

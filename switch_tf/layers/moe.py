@@ -218,7 +218,8 @@ class SwitchFeedForward(layer.Layer):
           training: whether the training capacity, the jitter and expert dropout are on.
           seed: seed of the jitter and of the dropout mask.
           dropless: whether every token gets its expert, so that its result does not depend on which others are in
-            the batch; for evaluation and decoding. (Experts that choose their tokens keep the evaluation capacity.)
+            the batch (a router that draws at evaluation makes it depend on the token's place); for evaluation and
+            decoding. Experts that choose their tokens keep the evaluation capacity.
 
         Returns:
           ([B, L, M] in the compute dtype: 0 for a token that found no slot; the routing).

@@ -44,7 +44,11 @@ class Router(layer.Layer):
     """
 
     is_causal = True
-    """Whether a token's routing depends on the tokens before it in its group alone; a decoder needs that."""
+    """Whether later tokens of a group cannot take a token's first choice from it; a decoder needs that.
+
+    ("top_n" and "no_token_left_behind" serve later tokens' first choices before earlier tokens' further ones, in
+    decoders too, as GShard and Mesh TensorFlow do.)
+    """
     chooses_for_tokens = True
     """Whether tokens choose experts, so that with slots enough each gets its choice; else experts choose tokens."""
 

@@ -112,7 +112,7 @@ class TopNRouter(TokenChoiceRouter):
         *,
         num_choices: int = 2,
         later_choice_policy: str = "random",
-        eval_later_choice_policy: str = "random",
+        eval_later_choice_policy: str = "threshold",
         later_choice_threshold: float = 0.2,
         **settings,
     ):
@@ -122,7 +122,8 @@ class TopNRouter(TokenChoiceRouter):
           num_choices: n.
           later_choice_policy: which choices after the first are tried, in training: "all", "none", "threshold" (those
             whose gate is above the threshold) or "random" (with probability gate / threshold), as in Mesh TensorFlow.
-          eval_later_choice_policy: the same outside of training.
+          eval_later_choice_policy: the same outside of training, where Mesh TensorFlow has "random" too: a result then
+            depends on the token's place in its group.
           later_choice_threshold: the threshold of both.
           **settings: of `TokenChoiceRouter`.
 

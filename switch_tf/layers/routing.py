@@ -53,7 +53,7 @@ def expert_capacity(group_size: int, num_experts: int, capacity_factor: float, m
     """How many tokens of a group an expert takes (Eq. 3), rounded down as Mesh TensorFlow does.
 
     Args:
-      group_size: S.
+      group_size: S, padding included, though padding takes no slot.
       num_experts: E.
       capacity_factor: 1.0 is just enough for a perfect balance.
       min_expert_capacity: floor, for small groups.
@@ -144,7 +144,7 @@ def routing_metrics(
     entropy = -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), axis=-1)
     confidence = tf.reduce_sum(probabilities * first_choice, axis=-1)
     return RoutingMetrics(
-        fraction_dropped=1.0 - tf.reduce_sum(has_slot) / num_tokens,
+        fraction_dropped=tf.reduce_sum(mask - has_slot) / num_tokens,
         expert_load=tf.reduce_sum(first_choice * tf.expand_dims(mask, -1), axis=[0, 1]) / num_tokens,
         router_entropy=tf.reduce_sum(entropy * mask) / num_tokens,
         router_confidence=tf.reduce_sum(confidence * mask) / num_tokens,

@@ -1,6 +1,6 @@
 """Blocks and stacks: pre-norm residual sub-layers, x + dropout(f(norm(x))), dense or sparse."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -69,7 +69,7 @@ class Block(layer.Layer):
         self,
         x: tf.Tensor,
         *,
-        self_bias: tf.Tensor,
+        self_biases: Sequence[tf.Tensor],
         memory: tf.Tensor | None = None,
         memory_bias: tf.Tensor | None = None,
         token_mask: tf.Tensor | None = None,
@@ -81,7 +81,7 @@ class Block(layer.Layer):
 
         Args:
           x: [B, L, M].
-          self_bias: float32, broadcastable to [B, N, L, L].
+          self_biases: float32, each broadcastable to [B, N, L, L].
           memory: [B, Lk, M], the encoder's output, for a decoder.
           memory_bias: float32, broadcastable to [B, N, L, Lk].
           token_mask: bool [B, L], True for a real token.
@@ -98,11 +98,11 @@ class Block(layer.Layer):
 
         def attend_to_self(y):
             query, key_values, routings["self_attention"] = self.self_attention.project_self(y, **routed)
-            return self.self_attention.attend(query, key_values, bias=self_bias, **noise)
+            return self.self_attention.attend(query, key_values, self_biases, **noise)
 
         def attend_to_memory(y):
             query, key_values = self.cross_attention.project_query(y), self.cross_attention.project(memory)
-            return self.cross_attention.attend(query, key_values, bias=memory_bias, **noise)
+            return self.cross_attention.attend(query, key_values, [memory_bias], **noise)
 
         def feed_forward(y):
             y, routings["feed_forward"] = self.feed_forward(y, **routed)
@@ -115,7 +115,12 @@ class Block(layer.Layer):
         return x, {name: routing for name, routing in routings.items() if routing is not None}
 
     def decode_step(
-        self, x: tf.Tensor, cache: BlockCache, position: tf.Tensor, self_bias: tf.Tensor, memory_bias: tf.Tensor
+        self,
+        x: tf.Tensor,
+        cache: BlockCache,
+        position: tf.Tensor,
+        self_biases: Sequence[tf.Tensor],
+        memory_bias: tf.Tensor,
     ) -> tuple[tf.Tensor, BlockCache]:
         """Decodes one position of every sequence: [B, 1, M] and a cache -> [B, 1, M] and the cache after it."""
         own = cache.self_attention
@@ -124,11 +129,11 @@ class Block(layer.Layer):
             nonlocal own
             query, key_values, _ = self.self_attention.project_self(y, dropless=True)
             own = own.written(key_values, position)
-            return self.self_attention.attend(query, own, bias=self_bias)
+            return self.self_attention.attend(query, own, self_biases)
 
         def attend_to_memory(y):
             query = self.cross_attention.project_query(y)
-            return self.cross_attention.attend(query, cache.cross_attention, bias=memory_bias)
+            return self.cross_attention.attend(query, cache.cross_attention, [memory_bias])
 
         x = self._residual(x, self.self_attention, attend_to_self)
         x = self._residual(x, self.cross_attention, attend_to_memory)
@@ -191,13 +196,13 @@ class Stack(layer.Layer):
           "encoder/layer_1/self_attention").
         """
         positions = tf.range(x.shape[1])
-        self_bias = self.position_bias(positions, positions) + mask_bias
+        self_biases = [self.position_bias(positions, positions), mask_bias]
         x = self.input_dropout(self.cast(x), training=training, seed=seed)
         routings = {}
         for block in self.blocks:
             x, routings_of_block = block(
                 x,
-                self_bias=self_bias,
+                self_biases=self_biases,
                 memory=memory,
                 memory_bias=memory_bias,
                 token_mask=token_mask,
@@ -242,10 +247,10 @@ class Stack(layer.Layer):
           ([B, 1, M], the caches after this position).
         """
         length = caches[0].self_attention.keys.shape[2]
-        self_bias = self.position_bias(tf.reshape(position, [1]), tf.range(length)) + mask_bias
+        self_biases = [self.position_bias(tf.reshape(position, [1]), tf.range(length)) + mask_bias]
         x = self.cast(x)
         after = []
         for block, cache in zip(self.blocks, caches):
-            x, cache = block.decode_step(x, cache, position, self_bias, memory_bias)
+            x, cache = block.decode_step(x, cache, position, self_biases, memory_bias)
             after.append(cache)
         return self.final_norm(x), after

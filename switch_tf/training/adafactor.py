@@ -1,6 +1,7 @@
 """Adafactor as T5 trains with it (Shazeer and Stern 2018), with second moments factored for each expert."""
 
 import math
+import string
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -142,7 +143,7 @@ class Adafactor(keras.optimizers.Optimizer):
         """
         roles, is_factored = factoring(tuple(weight.shape), axes, self.min_size_to_factor)
         gradient = tf.cast(gradient, tf.float32)
-        squared = tf.square(gradient) + self.epsilon1
+        squared = tf.square(gradient)
         # 1 at the first step: what a slot held before does not matter then.
         mixing = tf.pow(tf.cast(step, tf.float32) + 1.0, -self.decay_exponent)
 
@@ -150,14 +151,14 @@ class Adafactor(keras.optimizers.Optimizer):
             return slots[slot] + mixing * (towards - slots[slot])
 
         if is_factored:
-            row = moved("v_row", tf.reduce_mean(squared, roles.columns))
-            column = moved("v_column", tf.reduce_mean(squared, roles.rows))
+            row = moved("v_row", tf.reduce_mean(squared, roles.columns) + self.epsilon1)
+            column = moved("v_column", tf.reduce_mean(squared, roles.rows) + self.epsilon1)
             after = {"v_row": row, "v_column": column}
             row, column = self._expanded(row, roles.columns), self._expanded(column, roles.rows)
             row /= tf.reduce_mean(row, roles.rows, keepdims=True)
             update = gradient * tf.math.rsqrt(row) * tf.math.rsqrt(column)
         else:
-            after = {"v": moved("v", squared)}
+            after = {"v": moved("v", squared + self.epsilon1)}
             update = gradient * tf.math.rsqrt(after["v"])
 
         update /= tf.maximum(1.0, self._root_mean_square(update, roles) / self.clipping_threshold)
@@ -172,7 +173,12 @@ class Adafactor(keras.optimizers.Optimizer):
 
     @staticmethod
     def _root_mean_square(tensor: tf.Tensor, roles: Factoring) -> tf.Tensor:
-        return tf.sqrt(tf.reduce_mean(tf.square(tensor), roles.inner, keepdims=True))
+        # As a product of the tensor with itself: no tensor of squares, which for an expert table is a large one.
+        letters = string.ascii_lowercase[: len(tensor.shape)]
+        batch = "".join(letters[dimension] for dimension in roles.batch)
+        total = tf.einsum(f"{letters},{letters}->{batch}", tensor, tensor)
+        shape = [size if dimension in roles.batch else 1 for dimension, size in enumerate(tensor.shape)]
+        return tf.sqrt(tf.reshape(total, shape) * (math.prod(shape) / math.prod(tensor.shape)))
 
     def build(self, variables):
         """Makes the slots of `variables`, with the axis names that slots inherit from their weights."""

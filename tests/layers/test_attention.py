@@ -23,7 +23,7 @@ def sequence(length=6, batch=2, seed=0) -> tf.Tensor:
 def test_attention_equals_a_loop_over_heads_without_scaling():
     built, x, memory = layer(), sequence(), sequence(5, seed=1)
     bias = np.random.default_rng(0).normal(size=[1, 4, 6, 5]).astype(np.float32)
-    output = built.attend(built.project_query(x), built.project(memory), bias=bias)
+    output = built.attend(built.project_query(x), built.project(memory), [bias])
     expected = np.zeros([2, 6, 16])
     for b, head in np.ndindex(2, 4):
         query, key, value = (
@@ -42,7 +42,7 @@ def test_masked_keys_do_not_matter():
     bias = attention.padding_bias(tf.constant(mask))
     other = tf.where(mask[..., np.newaxis], x, 9.0)
     query = built.project_query(x)
-    seen, expected = (built.attend(query, built.project(memory), bias=bias) for memory in (other, x))
+    seen, expected = (built.attend(query, built.project(memory), [bias]) for memory in (other, x))
     np.testing.assert_allclose(seen, expected, atol=1e-6)
 
 
