@@ -15,6 +15,9 @@ import tempfile
 import time
 import types
 
+# Before a process loads TensorFlow.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import numpy as np
 
 from benchmarks.measuring import spread
@@ -95,7 +98,6 @@ def theirs(num_experts: int, folder: str) -> dict:
 
 def ours(num_experts: int, folder: str) -> dict:
     """Our step and generation, as functions without arguments; reads Hugging Face's weights."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     from switch_tf.decoding import greedy
