@@ -10,6 +10,10 @@ class SettingError(ValueError):
     The command line prints the sentence and leaves with exit status 2.
     """
 
+    # Keras puts the layer and its arguments before any other error that a layer's call raises; this mark says that it
+    # has been done.
+    _keras_call_info_injected = True
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Names what the user may have meant: ` (did you mean 'x'?)`, or every known name where none is near."""

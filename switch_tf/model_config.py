@@ -1,13 +1,22 @@
 """Everything that makes one model another, as one gin-configurable record that checks itself."""
 
 import dataclasses
+import numbers
+import typing
 
 import gin
 
 from switch_tf.errors import SettingError
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import ACTIVATIONS
-from switch_tf.layers.routers import NON_CAUSAL_ROUTERS, PRIORITIES, ROUTERS
+from switch_tf.layers.router import POLICIES
+from switch_tf.layers.routers import (
+    LATER_CHOICE_POLICIES,
+    NON_CAUSAL_ROUTERS,
+    PRIORITIES,
+    ROUTERS,
+    ROUTERS_OF_CHOICES,
+)
 
 DTYPE_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 SWITCH_ATTENTIONS = ("none", "linear", "feed_forward")
@@ -114,6 +123,7 @@ class ModelConfig:
     dispatcher: str = "gather"
 
     def __post_init__(self):
+        self._check_types()
         for name in ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("num_encoder_layers", "num_decoder_layers"):
@@ -137,6 +147,10 @@ class ModelConfig:
             "activation": ACTIVATIONS,
             "dispatcher": DISPATCHERS,
             "sparse_layout": SPARSE_LAYOUTS,
+            "router_policy": POLICIES,
+            "router_eval_policy": POLICIES,
+            "later_choice_policy": LATER_CHOICE_POLICIES,
+            "eval_later_choice_policy": LATER_CHOICE_POLICIES,
             "router": ROUTERS,
             "decoder_router": [*ROUTERS, None],
             "router_priority": PRIORITIES,
@@ -148,7 +162,28 @@ class ModelConfig:
             self._require(name, getattr(self, name) in known, f"must be one of {options}")
         self._check_routing()
 
+    def _check_types(self) -> None:
+        """gin takes any Python value; a whole number will do where a fraction is asked for."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kinds = typing.get_args(field.type) or (field.type,)
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            fits = (float in kinds and is_number) or (int in kinds and is_number and value == int(value))
+            if not fits and not isinstance(value, tuple(kind for kind in kinds if kind not in (int, float))):
+                names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+                raise SettingError(f"ModelConfig.{field.name} = {value!r} must be of the type {names}.")
+
     def _check_routing(self) -> None:
+        if self.num_experts and not self.sparse_layer_names:
+            raise SettingError(
+                f"NUM_EXPERTS = {self.num_experts} and no block is sparse: lower ModelConfig.sparse_every to the "
+                "number of blocks at most, or set NUM_EXPERTS = 0."
+            )
+        if self.router_choices is not None and not {self.router, self.decoder_router} & set(ROUTERS_OF_CHOICES):
+            raise SettingError(
+                f"router_choices = {self.router_choices} means nothing to router = '{self.router}': set it to None, or "
+                f"the router to {' or '.join(map(repr, ROUTERS_OF_CHOICES))}."
+            )
         self._require("balance_bias_rate", self.balance_bias_rate >= 0, "must be 0 (no bias) or more")
         self._require("router_temperature", self.router_temperature > 0, "must be positive")
         if any(name.startswith("decoder") for name in self.sparse_layer_names):
@@ -169,10 +204,15 @@ class ModelConfig:
                 f"eval_capacity_factor = None gives every token its choice, and with router = '{self.router}' tokens "
                 "do not choose: set a factor, 2.0 for instance."
             )
-        if self.switch_attention != "none" and self.activation_dtype != "float32":
+        if self.switch_attention != "none" and not self.num_experts:
             raise SettingError(
-                f"switch_attention = '{self.switch_attention}' diverges in bfloat16 (App. A): set ACTIVATION_DTYPE = "
-                "'float32', or ModelConfig.switch_attention = 'none'."
+                f"switch_attention = '{self.switch_attention}' needs experts: set NUM_EXPERTS, or "
+                "ModelConfig.switch_attention = 'none'."
+            )
+        if self.switch_attention != "none" and "bfloat16" in (self.activation_dtype, self.router_dtype):
+            raise SettingError(
+                f"switch_attention = '{self.switch_attention}' diverges in bfloat16 (App. A): set ACTIVATION_DTYPE and "
+                "ROUTER_DTYPE to 'float32', or ModelConfig.switch_attention = 'none'."
             )
         if self.switch_attention != "none" and {self.router, self.decoder_router} & {*NON_CAUSAL_ROUTERS, "top_n"}:
             raise SettingError(
@@ -212,7 +252,7 @@ class ModelConfig:
         """How many experts a token of the encoder or of the decoder uses, on average; the most, for "top_n"."""
         router = self.router_of(is_decoder)
         if router in NON_CAUSAL_ROUTERS:
-            return self.capacity_factor
+            return min(self.capacity_factor, self.num_experts)
         return self.router_choices or 2 if router == "top_n" else 1
 
     @property

@@ -135,7 +135,8 @@ def test_a_balance_bias_alone_balances_a_collapsed_router():
     ],
 )
 def test_sparse_layers_by_position(tiny_config, layout, every, layers, sparse):
-    config = dataclasses.replace(tiny_config, num_encoder_layers=layers, sparse_every=every, sparse_layout=layout)
+    changes = {"num_encoder_layers": layers, "sparse_every": every, "sparse_layout": layout}
+    config = dataclasses.replace(tiny_config, **changes, decoder_sparse_every=1)
     assert [index for index in range(layers) if config.is_sparse(index)] == sparse
 
 
@@ -162,6 +163,17 @@ def test_the_decoder_has_a_spacing_of_its_own(tiny_config):
         ({"switch_attention": "linear", "activation_dtype": "bfloat16"}, r"diverges in bfloat16 \(App. A\)"),
         ({"switch_attention": "linear", "router": "top_n"}, "'switch' or 'no_token_left_behind'"),
         ({"router_temperature": 0.0}, "must be positive"),
+        ({"switch_attention": "linear", "router_dtype": "bfloat16"}, r"diverges in bfloat16 \(App. A\)"),
+        ({"switch_attention": "linear", "num_experts": 0}, "needs experts"),
+        ({"router_choices": 3}, "router_choices = 3 means nothing to router = 'switch'"),
+        ({"router_policy": "explore"}, "ModelConfig.router_policy = 'explore' must be one of"),
+        ({"later_choice_policy": "some"}, "ModelConfig.later_choice_policy = 'some' must be one of"),
+        ({"sparse_every": 0}, "no block is sparse"),
+        ({"capacity_factor": None}, "ModelConfig.capacity_factor = None must be of the type float"),
+        ({"num_experts": 8.5}, "must be of the type int"),
+        ({"tied_logits": "no"}, "must be of the type bool"),
+        ({"router_jitter": "x"}, "must be of the type float"),
+        ({"group_size": 2.5}, "must be of the type int or None"),
         ({"balance_bias_rate": -1.0}, "must be 0"),
     ],
 )
@@ -174,7 +186,6 @@ def test_wrong_settings_stop_in_a_sentence(tiny_config, changes, sentence):
     ("changes", "sentence"),
     [
         ({"router": "top_n", "num_experts": 1}, "2 experts and NUM_EXPERTS = 1"),
-        ({"router_policy": "explore"}, "router_policy = 'explore' is unknown; choose one of"),
     ],
 )
 def test_wrong_settings_of_a_router_stop_before_a_weight_is_made(tiny_config, changes, sentence):

@@ -132,8 +132,8 @@ class Attention(layer.Layer):
           [B, Lq, M] in the compute dtype.
         """
 
-        # The weights, L^2 numbers for each head, are not kept for the gradient: to make them again takes less time than
-        # one would think, and their memory is what limits the length.
+        # The weights, L^2 numbers for each head, are not kept for the gradient: their memory is what limits the length,
+        # and to make them again takes about a thirtieth of a training step's time (docs/speed.md's whole model).
         @tf.recompute_grad
         def heads_of(query, keys, values, *biases):
             logits = tf.cast(tf.matmul(query, keys, transpose_b=True), tf.float32)

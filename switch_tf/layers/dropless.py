@@ -1,7 +1,7 @@
 """Every token gets its experts, at no more work than there are tokens: blocks of tokens of one expert each.
 
-For evaluation and decoding: the loop over the blocks has no gradient. What a token gets does not depend on which others
-are in the batch, and no expert's weights are read that nobody chose. (After the blocks of Gale et al. 2022.)
+For evaluation and decoding. What a token gets does not depend on which others are in the batch, and no expert's weights
+are read that nobody chose. (After the blocks of Gale et al. 2022.)
 """
 
 from collections.abc import Callable
@@ -102,7 +102,12 @@ def apply_dropless(
         return block + 1, outputs.write(block, output)
 
     outputs = tf.TensorArray(tokens.dtype, blocks.expert.shape[0], element_shape=[block_size, width])
-    _, outputs = tf.while_loop(lambda block, _: block < blocks.num_used, apply_block, (tf.constant(0), outputs))
+    _, outputs = tf.while_loop(
+        lambda block, _: block < blocks.num_used,
+        apply_block,
+        (tf.constant(0), outputs),
+        maximum_iterations=blocks.expert.shape[0],
+    )
     taken = tf.gather(tf.reshape(outputs.stack(), [-1, width]), blocks.place)
     weighted = tf.reshape(taken, [groups, size, choices, width]) * tf.cast(
         tf.expand_dims(routing.gate, -1), taken.dtype

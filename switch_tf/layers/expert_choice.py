@@ -60,6 +60,7 @@ class ExpertChoiceRouter(Router):
         chosen = is_real * tf.cast(rank < capacity, tf.float32)
         expert = tf.reshape(tf.range(num_experts), [1, 1, num_experts])
         num_real = tf.cast(tf.reduce_sum(mask, axis=1, keepdims=True), tf.int32)
+        has_slot = tf.reduce_max(chosen, axis=-1)
         first_choice = tf.one_hot(tf.argmax(scores.probabilities, axis=-1), num_experts, dtype=tf.float32)
         return Routing(
             expert=tf.broadcast_to(expert, scores.logits.shape),
@@ -70,7 +71,7 @@ class ExpertChoiceRouter(Router):
             logits=scores.logits,
             balance_loss=self.balance_loss(affinity, mask),
             z_loss=router_z_loss(scores.logits, mask),
-            metrics=routing_metrics(scores.probabilities, first_choice, tf.reduce_max(chosen, axis=-1), mask),
+            metrics=routing_metrics(scores.probabilities, first_choice, first_choice * is_real, has_slot, mask),
         )
 
 

@@ -42,10 +42,11 @@ def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> i
         return num_tokens
     size = next(size for size in range(group_size, 0, -1) if num_tokens % size == 0)
     if 2 * size < group_size:
+        on_each_device = "on each device " if num_shards > 1 else ""
         larger = next(size for size in range(group_size + 1, num_tokens + 1) if num_tokens % size == 0)
         raise SettingError(
-            f"GROUP_SIZE = {group_size} cannot hold a batch of {num_tokens} tokens in equal groups: set it to {larger} "
-            f"or {size}, or choose a BATCH_SIZE whose tokens divide."
+            f"GROUP_SIZE = {group_size} cannot hold a batch of {num_tokens} tokens {on_each_device}in equal "
+            f"groups: set it to {larger} or {size}, or choose a BATCH_SIZE whose tokens divide."
         )
     return size
 
@@ -185,17 +186,17 @@ class SwitchFeedForward(layer.Layer):
         self.experts.build()
         self.built = True
 
-    def _tokens_per_group(self, batch: int, length: int) -> int:
-        if self.group_size is None:
+    def _tokens_per_group(self, batch: int, length: int, is_dropless: bool) -> int:
+        # Where nothing is dropped, nobody competes: each sequence is a group, whatever the batch.
+        if is_dropless or self.group_size is None:
             return length
         return tokens_per_group(batch * length, self.group_size, axes.num_shards(axes.GROUPS))
 
     def _is_dropless(self, training: bool, dropless: bool) -> bool:
-        factor = self.capacity_factor if training else self.eval_capacity_factor
-        return (dropless or factor is None) and self.router.chooses_for_tokens
+        return not training and (dropless or self.eval_capacity_factor is None) and self.router.chooses_for_tokens
 
-    def _capacity(self, group_size: int, training: bool, dropless: bool) -> int:
-        if self._is_dropless(training, dropless):
+    def _capacity(self, group_size: int, training: bool, is_dropless: bool) -> int:
+        if is_dropless:
             return group_size
         if self.fixed_capacity is not None:
             return min(group_size, self.fixed_capacity)
@@ -217,15 +218,16 @@ class SwitchFeedForward(layer.Layer):
           token_mask: bool [B, L], True for a real token; None where all are.
           training: whether the training capacity, the jitter and expert dropout are on.
           seed: seed of the jitter and of the dropout mask.
-          dropless: whether every token gets its expert, so that its result does not depend on which others are in
-            the batch (a router that draws at evaluation makes it depend on the token's place); for evaluation and
-            decoding. Experts that choose their tokens keep the evaluation capacity.
+          dropless: whether every token gets its expert outside of training, so that its result does not depend on which
+            others are in the batch (a router that draws at evaluation makes it depend on the token's place); for
+            evaluation and decoding. Experts that choose their tokens keep the evaluation capacity.
 
         Returns:
           ([B, L, M] in the compute dtype: 0 for a token that found no slot; the routing).
         """
         batch, length, width = x.shape
-        size = self._tokens_per_group(batch, length)
+        is_dropless = self._is_dropless(training, dropless)
+        size = self._tokens_per_group(batch, length, is_dropless)
         groups = batch * length // size
         tokens = tf.reshape(self.cast(x), [groups, size, width])
         tokens = axes.constrain(tokens, (axes.GROUPS, None, axes.EMBED))
@@ -233,10 +235,10 @@ class SwitchFeedForward(layer.Layer):
         if token_mask is not None:
             mask = tf.cast(tf.reshape(token_mask, [groups, size]), tf.float32)
 
-        capacity = self._capacity(size, training, dropless)
+        capacity = self._capacity(size, training, is_dropless)
         routing = self.router(tokens, mask, capacity=capacity, training=training, seed=seed)
         # Where experts are spread over devices, a loop over blocks would fetch their weights: tokens go to them.
-        if self._is_dropless(training, dropless) and axes.num_shards(axes.EXPERTS) == 1:
+        if is_dropless and axes.num_shards(axes.EXPERTS) == 1:
             y = apply_dropless(routing, tokens, self.experts.apply_one, self.experts.output_width)
         else:
             y = self._through_slots(routing, tokens, training, seed)

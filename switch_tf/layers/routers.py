@@ -65,11 +65,22 @@ class TokenChoiceRouter(Router):
         return Slots(mask.shape[0], self.num_experts, capacity, order)
 
     def _routing(
-        self, scores: Scores, mask: tf.Tensor, first: tf.Tensor, rounds: list[tuple[tf.Tensor, ...]], slots: Slots
+        self,
+        scores: Scores,
+        mask: tf.Tensor,
+        first: tf.Tensor,
+        rounds: list[tuple[tf.Tensor, ...]],
+        slots: Slots,
+        later_choices: tf.Tensor | float = 0.0,
     ) -> Routing:
-        """Puts the rounds, (expert, slot, gate, kept) [G, S] each, side by side, and adds the losses of `first`."""
+        """Puts the rounds, (expert, slot, gate, kept) [G, S] each, side by side, and adds the losses of `first`.
+
+        `later_choices`, float32 [G, S, E], counts as load but in no loss.
+        """
         expert, slot, gate, kept = (tf.stack(tensors, axis=-1) for tensors in zip(*rounds))
         first_choice = tf.one_hot(first, self.num_experts, dtype=tf.float32)
+        choices = first_choice * tf.expand_dims(mask, -1) + later_choices
+        has_slot = tf.reduce_max(kept, axis=-1)
         return Routing(
             expert=expert,
             slot=slot,
@@ -79,7 +90,7 @@ class TokenChoiceRouter(Router):
             logits=scores.logits,
             balance_loss=load_balance_loss(scores.probabilities, first_choice, mask),
             z_loss=router_z_loss(scores.logits, mask),
-            metrics=routing_metrics(scores.probabilities, first_choice, tf.reduce_max(kept, axis=-1), mask),
+            metrics=routing_metrics(scores.probabilities, first_choice, choices, has_slot, mask),
         )
 
 
@@ -165,15 +176,17 @@ class TopNRouter(TokenChoiceRouter):
         experts, probabilities = self._choices(scores, self.num_choices)
         total = tf.add_n(probabilities) + 1e-9
         slots = self._slots(mask, capacity, probabilities[0])
-        rounds = []
+        rounds, later_choices = [], 0.0
         for index, (expert, probability) in enumerate(zip(experts, probabilities)):
             gate, wanted = probability / total, mask
             if index > 0:
                 seed_of_choice = randomness.fold_in(self.noise_seed(seed), index)
-                wanted = mask * self._is_tried(gate, training, seed_of_choice)
+                wanted = mask * tf.stop_gradient(self._is_tried(gate, training, seed_of_choice))
+                choice = tf.one_hot(expert, self.num_experts, dtype=tf.float32)
+                later_choices += choice * tf.expand_dims(wanted, -1)
             slot, kept = slots.take(expert, wanted)
             rounds.append((expert, slot, gate, kept))
-        return self._routing(scores, mask, experts[0], rounds, slots)
+        return self._routing(scores, mask, experts[0], rounds, slots, later_choices)
 
 
 class NoTokenLeftBehindRouter(TokenChoiceRouter):
@@ -223,4 +236,5 @@ ROUTERS: dict[str, type[Router]] = {
     "expert_choice": ExpertChoiceRouter,
     "expert_selection": ExpertSelectionRouter,
 }
+ROUTERS_OF_CHOICES = ("top_n", "no_token_left_behind")
 NON_CAUSAL_ROUTERS = tuple(name for name, router in ROUTERS.items() if not router.is_causal)

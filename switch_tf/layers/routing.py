@@ -13,7 +13,7 @@ class RoutingMetrics(NamedTuple):
     """What one sparse layer did with a batch's real tokens; float32.
 
     fraction_dropped: [], share of the tokens that found no slot and went on by the residual alone.
-    expert_load: [E], share of the tokens whose first choice was the expert, counted before capacity; sums to 1.
+    expert_load: [E], share of the tokens' choices that fell on the expert, counted before capacity; sums to 1.
     router_entropy: [], mean entropy of the router's distribution, in nats; ln E when it is undecided.
     router_confidence: [], mean probability of the first choice.
     """
@@ -59,14 +59,14 @@ def expert_capacity(group_size: int, num_experts: int, capacity_factor: float, m
       min_expert_capacity: floor, for small groups.
 
     Returns:
-      C, never more than S: an expert cannot take more tokens than there are.
+      C, at least 1, and never more than S: an expert cannot take more tokens than there are.
 
     Raises:
       ValueError: if the factor is not positive.
     """
     if capacity_factor <= 0:
         raise ValueError(f"A capacity factor must be positive, this one is {capacity_factor}.")
-    return min(group_size, max(int(group_size * capacity_factor / num_experts), min_expert_capacity))
+    return min(group_size, max(int(group_size * capacity_factor / num_experts), min_expert_capacity, 1))
 
 
 def mean_over_tokens(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -126,13 +126,14 @@ def router_z_loss(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def routing_metrics(
-    probabilities: tf.Tensor, first_choice: tf.Tensor, has_slot: tf.Tensor, mask: tf.Tensor
+    probabilities: tf.Tensor, first_choice: tf.Tensor, choices: tf.Tensor, has_slot: tf.Tensor, mask: tf.Tensor
 ) -> RoutingMetrics:
     """Sums up a routing for people; no gradient flows through it.
 
     Args:
       probabilities: float32 [G, S, E], over the experts.
       first_choice: float32 [G, S, E], one-hot.
+      choices: float32 [G, S, E], 1 for each choice of a real token.
       has_slot: float32 [G, S], 1 for a token that found a slot.
       mask: float32 [G, S], 1 for a real token.
 
@@ -145,7 +146,7 @@ def routing_metrics(
     confidence = tf.reduce_sum(probabilities * first_choice, axis=-1)
     return RoutingMetrics(
         fraction_dropped=tf.reduce_sum(mask - has_slot) / num_tokens,
-        expert_load=tf.reduce_sum(first_choice * tf.expand_dims(mask, -1), axis=[0, 1]) / num_tokens,
+        expert_load=tf.reduce_sum(choices, axis=[0, 1]) / tf.maximum(tf.reduce_sum(choices), 1.0),
         router_entropy=tf.reduce_sum(entropy * mask) / num_tokens,
         router_confidence=tf.reduce_sum(confidence * mask) / num_tokens,
     )

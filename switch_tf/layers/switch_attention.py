@@ -46,8 +46,8 @@ class AttentionExperts(layer.Layer):
             shape, names = (self.num_experts, width, self.d_ff), (axes.EXPERTS, axes.EMBED, axes.EXPERT_MLP)
             self.wi = self.weight("wi", shape, names, layer.variance_scaling(scale, width))
             width = self.d_ff
-        inner = axes.EXPERT_MLP if self.kind == "feed_forward" else axes.EMBED
-        shape, names = (self.num_experts, width, self.num_heads * self.d_kv), (axes.EXPERTS, inner, axes.HEADS)
+        # The rows are EMBED's in both kinds: HEADS and EXPERT_MLP of one weight would ask for the same mesh dimension.
+        shape, names = (self.num_experts, width, self.num_heads * self.d_kv), (axes.EXPERTS, axes.EMBED, axes.HEADS)
         # As in dense attention, the division of the logits by sqrt(d_kv) is folded into the query's initialisation.
         self.query = self.weight("query", shape, names, layer.variance_scaling(scale, width * self.d_kv))
         self.key_value = self.weight("key_value", shape, names, layer.variance_scaling(scale, width))

@@ -32,6 +32,9 @@ class Objective:
     router_z_loss: float = 0.0
 
     def __post_init__(self):
+        for name in ("z_loss", "balance_loss", "router_z_loss"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"Objective.{name} = {getattr(self, name)} must be 0 or more.")
         if self.balance_loss_over_layers not in ("sum", "mean"):
             raise SettingError(
                 f"Objective.balance_loss_over_layers = '{self.balance_loss_over_layers}' must be 'sum' or 'mean'."

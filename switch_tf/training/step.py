@@ -85,7 +85,7 @@ def balanced_bias(bias: tf.Tensor, expert_load: tf.Tensor, rate: float) -> tf.Te
 
     Args:
       bias: float32 [E].
-      expert_load: float32 [E], the share of the tokens whose first choice was the expert.
+      expert_load: float32 [E], the share of the tokens' choices that fell on the expert.
       rate: how far.
 
     Returns:

@@ -287,9 +287,10 @@ def test_variants_of_routing_train_evaluate_and_predict(tmp_path, capsys, varian
 @pytest.mark.parametrize(
     ("binding", "sentence"),
     [
+        ("CAPACITY_FACTOR=None", "capacity_factor = None must be of the type float"),
         ('ModelConfig.router="expert_choice"', "set ModelConfig.decoder_router = 'switch'"),
         ('ModelConfig.router="swich"', "must be one of"),
-        ('ModelConfig.router_policy="explore"', "router_policy = 'explore' is unknown"),
+        ('ModelConfig.router_policy="explore"', "router_policy = 'explore' must be one of"),
         ("CAPACITY_FACTOR=0.0", "capacity_factor = 0.0 must be positive"),
         ("GROUP_SIZE=30", "GROUP_SIZE = 30 cannot hold a batch"),
     ],

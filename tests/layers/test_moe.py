@@ -66,7 +66,8 @@ def test_training_and_evaluation_have_capacities_of_their_own():
     layer = switch_layer(group_size=64, capacity_factor=1.0, eval_capacity_factor=2.0)
     assert layer(tokens(), training=True)[1].capacity == 16
     assert layer(tokens())[1].capacity == 32
-    assert layer(tokens(), dropless=True)[1].capacity == 64
+    dropless = layer(tokens(), dropless=True)[1]  # Each sequence is a group, and may go to one expert whole.
+    assert (dropless.slot.shape, dropless.capacity) == ([4, 16, 1], 16)
 
 
 def test_language_model_gradient_reaches_the_router():
@@ -159,6 +160,19 @@ def test_the_layer_asks_the_engine_how_many_devices_share_the_groups():
 def test_a_batch_that_does_not_spread_is_refused():
     with pytest.raises(SettingError, match=r"60 tokens cannot be spread over 8 devices.*multiple of 8"):
         tokens_per_group(60, 1024, 8)
+
+
+def test_dropless_calls_take_any_number_of_tokens():
+    """Nobody competes, and so groups need not divide the batch: a prime number of tokens, and of sequences."""
+    layer = switch_layer(group_size=4)
+    x = tf.random.stateless_normal([7, 11, 8], (0, 1))
+    alone = tf.concat([layer(x[row : row + 1], dropless=True)[0] for row in range(7)], axis=0)
+    np.testing.assert_allclose(layer(x, dropless=True)[0], alone, atol=1e-6)
+
+
+def test_a_setting_error_inside_a_call_keeps_its_sentence():
+    with pytest.raises(SettingError, match=r"^GROUP_SIZE = 30 cannot hold a batch of 310 tokens in equal groups"):
+        switch_layer(group_size=30)(tf.zeros([31, 10, 8]))
 
 
 def test_a_group_size_that_cannot_hold_the_batch_is_refused():

@@ -141,6 +141,12 @@ def test_figure_11_leaves_no_token_behind():
     np.testing.assert_array_equal(routing.expert[0, :, 0], [1, 0, 0, 1, 2, 2])
 
 
+def took_first_choice(routing: Routing) -> np.ndarray:
+    """Which tokens have a slot of their first choice: bool [G, S]."""
+    best = tf.argmax(routing.logits, axis=-1, output_type=tf.int32)
+    return ((routing.gate[..., 0] > 0) & (routing.expert[..., 0] == best)).numpy()
+
+
 def test_a_decoders_routers_ignore_later_tokens():
     tokens = tf.random.stateless_normal([1, 16, D_MODEL], (0, 1))
     changed = tf.concat([tokens[:, :8], -3.0 * tokens[:, 8:]], axis=1)
@@ -148,11 +154,21 @@ def test_a_decoders_routers_ignore_later_tokens():
         for settings in ({}, {"priority": "gate"}) if ROUTERS[name].chooses_for_tokens else ({},):
             made = router(name, 4, **settings)
             first, second = (made(x, tf.ones([1, 16]), capacity=2) for x in (tokens, changed))
-            # A later choice comes after all first ones, those of later tokens included: its slot is not causal.
-            choices = 1 if name == "top_n" else None
-            same = np.array_equal(first.gate[:, :8, :choices], second.gate[:, :8, :choices])
-            if made.is_causal:
-                assert same, name
+            # A further choice comes after all first ones, those of later tokens included: see the next test.
+            same = np.array_equal(first.gate[:, :8], second.gate[:, :8])
+            if name in ("top_n", "no_token_left_behind"):
+                same = np.array_equal(took_first_choice(first)[:, :8], took_first_choice(second)[:, :8])
+            assert same == made.is_causal, (name, settings)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("top_n", {"eval_later_choice_policy": "all"}), ("switch", {})])
+def test_a_later_tokens_first_choice_goes_before_an_earlier_tokens_second(name, settings):
+    """The trace of the future that GShard's and Mesh TensorFlow's decoders have as well; top-1 leaves none."""
+    logits = np.log([[[0.6, 0.4], [0.7, 0.3], [0.9, 0.1]], [[0.6, 0.4], [0.7, 0.3], [0.1, 0.9]]]).astype(np.float32)
+    probabilities = tf.nn.softmax(logits)
+    routing = router(name, 2, **settings).assign(Scores(logits, probabilities, probabilities), tf.ones([2, 3]), 1)
+    gates_before_the_last = routing.gate[:, :2]
+    assert np.array_equal(*gates_before_the_last) == (name == "switch")
 
 
 @pytest.mark.parametrize("policy", ["sample", "input_dropout", "input_jitter"])
@@ -227,6 +243,14 @@ def test_random_later_choices_are_tried_in_proportion_to_their_gate():
     again = made.assign(scores, mask, 4096, training=True, seed=1).gate[..., 1] > 0
     np.testing.assert_array_equal(tried, again)
     assert not np.array_equal(tried, made.assign(scores, mask, 4096, training=True, seed=2).gate[..., 1] > 0)
+
+
+def test_the_load_of_top_n_counts_all_choices():
+    scores = random_scores(4)
+    made = router("top_n", 4, eval_later_choice_policy="all")
+    load = made.assign(scores, tf.ones([3, 24]), 2).metrics.expert_load
+    best = np.argsort(-scores.probabilities.numpy(), axis=-1)[..., :2].ravel()
+    np.testing.assert_allclose(load, np.bincount(best, minlength=4) / best.size, rtol=1e-6)
 
 
 def test_a_balance_bias_decides_and_does_not_weigh():

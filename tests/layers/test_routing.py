@@ -128,6 +128,7 @@ def test_balance_gradient_flows_through_probabilities_alone():
         (6, 3, 1.5, 0, 3),
         (100, 3, 1.0, 4, 33),  # rounded down
         (3, 8, 2.0, 4, 3),  # never more than there are tokens
+        (64, 128, 1.0, 0, 1),  # never none
     ],
 )
 def test_capacity(size, experts, factor, floor, capacity):
