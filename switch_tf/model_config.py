@@ -174,11 +174,6 @@ class ModelConfig:
                 raise SettingError(f"ModelConfig.{field.name} = {value!r} must be of the type {names}.")
 
     def _check_routing(self) -> None:
-        if self.num_experts and not self.sparse_layer_names:
-            raise SettingError(
-                f"NUM_EXPERTS = {self.num_experts} and no block is sparse: lower ModelConfig.sparse_every to the "
-                "number of blocks at most, or set NUM_EXPERTS = 0."
-            )
         if self.router_choices is not None and not {self.router, self.decoder_router} & set(ROUTERS_OF_CHOICES):
             raise SettingError(
                 f"router_choices = {self.router_choices} means nothing to router = '{self.router}': set it to None, or "

@@ -168,7 +168,6 @@ def test_the_decoder_has_a_spacing_of_its_own(tiny_config):
         ({"router_choices": 3}, "router_choices = 3 means nothing to router = 'switch'"),
         ({"router_policy": "explore"}, "ModelConfig.router_policy = 'explore' must be one of"),
         ({"later_choice_policy": "some"}, "ModelConfig.later_choice_policy = 'some' must be one of"),
-        ({"sparse_every": 0}, "no block is sparse"),
         ({"capacity_factor": None}, "ModelConfig.capacity_factor = None must be of the type float"),
         ({"num_experts": 8.5}, "must be of the type int"),
         ({"tied_logits": "no"}, "must be of the type bool"),
