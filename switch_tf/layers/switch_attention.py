@@ -8,8 +8,6 @@ from switch_tf.layers.moe import SwitchFeedForward, batched_product
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
-EXPERT_KINDS = ("linear", "feed_forward")
-
 
 class AttentionExperts(layer.Layer):
     """E experts that make a query and a vector that is both key and value, for all heads.
