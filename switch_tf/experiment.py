@@ -46,6 +46,9 @@ class Experiment:
       vocabulary: gives the run its vocabulary; None where the tasks have one of their own.
       seed: of the weights, the data's order and noise, dropout and jitter.
       engine: "single", or another of the engines.
+      mesh_shape: the devices, in Mesh TensorFlow's notation: "data:4,model:2".
+      layout_rules: which axes are split over which dimension of the mesh: "batch:data,experts:data,heads:model".
+      num_logical_devices: into how many devices to cut this machine's CPU, to try a mesh; None: as it is.
     """
 
     model: ModelConfig = gin.REQUIRED
@@ -56,6 +59,9 @@ class Experiment:
     vocabulary: Vocabulary | None = None
     seed: int = 0
     engine: str = "single"
+    mesh_shape: str = ""
+    layout_rules: str = ""
+    num_logical_devices: int | None = None
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -109,7 +115,9 @@ class Run:
           keep_checkpoints: how many checkpoints `save` leaves.
         """
         self.experiment = experiment
-        self.engine: Engine = make_engine(experiment.engine)
+        self.engine: Engine = make_engine(
+            experiment.engine, experiment.mesh_shape, experiment.layout_rules, experiment.num_logical_devices
+        )
         self.checkpoints = checkpoints_of(experiment.model_dir, keep_checkpoints)
         self.optimizer = optimizer
         with self.engine.scope():

@@ -24,11 +24,12 @@ def run(model: EncoderDecoder) -> tuple[set, dict, tf.Tensor]:
     """Returns the dtypes of all that a mesh would place, the routings and the logits."""
     placed = set()
 
-    def place(tensor: tf.Tensor, names: axes.Axes) -> tf.Tensor:
-        placed.add(tensor.dtype)
-        return tensor
+    class Recording(axes.Placement):
+        def constrain(self, tensor: tf.Tensor, axes: axes.Axes) -> tf.Tensor:
+            placed.add(tensor.dtype)
+            return tensor
 
-    with axes.constraining_with(place):
+    with axes.placed_by(Recording()):
         output = model(random_features(vocab_size=128), training=True, return_routing=True)
     return placed, output.routings, output.logits
 

@@ -14,6 +14,8 @@ from switch_tf.partitioning import axes
 MASKED = -1e9
 # Of queries, keys and values.
 HEAD_AXES = (axes.BATCH, axes.HEADS, axes.LENGTH, axes.KV)
+# Of attention weights, for each query and key.
+_WEIGHT_AXES = (axes.BATCH, axes.HEADS, axes.LENGTH, None)
 
 
 class KeyValues(NamedTuple):
@@ -139,7 +141,7 @@ class Attention(layer.Layer):
             logits = tf.cast(tf.matmul(query, keys, transpose_b=True), tf.float32)
             for bias in biases:
                 logits += bias
-            weights = self.dropout(self.cast(tf.nn.softmax(logits)), training=training, seed=seed)
+            weights = self.dropout(self.cast(tf.nn.softmax(logits)), axes=_WEIGHT_AXES, training=training, seed=seed)
             return tf.matmul(weights, values)
 
         heads = heads_of(query, self.cast(key_values.keys), self.cast(key_values.values), *biases)

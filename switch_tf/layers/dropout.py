@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from switch_tf.layers import layer, randomness
+from switch_tf.partitioning.axes import Axes
 
 
 class Dropout(layer.Layer):
@@ -29,12 +30,22 @@ class Dropout(layer.Layer):
     def build(self, input_shape=None):
         self.built = True
 
-    def call(self, x: tf.Tensor, training: bool = False, seed: int | tf.Tensor = 0) -> tf.Tensor:
-        """Returns `x` with dropped elements, same shape and dtype; `x` itself outside of training."""
+    def call(self, x: tf.Tensor, *, axes: Axes, training: bool = False, seed: int | tf.Tensor = 0) -> tf.Tensor:
+        """Drops elements.
+
+        Args:
+          x: any shape and float dtype.
+          axes: its axis names: each device or replica draws the part of the mask that it needs.
+          training: whether anything is dropped.
+          seed: the same seed gives the same mask, on every mesh.
+
+        Returns:
+          Same shape and dtype; `x` itself outside of training.
+        """
         if not training or self.rate == 0.0:
             return x
-        shape = list(x.shape)
-        for axis in self.broadcast_axes:
-            shape[axis] = 1
-        kept = randomness.uniform(tuple(shape), self.noise_seed(seed)) >= self.rate
+        shape, names = list(x.shape), list(axes)
+        for dimension in self.broadcast_axes:
+            shape[dimension], names[dimension] = 1, None
+        kept = randomness.uniform(tuple(shape), self.noise_seed(seed), tuple(names)) >= self.rate
         return x * tf.cast(kept, x.dtype) * tf.cast(1.0 / (1.0 - self.rate), x.dtype)

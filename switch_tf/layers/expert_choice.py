@@ -45,8 +45,8 @@ class ExpertChoiceRouter(Router):
 
     def balance_loss(self, affinity: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """What pushes the affinities to a balance, float32 []."""
-        del affinity, mask
-        return tf.constant(1.0)
+        del affinity
+        return mean_over_groups(tf.ones(mask.shape[:1]), mask)
 
     def assign(
         self, scores: Scores, mask: tf.Tensor, capacity: int, training: bool = False, seed: int | tf.Tensor = 0

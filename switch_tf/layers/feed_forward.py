@@ -7,6 +7,7 @@ from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
+_HIDDEN_AXES = (axes.BATCH, axes.LENGTH, axes.MLP)
 # How many input projections each activation multiplies together.
 ACTIVATIONS = {"relu": 1, "gated_gelu": 2}
 
@@ -90,6 +91,6 @@ class FeedForward(layer.Layer):
         del token_mask, dropless
         x = self.cast(x)
         hidden = activate([tf.einsum("blm,mh->blh", x, self.cast(wi)) for wi in self.wi])
-        hidden = axes.constrain(hidden, (axes.BATCH, axes.LENGTH, axes.MLP))
-        hidden = self.dropout(hidden, training=training, seed=seed)
+        hidden = axes.constrain(hidden, _HIDDEN_AXES)
+        hidden = self.dropout(hidden, axes=_HIDDEN_AXES, training=training, seed=seed)
         return tf.einsum("blh,hm->blm", hidden, self.cast(self.wo)), None

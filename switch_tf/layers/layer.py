@@ -9,9 +9,10 @@ import tensorflow as tf
 
 from switch_tf.layers import randomness
 from switch_tf.partitioning import axes as axis_names
+from switch_tf.partitioning.axes import Block
 
-# (shape, seed) -> float32 values.
-Initializer = Callable[[tuple[int, ...], tf.Tensor], tf.Tensor]
+# (a block of the weight, seed) -> its float32 values.
+Initializer = Callable[[Block, tf.Tensor], tf.Tensor]
 
 _weight_seed: contextvars.ContextVar[int] = contextvars.ContextVar("weight_seed", default=0)
 
@@ -32,24 +33,25 @@ def variance_scaling(scale: float, fan_in: int) -> Initializer:
     `fan_in` is given, not read from the shape: an expert table's first dimension is no fan-in (Keras's own
     VarianceScaling counts it as one and comes out sqrt(E) too small).
     """
-    return lambda shape, seed: randomness.truncated_normal(shape, (scale / fan_in) ** 0.5, seed)
+    stddev = (scale / fan_in) ** 0.5
+    return lambda block, seed: randomness.truncated_normal(block.shape, stddev, seed, block.start)
 
 
-def unit_normal(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
+def unit_normal(block: Block, seed: tf.Tensor) -> tf.Tensor:
     """N(0, 1), T5's token embedding."""
-    return randomness.normal(shape, 1.0, seed)
+    return randomness.normal(block.shape, 1.0, seed, block.start)
 
 
-def zeros(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
+def zeros(block: Block, seed: tf.Tensor) -> tf.Tensor:
     """All zeros, a bias."""
     del seed
-    return tf.zeros(shape)
+    return tf.zeros(block.shape)
 
 
-def ones(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
+def ones(block: Block, seed: tf.Tensor) -> tf.Tensor:
     """All ones, a norm's scale."""
     del seed
-    return tf.ones(shape)
+    return tf.ones(block.shape)
 
 
 class Layer(keras.layers.Layer):
@@ -69,7 +71,7 @@ class Layer(keras.layers.Layer):
           name: the weight's name in this layer.
           shape: its static shape.
           axes: its axis names, one for each dimension; layout rules and the optimizer read them.
-          initializer: (shape, seed) -> values.
+          initializer: (block, seed) -> values; a device that holds a part of the weight makes that part alone.
 
         Returns:
           The `keras.Variable`, with `axes` as an attribute.
@@ -80,11 +82,14 @@ class Layer(keras.layers.Layer):
         axis_names.check_axes(f"{self.path}/{name}", shape, axes)
         seed, path = _weight_seed.get(), f"{self.path}/{name}"
 
-        def initial_value(shape, dtype=None):
-            return tf.cast(initializer(tuple(shape), randomness.fold_in(seed, path)), dtype or tf.float32)
+        def initial_values(block: Block) -> tf.Tensor:
+            return initializer(block, randomness.fold_in(seed, path))
 
-        with axis_names.making_weight(shape, axes):
-            variable = self.add_weight(name=name, shape=shape, initializer=initial_value, dtype=self.variable_dtype)
+        def whole(shape, dtype=None):
+            return tf.cast(initial_values(Block((0,) * len(shape), tuple(shape))), dtype or tf.float32)
+
+        with axis_names.making_weight(shape, axes, initial_values):
+            variable = self.add_weight(name=name, shape=shape, initializer=whole, dtype=self.variable_dtype)
         variable.axes = axes
         return variable
 

@@ -12,6 +12,12 @@ from switch_tf.layers.router import Router
 from switch_tf.layers.routing import Routing, expert_capacity
 from switch_tf.partitioning import axes
 
+# Groups ride on the same mesh dimension as experts, and where both are there the first one does: a change from one to
+# the other moves every token to its expert's device, or back.
+_SLOTS_AT_TOKENS = (None, axes.GROUPS, axes.SLOTS, axes.EMBED)
+_SLOTS_AT_EXPERTS = (axes.EXPERTS, axes.GROUPS, axes.SLOTS, axes.EMBED)
+_HIDDEN_AXES = (axes.EXPERTS, axes.GROUPS, axes.SLOTS, axes.EXPERT_MLP)
+
 
 def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> int:
     """Splits a batch's tokens into equal groups of at most `group_size`, as many on each device.
@@ -124,8 +130,8 @@ class Experts(layer.Layer):
         """
         slots = self.cast(slots)
         hidden = activate([batched_product(slots, self.cast(wi)) for wi in self.wi])
-        hidden = axes.constrain(hidden, (axes.EXPERTS, None, axes.SLOTS, axes.EXPERT_MLP))
-        hidden = self.dropout(hidden, training=training, seed=seed)
+        hidden = axes.constrain(hidden, _HIDDEN_AXES)
+        hidden = self.dropout(hidden, axes=_HIDDEN_AXES, training=training, seed=seed)
         return batched_product(hidden, self.cast(self.wo))
 
     def apply_one(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
@@ -237,8 +243,8 @@ class SwitchFeedForward(layer.Layer):
 
         capacity = self._capacity(size, training, is_dropless)
         routing = self.router(tokens, mask, capacity=capacity, training=training, seed=seed)
-        # Where experts are spread over devices, a loop over blocks would fetch their weights: tokens go to them.
-        if is_dropless and axes.num_shards(axes.EXPERTS) == 1:
+        # In a program that is split over devices, a loop over blocks would fetch weights: tokens go to their experts.
+        if is_dropless and not axes.is_partitioned():
             y = apply_dropless(routing, tokens, self.experts.apply_one, self.experts.output_width)
         else:
             y = self._through_slots(routing, tokens, training, seed)
@@ -250,9 +256,9 @@ class SwitchFeedForward(layer.Layer):
         dispatcher = DISPATCHERS[self.dispatcher](routing)
         slots = dispatcher.dispatch(tokens)
         # Tokens to their experts' devices and back: one all-to-all each, where experts are spread over devices.
-        slots = axes.constrain(slots, (None, axes.GROUPS, axes.SLOTS, axes.EMBED))
-        slots = axes.constrain(slots, (axes.EXPERTS, None, axes.SLOTS, axes.EMBED))
+        slots = axes.constrain(slots, _SLOTS_AT_TOKENS)
+        slots = axes.constrain(slots, _SLOTS_AT_EXPERTS)
         outputs = self.experts(slots, training=training, seed=seed)
-        outputs = axes.constrain(outputs, (axes.EXPERTS, None, axes.SLOTS, axes.EMBED))
-        outputs = axes.constrain(outputs, (None, axes.GROUPS, axes.SLOTS, axes.EMBED))
+        outputs = axes.constrain(outputs, _SLOTS_AT_EXPERTS)
+        outputs = axes.constrain(outputs, _SLOTS_AT_TOKENS)
         return dispatcher.combine(outputs)

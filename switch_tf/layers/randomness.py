@@ -8,6 +8,9 @@ import zlib
 
 import tensorflow as tf
 
+from switch_tf.partitioning import axes as axis_names
+from switch_tf.partitioning.axes import Axes
+
 # The 32-bit finalizer "lowbias32" (C. Wellons, hash-prospector): each input bit flips each output bit with p = 0.5.
 _FIRST_MULTIPLIER = 0x7FEB352D
 _SECOND_MULTIPLIER = 0x846CA68B
@@ -48,7 +51,9 @@ def fold_in(seed: int | tf.Tensor, data: int | str | tf.Tensor) -> tf.Tensor:
     return _mix(tf.bitwise.bitwise_xor(_mix(as_seed(seed)), as_seed(data) * _word(_COORDINATE_MULTIPLIER)))
 
 
-def random_bits(shape: tuple[int, ...], seed: int | tf.Tensor) -> tf.Tensor:
+def random_bits(
+    shape: tuple[int, ...], seed: int | tf.Tensor, axes: Axes | None = None, start: tuple[int, ...] | None = None
+) -> tf.Tensor:
     """Hashes the coordinates of every element of `shape`.
 
     One dimension enters at a time, so that only the last round works on the whole tensor and tables of more than
@@ -57,6 +62,8 @@ def random_bits(shape: tuple[int, ...], seed: int | tf.Tensor) -> tf.Tensor:
     Args:
       shape: static shape.
       seed: int or integer scalar.
+      axes: the axis names of an activation, by which each device or replica finds its own coordinates.
+      start: the first coordinates, where `shape` is that of a block of a larger tensor.
 
     Returns:
       uint32 of `shape`, uniform over all 32-bit words.
@@ -65,19 +72,29 @@ def random_bits(shape: tuple[int, ...], seed: int | tf.Tensor) -> tf.Tensor:
     for dimension, size in enumerate(shape):
         ones_but_one = [1] * len(shape)
         ones_but_one[dimension] = size
-        coordinate = tf.reshape(tf.bitcast(tf.range(size), tf.uint32), ones_but_one)
+        coordinate = axis_names.coordinates(axes[dimension], size) if axes else tf.range(size)
+        if start is not None:
+            coordinate += start[dimension]
+        coordinate = tf.reshape(tf.bitcast(coordinate, tf.uint32), ones_but_one)
         bits = _mix(tf.bitwise.bitwise_xor(bits, (coordinate + _word(1)) * _word(_COORDINATE_MULTIPLIER)))
     return bits
 
 
-def uniform(shape: tuple[int, ...], seed: int | tf.Tensor) -> tf.Tensor:
-    """Draws float32 numbers of `shape`, uniform in the open interval (0, 1), in steps of 2^-23."""
+def uniform(
+    shape: tuple[int, ...], seed: int | tf.Tensor, axes: Axes | None = None, start: tuple[int, ...] | None = None
+) -> tf.Tensor:
+    """Draws float32 numbers of `shape`, uniform in the open interval (0, 1), in steps of 2^-23.
+
+    Arguments as those of `random_bits`.
+    """
     # No more than 23 bits: half a step more than 24 bits hold would be rounded, and the highest number to 1.
-    bits = tf.bitwise.right_shift(random_bits(shape, seed), _word(9))
+    bits = tf.bitwise.right_shift(random_bits(shape, seed, axes, start), _word(9))
     return (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
 
 
-def truncated_normal(shape: tuple[int, ...], stddev: float, seed: int | tf.Tensor) -> tf.Tensor:
+def truncated_normal(
+    shape: tuple[int, ...], stddev: float, seed: int | tf.Tensor, start: tuple[int, ...] | None = None
+) -> tf.Tensor:
     """Draws from N(0, stddev^2) conditioned on |x| <= 2 stddev: "values beyond two sigma are resampled" (Sec. 2.4).
 
     As in the paper's code, `stddev` is that of the normal before it is cut; what is drawn has 0.8796 of it.
@@ -86,15 +103,18 @@ def truncated_normal(shape: tuple[int, ...], stddev: float, seed: int | tf.Tenso
       shape: static shape.
       stddev: standard deviation before truncation.
       seed: int or integer scalar.
+      start: the first coordinates, where `shape` is that of a block of a larger tensor.
 
     Returns:
       float32 of `shape`.
     """
     below_minus_two = 0.022750131948179195
-    probability = below_minus_two + (1.0 - 2.0 * below_minus_two) * uniform(shape, seed)
+    probability = below_minus_two + (1.0 - 2.0 * below_minus_two) * uniform(shape, seed, start=start)
     return stddev * tf.clip_by_value(tf.math.ndtri(probability), -2.0, 2.0)
 
 
-def normal(shape: tuple[int, ...], stddev: float, seed: int | tf.Tensor) -> tf.Tensor:
-    """Draws float32 numbers of `shape` from N(0, stddev^2)."""
-    return stddev * tf.math.ndtri(uniform(shape, seed))
+def normal(
+    shape: tuple[int, ...], stddev: float, seed: int | tf.Tensor, start: tuple[int, ...] | None = None
+) -> tf.Tensor:
+    """Draws float32 numbers of `shape` from N(0, stddev^2); `start` as in `truncated_normal`."""
+    return stddev * tf.math.ndtri(uniform(shape, seed, start=start))

@@ -12,6 +12,7 @@ from switch_tf.layers import layer, randomness
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
+_INPUT_AXES = (axes.GROUPS, None, axes.EMBED)
 POLICIES = ("argmax", "sample", "input_dropout", "input_jitter")
 
 
@@ -115,10 +116,10 @@ class Router(layer.Layer):
     def _noisy(self, inputs: tf.Tensor, policy: str, seed: tf.Tensor) -> tf.Tensor:
         """Puts the policy's noise on the router's input [G, S, M]."""
         if policy == "input_jitter" and self.jitter > 0:
-            noise = randomness.uniform(tuple(inputs.shape), seed)
+            noise = randomness.uniform(tuple(inputs.shape), seed, _INPUT_AXES)
             return inputs * self.cast(1.0 + self.jitter * (2.0 * noise - 1.0))
         if policy == "input_dropout" and self.input_dropout_rate > 0:
-            kept = randomness.uniform(tuple(inputs.shape), seed) >= self.input_dropout_rate
+            kept = randomness.uniform(tuple(inputs.shape), seed, _INPUT_AXES) >= self.input_dropout_rate
             return tf.where(kept, inputs / (1.0 - self.input_dropout_rate), 0.0)
         return inputs
 
@@ -134,7 +135,7 @@ class Router(layer.Layer):
         logits = tf.cast(logits, tf.float32)
         preference = probabilities
         if policy == "sample":
-            uniform = randomness.uniform(tuple(logits.shape), seed)
+            uniform = randomness.uniform(tuple(logits.shape), seed, (axes.GROUPS, None, None))
             preference = logits - self.temperature * tf.math.log(-tf.math.log(uniform))
         if self.bias is not None:
             preference = probabilities + tf.cast(self.bias, tf.float32)

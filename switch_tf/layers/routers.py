@@ -18,6 +18,7 @@ from switch_tf.layers.routing import (
     router_z_loss,
     routing_metrics,
 )
+from switch_tf.partitioning import axes
 
 PRIORITIES = ("position", "gate")
 LATER_CHOICE_POLICIES = ("all", "none", "threshold", "random")
@@ -166,7 +167,7 @@ class TopNRouter(TokenChoiceRouter):
         if policy == "threshold":
             return tf.cast(gate > self.later_choice_threshold, tf.float32)
         if policy == "random":
-            uniform = randomness.uniform(tuple(gate.shape), seed)
+            uniform = randomness.uniform(tuple(gate.shape), seed, (axes.GROUPS, None))
             return tf.cast(uniform < gate / self.later_choice_threshold, tf.float32)
         return tf.ones_like(gate) if policy == "all" else tf.zeros_like(gate)
 

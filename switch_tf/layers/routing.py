@@ -2,11 +2,15 @@
 
 Letters: G groups, S tokens in a group, M d_model, E experts, C slots that an expert has in a group (its capacity),
 K experts that a token may use (1 in a Switch Transformer).
+
+Where replicas have parts of the batch, a mean here is a replica's part of the mean: the parts of all replicas add up.
 """
 
 from typing import NamedTuple
 
 import tensorflow as tf
+
+from switch_tf.partitioning import axes
 
 
 class RoutingMetrics(NamedTuple):
@@ -88,7 +92,7 @@ def mean_over_tokens(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 def mean_over_groups(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Mean over those groups that hold a real token: float32 [G] and mask [G, S] -> []."""
     alive = tf.cast(tf.reduce_sum(mask, axis=1) > 0, tf.float32)
-    return tf.reduce_sum(values * alive) / tf.maximum(tf.reduce_sum(alive), 1.0)
+    return tf.reduce_sum(values * alive) / tf.maximum(axes.total(tf.reduce_sum(alive)), 1.0)
 
 
 def load_balance_loss(probabilities: tf.Tensor, first_choice: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -122,7 +126,7 @@ def router_z_loss(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
       float32 [].
     """
     squared = tf.square(tf.reduce_logsumexp(logits, axis=-1))
-    return tf.reduce_sum(squared * mask) / tf.maximum(tf.reduce_sum(mask), 1.0)
+    return tf.reduce_sum(squared * mask) / tf.maximum(axes.total(tf.reduce_sum(mask)), 1.0)
 
 
 def routing_metrics(
@@ -141,12 +145,12 @@ def routing_metrics(
       The metrics.
     """
     probabilities = tf.stop_gradient(probabilities)
-    num_tokens = tf.maximum(tf.reduce_sum(mask), 1.0)
+    num_tokens = tf.maximum(axes.total(tf.reduce_sum(mask)), 1.0)
     entropy = -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), axis=-1)
     confidence = tf.reduce_sum(probabilities * first_choice, axis=-1)
     return RoutingMetrics(
         fraction_dropped=tf.reduce_sum(mask - has_slot) / num_tokens,
-        expert_load=tf.reduce_sum(choices, axis=[0, 1]) / tf.maximum(tf.reduce_sum(choices), 1.0),
+        expert_load=tf.reduce_sum(choices, axis=[0, 1]) / tf.maximum(axes.total(tf.reduce_sum(choices)), 1.0),
         router_entropy=tf.reduce_sum(entropy * mask) / num_tokens,
         router_confidence=tf.reduce_sum(confidence * mask) / num_tokens,
     )

@@ -15,6 +15,9 @@ from switch_tf.layers.normalization import RMSNorm
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
+# Of what goes from block to block.
+STATE_AXES = (axes.BATCH, axes.LENGTH, axes.EMBED)
+
 
 class BlockCache(NamedTuple):
     """What a decoder block remembers between tokens: its own keys and values so far, and the memory's."""
@@ -62,8 +65,8 @@ class Block(layer.Layer):
     ) -> tf.Tensor:
         index = self.sublayers.index(sublayer)
         y = function(self.norms[index](x))
-        x = x + self.dropouts[index](y, training=training, seed=seed)
-        return axes.constrain(x, (axes.BATCH, axes.LENGTH, axes.EMBED))
+        x = x + self.dropouts[index](y, axes=STATE_AXES, training=training, seed=seed)
+        return axes.constrain(x, STATE_AXES)
 
     def call(
         self,
@@ -197,7 +200,7 @@ class Stack(layer.Layer):
         """
         positions = tf.range(x.shape[1])
         self_biases = [self.position_bias(positions, positions), mask_bias]
-        x = self.input_dropout(self.cast(x), training=training, seed=seed)
+        x = self.input_dropout(self.cast(x), axes=STATE_AXES, training=training, seed=seed)
         routings = {}
         for block in self.blocks:
             x, routings_of_block = block(
@@ -213,7 +216,7 @@ class Stack(layer.Layer):
             for sublayer, routing in routings_of_block.items():
                 name = f"{self.name}/{block.name}"
                 routings[name if sublayer == "feed_forward" else f"{name}/{sublayer}"] = routing
-        return self.output_dropout(self.final_norm(x), training=training, seed=seed), routings
+        return self.output_dropout(self.final_norm(x), axes=STATE_AXES, training=training, seed=seed), routings
 
     def start_caches(self, memory: tf.Tensor, length: int) -> list[BlockCache]:
         """Returns empty caches for decoding up to `length` tokens that attend to `memory` [B, Lk, M]."""

@@ -36,11 +36,57 @@ class WeightShape(NamedTuple):
     axes: Axes
 
 
-_constrain: contextvars.ContextVar[Callable[[tf.Tensor, Axes], tf.Tensor] | None] = contextvars.ContextVar(
-    "constrain", default=None
-)
-_num_shards: contextvars.ContextVar[Callable[[str], int]] = contextvars.ContextVar("num_shards", default=lambda axis: 1)
-_weight: contextvars.ContextVar["WeightShape | None"] = contextvars.ContextVar("weight", default=None)
+class Block(NamedTuple):
+    """A rectangular part of a tensor: its first element's place and its shape."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+# Makes the initial values of a part of a weight, float32 of the block's shape.
+InitialValues = Callable[[Block], tf.Tensor]
+
+
+class WeightBeingMade(NamedTuple):
+    """What a variable creator, which sees no more than an initial value, is told of the variable."""
+
+    shape: tuple[int, ...]
+    axes: Axes
+    initial_values: InitialValues
+
+
+class Placement:
+    """What layers ask of an engine while they run. This one leaves everything where it is, on one device.
+
+    A program is either *partitioned* (it computes on whole tensors, which a compiler splits over a mesh) or
+    *replicated* (each replica computes on its own part of the batch), or neither.
+    """
+
+    is_partitioned = False
+
+    def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
+        """Places an activation as the layout rules say for its axis names; the same values."""
+        del axes
+        return tensor
+
+    def num_shards(self, axis: str) -> int:
+        """Returns over how many devices a partitioned program splits an axis."""
+        del axis
+        return 1
+
+    def coordinates(self, axis: str | None, size: int) -> tf.Tensor:
+        """Returns where the elements along a dimension are in the whole batch's tensor: int32 [size]."""
+        del axis
+        return tf.range(size)
+
+    def total(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Returns the sum over replicas of a tensor that no gradient flows through."""
+        return tensor
+
+
+_placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
+_ON_ONE_DEVICE = Placement()
+_weight: contextvars.ContextVar[WeightBeingMade | None] = contextvars.ContextVar("weight", default=None)
 
 
 def check_axes(name: str, shape: tuple[int, ...], axes: Axes) -> None:
@@ -56,8 +102,15 @@ def check_axes(name: str, shape: tuple[int, ...], axes: Axes) -> None:
         raise ValueError(f"{name} names unknown axes {unknown}; the vocabulary is {sorted(AXIS_NAMES)}.")
 
 
+def placement() -> Placement:
+    """Returns what the engine does while layers run; without an engine, all is on one device."""
+    return _placement.get() or _ON_ONE_DEVICE
+
+
 def constrain(tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
     """Places an activation as the engine's layout rules say for `axes`.
+
+    Where two dimensions would ride on one mesh dimension, the first one does.
 
     Args:
       tensor: any dtype and shape.
@@ -66,41 +119,57 @@ def constrain(tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
     Returns:
       The same values. Without an engine the tensor itself.
     """
-    place = _constrain.get()
-    return tensor if place is None else place(tensor, axes)
+    return placement().constrain(tensor, axes)
 
 
 def num_shards(axis: str) -> int:
     """Returns over how many devices the engine's layout rules split an axis; 1 without an engine."""
-    return _num_shards.get()(axis)
+    return placement().num_shards(axis)
+
+
+def is_partitioned() -> bool:
+    """Whether a compiler splits the program over a mesh: loops whose length depends on data are not for it."""
+    return placement().is_partitioned
+
+
+def coordinates(axis: str | None, size: int) -> tf.Tensor:
+    """Returns where the elements along a dimension are in the whole batch's tensor.
+
+    Args:
+      axis: the dimension's name.
+      size: how many elements the program sees of it.
+
+    Returns:
+      int32 [size]: 0, 1, ..., from the replica's first one on where replicas have parts of the batch.
+    """
+    return placement().coordinates(axis, size)
+
+
+def total(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns the sum over all replicas of a tensor (a count, say) that no gradient flows through."""
+    return placement().total(tensor)
 
 
 @contextlib.contextmanager
-def constraining_with(
-    place: Callable[[tf.Tensor, Axes], tf.Tensor], shards: Callable[[str], int] = lambda axis: 1
-) -> Iterator[None]:
-    """Makes `place` what `constrain` calls inside the block, and `shards` what `num_shards` does.
-
-    It is how an engine takes part in a layer's call.
-    """
-    tokens = _constrain.set(place), _num_shards.set(shards)
+def placed_by(engine: Placement) -> Iterator[None]:
+    """Makes `engine` what layers ask inside the block."""
+    token = _placement.set(engine)
     try:
         yield
     finally:
-        _constrain.reset(tokens[0])
-        _num_shards.reset(tokens[1])
+        _placement.reset(token)
 
 
 @contextlib.contextmanager
-def making_weight(shape: tuple[int, ...], axes: Axes) -> Iterator[None]:
-    """Tells a variable creator, which sees no more than an initial value, what is being made inside the block."""
-    token = _weight.set(WeightShape(shape, axes))
+def making_weight(shape: tuple[int, ...], axes: Axes, initial_values: InitialValues) -> Iterator[None]:
+    """Tells a variable creator what is being made inside the block, and how to make any part of it."""
+    token = _weight.set(WeightBeingMade(shape, axes, initial_values))
     try:
         yield
     finally:
         _weight.reset(token)
 
 
-def weight_being_made() -> WeightShape | None:
-    """Returns shape and axes of the weight (or slot) that is being made, None outside of `making_weight`."""
+def weight_being_made() -> WeightBeingMade | None:
+    """Returns what weight (or slot) is being made, None outside of `making_weight`."""
     return _weight.get()

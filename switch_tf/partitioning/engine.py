@@ -8,21 +8,29 @@ import numpy as np
 import tensorflow as tf
 
 from switch_tf.errors import SettingError, nearest
-from switch_tf.partitioning.axes import Axes, check_axes, constraining_with
+from switch_tf.partitioning.axes import Axes, Placement, check_axes, placed_by
+from switch_tf.partitioning.layout import Layout
 
 
-class Engine(abc.ABC):
+class Engine(Placement, abc.ABC):
     """Where weights live, how a batch gets there, and how a step runs. A model's code does not know which one it is."""
+
+    def __init__(self, layout: Layout, num_logical_devices: int | None = None):
+        """Opens the devices.
+
+        Args:
+          layout: the mesh, and what is split over it.
+          num_logical_devices: into how many devices this machine's CPU is cut, to try a mesh without one; None to take
+            the devices that there are.
+        """
+        self.layout = layout
+        self.num_logical_devices = num_logical_devices
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Inside of it, weights are made and activations constrained as the engine places them."""
-        with constraining_with(self.constrain):
+        with placed_by(self):
             yield
-
-    @abc.abstractmethod
-    def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
-        """Places an activation as the layout rules say for its axis names; the same values."""
 
     @abc.abstractmethod
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
@@ -69,12 +77,20 @@ class SingleEngine(Engine):
 ENGINES: dict[str, type[Engine]] = {"single": SingleEngine}
 
 
-def make_engine(name: str) -> Engine:
+def make_engine(
+    name: str, mesh_shape: str = "", layout_rules: str = "", num_logical_devices: int | None = None
+) -> Engine:
     """Makes the engine that `ENGINE` names.
 
+    Args:
+      name: "single", ...
+      mesh_shape: "data:4,model:2".
+      layout_rules: "batch:data,experts:data,heads:model".
+      num_logical_devices: see `Engine`.
+
     Raises:
-      SettingError: if there is no such engine.
+      SettingError: if there is no such engine, or the mesh or the rules cannot be read.
     """
     if name not in ENGINES:
         raise SettingError(f"ENGINE = '{name}' is unknown{nearest(name, ENGINES)}.")
-    return ENGINES[name]()
+    return ENGINES[name](Layout.parse(mesh_shape, layout_rules), num_logical_devices)

@@ -191,7 +191,7 @@ class Adafactor(keras.optimizers.Optimizer):
         for variable, axes in zip(variables, self.weight_axes):
             slots = {}
             for name, (shape, slot_axes) in self.slot_shapes(tuple(variable.shape), axes).items():
-                with axis_names.making_weight(shape, slot_axes):
+                with axis_names.making_weight(shape, slot_axes, lambda block: tf.zeros(block.shape)):
                     slots[name] = self.add_variable(shape, dtype="float32", name=name)
                 slots[name].axes = slot_axes
             self.slots.append(slots)

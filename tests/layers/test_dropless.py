@@ -49,8 +49,12 @@ def test_blocks_equal_slots_for_every_token(router, activation):
     mask = np.ones([4, 16], bool)
     mask[1, 5:] = mask[3] = False
     by_blocks, routing = tf.function(built, autograph=False)(x, token_mask=tf.constant(mask))
-    # With experts on several devices every expert has a slot for every token.
-    with axes.constraining_with(lambda tensor, _: tensor, lambda axis: 2 if axis == axes.EXPERTS else 1):
+
+    class Partitioned(axes.Placement):
+        is_partitioned = True
+
+    # On a mesh every expert has a slot for every token.
+    with axes.placed_by(Partitioned()):
         by_slots, _ = built(x, token_mask=tf.constant(mask))
     np.testing.assert_allclose(by_blocks, by_slots, atol=1e-6)
     np.testing.assert_array_equal(by_blocks.numpy()[~mask], 0)

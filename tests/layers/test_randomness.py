@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.layers import randomness
+from switch_tf.partitioning import axes
 
 
 def test_same_seed_same_numbers_other_seed_others():
@@ -37,7 +38,7 @@ def test_uniform_is_uniform_and_uncorrelated():
 
 
 def test_the_lowest_and_the_highest_bits_are_inside_of_the_open_interval(monkeypatch):
-    monkeypatch.setattr(randomness, "random_bits", lambda shape, seed: tf.constant([0, 0xFFFFFFFF], tf.uint32))
+    monkeypatch.setattr(randomness, "random_bits", lambda shape, seed, *block: tf.constant([0, 0xFFFFFFFF], tf.uint32))
     lowest, highest = randomness.uniform((2,), 0).numpy()
     assert 0.0 < lowest < highest < 1.0
     assert lowest == 1.0 - highest
@@ -60,3 +61,19 @@ def test_normal_has_unit_variance_and_normal_tails():
     numbers = randomness.normal((1000, 1000), 1.0, 0).numpy()
     assert numbers.std() == pytest.approx(1.0, rel=5e-3)
     assert np.mean(np.abs(numbers) > 2) == pytest.approx(0.0455, rel=0.05)
+
+
+def test_a_block_of_a_weight_is_a_part_of_the_whole():
+    whole = randomness.truncated_normal((6, 8), 1.0, 3).numpy()
+    np.testing.assert_array_equal(randomness.truncated_normal((2, 4), 1.0, 3, start=(4, 2)), whole[4:, 2:6])
+
+
+def test_a_replica_draws_its_own_part_of_the_mask():
+    class SecondReplica(axes.Placement):
+        def coordinates(self, axis, size):
+            return tf.range(size) + (size if axis == axes.BATCH else 0)
+
+    names = (axes.BATCH, axes.LENGTH)
+    with axes.placed_by(SecondReplica()):
+        part = randomness.uniform((2, 5), 1, names)
+    np.testing.assert_array_equal(part, randomness.uniform((4, 5), 1, names)[2:])

@@ -8,6 +8,7 @@ from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder
 from switch_tf.partitioning import axes
 from switch_tf.partitioning.engine import SingleEngine, make_engine
+from switch_tf.partitioning.layout import Layout
 from tests.conftest import random_features
 
 
@@ -15,6 +16,7 @@ class RecordingEngine(SingleEngine):
     """Keeps what it is asked to place."""
 
     def __init__(self):
+        super().__init__(Layout({}, {}))
         self.placed: list[tuple[tuple[int, ...], axes.Axes]] = []
 
     def constrain(self, tensor, axes):
