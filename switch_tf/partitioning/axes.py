@@ -74,9 +74,9 @@ class Placement:
         del axis
         return 1
 
-    def coordinates(self, axis: str | None, size: int) -> tf.Tensor:
+    def coordinates(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
         """Returns where the elements along a dimension are in the whole batch's tensor: int32 [size]."""
-        del axis
+        del axes, dimension
         return tf.range(size)
 
     def total(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -132,17 +132,18 @@ def is_partitioned() -> bool:
     return placement().is_partitioned
 
 
-def coordinates(axis: str | None, size: int) -> tf.Tensor:
+def coordinates(axes: Axes, dimension: int, size: int) -> tf.Tensor:
     """Returns where the elements along a dimension are in the whole batch's tensor.
 
     Args:
-      axis: the dimension's name.
+      axes: the axis names of the tensor.
+      dimension: which of its dimensions.
       size: how many elements the program sees of it.
 
     Returns:
       int32 [size]: 0, 1, ..., from the replica's first one on where replicas have parts of the batch.
     """
-    return placement().coordinates(axis, size)
+    return placement().coordinates(axes, dimension, size)
 
 
 def total(tensor: tf.Tensor) -> tf.Tensor:
