@@ -156,7 +156,9 @@ class Attention(layer.Layer):
 
             return product(query, *others), gradient
 
-        heads = heads_of(query, self.cast(key_values.keys), self.cast(key_values.values), *biases)
+        # One query, in decoding, has few weights.
+        compute = product if query.shape[2] == 1 else heads_of
+        heads = compute(query, self.cast(key_values.keys), self.cast(key_values.values), *biases)
         heads = axes.constrain(heads, HEAD_AXES)
         return tf.einsum("bnqk,nkm->bqm", heads, self.cast(self.out))
 

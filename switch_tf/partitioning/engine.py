@@ -10,19 +10,22 @@ import tensorflow as tf
 from switch_tf.errors import SettingError, nearest
 from switch_tf.partitioning.axes import Axes, Placement, check_axes, placed_by
 from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.processes import PROCESSES, Processes
 
 
 class Engine(Placement, abc.ABC):
     """Where weights live, how a batch gets there, and how a step runs. A model's code does not know which one it is."""
 
-    def __init__(self, layout: Layout, num_logical_devices: int | None = None):
+    def __init__(self, layout: Layout, num_logical_devices: int | None = None, processes: Processes | None = None):
         """Opens the devices.
 
         Args:
           layout: the mesh, and what is split over it.
           num_logical_devices: into how many devices this machine's CPU is cut, to try a mesh without one; None to take
             the devices that there are.
+          processes: the processes of the run, found already; None for this one alone.
         """
+        self.processes = processes or Processes()
         self.layout = layout
         self.num_logical_devices = num_logical_devices
 
@@ -93,4 +96,8 @@ def make_engine(
     """
     if name not in ENGINES:
         raise SettingError(f"ENGINE = '{name}' is unknown{nearest(name, ENGINES)}.")
-    return ENGINES[name](Layout.parse(mesh_shape, layout_rules), num_logical_devices)
+    layout, processes = Layout.parse(mesh_shape, layout_rules), Processes.from_environment()
+    if name == "single" and processes.count > 1:
+        raise SettingError(f"ENGINE = 'single' is for one process and {PROCESSES} names {processes.count}: use a mesh.")
+    processes.connect()
+    return ENGINES[name](layout, num_logical_devices, processes)
