@@ -69,6 +69,10 @@ class Placement:
         del axes
         return tensor
 
+    def move(self, tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
+        """Places an activation first as `source` says and then as `target` says; the same values."""
+        return self.constrain(self.constrain(tensor, source), target)
+
     def num_shards(self, axis: str) -> int:
         """Returns over how many devices a partitioned program splits an axis."""
         del axis
@@ -120,6 +124,20 @@ def constrain(tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
       The same values. Without an engine the tensor itself.
     """
     return placement().constrain(tensor, axes)
+
+
+def move(tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
+    """Moves an activation from one placement to another: an all-to-all, where a mesh dimension changes its axis.
+
+    Args:
+      tensor: any dtype and shape.
+      source: how it is placed now; one axis name (or None) for each dimension.
+      target: how it is to be placed.
+
+    Returns:
+      The same values. Without an engine the tensor itself.
+    """
+    return placement().move(tensor, source, target)
 
 
 def num_shards(axis: str) -> int:

@@ -1,7 +1,7 @@
 """The `dtensor` engine: data, expert and model parallelism on any mesh of CPUs, GPUs or TPUs, in one or many processes.
 
 DTensor splits every operation by the layouts of what goes in and of what layers constrain. What it does silently wrong
-is kept out in `relayout`.
+is kept out in `moved`.
 """
 
 import contextlib
@@ -80,6 +80,9 @@ class DTensorEngine(Engine):
         check_axes("An activation", tuple(tensor.shape), axes)
         return dtensor.relayout(tensor, self._layout(self.layout.split(axes)))
 
+    def move(self, tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
+        return moved(self.constrain(tensor, source), self.layout.split(source), self.layout.split(target), self._layout)
+
     def coordinates(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
         # Split before they grow to a tensor of noise: each device makes its own part.
         return dtensor.relayout(tf.range(size), self._layout(self.layout.split(axes)[dimension : dimension + 1]))
@@ -120,15 +123,31 @@ class DTensorEngine(Engine):
             packed = self._packed(made.shape, split, lambda block: tf.cast(made.initial_values(block), dtype))
         return dtensor.DVariable(packed, name=kwargs.get("name"), trainable=kwargs.get("trainable"))
 
+    def local_rows(self, batch_size: int) -> slice:
+        blocks = self._blocks((batch_size,), self.layout.split((axis_names.BATCH,)))
+        return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
+
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
+        split = self.layout.split((axis_names.BATCH, axis_names.LENGTH))
+
         def fed(array: np.ndarray) -> tf.Tensor:
             array = np.asarray(array)
-            split = self.layout.split((axis_names.BATCH, axis_names.LENGTH))
-            return self._packed(array.shape, split, lambda block: tf.constant(array[slices(block)]))
+            # All processes have as many devices, and so as many rows.
+            shards = self.layout.num_shards(axis_names.BATCH)
+            here = self.local_rows(shards)
+            shape = (array.shape[0] // (here.stop - here.start) * shards, *array.shape[1:])
+            first = self.local_rows(shape[0]).start
+
+            def part(block: Block) -> tf.Tensor:
+                (row, column), (height, width) = block
+                return tf.constant(array[row - first : row - first + height, column : column + width])
+
+            return self._packed(shape, split, part)
 
         return {name: fed(array) for name, array in batch.items()}
 
-    def compile(self, function: Callable) -> Callable:
+    def compile(self, function: Callable, gather: bool = False) -> Callable:
+        del gather  # A result is one tensor, wherever its parts are.
         compiled = tf.function(function, autograph=False)
 
         def run(*arguments):
@@ -173,6 +192,26 @@ class DTensorEngine(Engine):
         )
 
 
-def slices(block: Block) -> tuple[slice, ...]:
-    """Returns the index of a block in its tensor's array."""
-    return tuple(slice(start, start + size) for start, size in zip(block.start, block.shape))
+def moved(tensor: tf.Tensor, source: Split, target: Split, layout_of: Callable[[Split], dtensor.Layout]) -> tf.Tensor:
+    """Changes a tensor's layout, rightly: the one place where tensors change the dimension that they are split along.
+
+    DTensor's all-to-all on CPUs (and by its source on GPUs) gives wrong numbers, without an error, unless the first of
+    the two dimensions is the tensor's first, or has as many before it as after it. Here it is made the first.
+
+    Args:
+      tensor: laid out as `source`.
+      source: the mesh dimension of each of its dimensions.
+      target: those that it is to have.
+      layout_of: makes DTensor's layout of them.
+
+    Returns:
+      The same values, laid out as `target`.
+    """
+    changing = [dimension for dimension, (before, after) in enumerate(zip(source, target)) if before != after]
+    rank = len(source)
+    if not changing or changing[0] == 0 or rank == 2 * changing[0] + 1:
+        return dtensor.relayout(tensor, layout_of(target))
+    order = [changing[0], *(dimension for dimension in range(rank) if dimension != changing[0])]
+    back = [order.index(dimension) for dimension in range(rank)]
+    first = dtensor.relayout(tf.transpose(tensor, order), layout_of(tuple(target[dimension] for dimension in order)))
+    return dtensor.relayout(tf.transpose(first, back), layout_of(target))
