@@ -4,11 +4,13 @@ import dataclasses
 import itertools
 import pathlib
 import re
+import shlex
 
 import pytest
 
 import switch_tf.training.loop  # noqa: F401 (registers `train`, which run files bind)
 from switch_tf import configuration, describe
+from switch_tf import main as command_line
 from switch_tf.errors import SettingError
 from switch_tf.experiment import Experiment
 from switch_tf.model_config import ModelConfig
@@ -19,6 +21,7 @@ from switch_tf.training.adafactor import Adafactor
 from switch_tf.weights import weights_of
 
 GIN = pathlib.Path(__file__).parents[1] / "gin"
+PAGE = (GIN.parent / "docs" / "meshes.md").read_text()
 RULES = "batch:data,experts:data,heads:model,mlp:model,expert_mlp:model,vocab:model"
 LENGTHS = {"inputs": 16, "targets": 8}
 
@@ -258,3 +261,29 @@ def test_layout_files_fit_the_models_that_they_are_for(layout, model, capsys):
         assert "devices" not in printed
     else:
         assert f"bytes on each of {mesh.num_devices} devices" in printed
+
+
+def test_the_page_explains_every_axis_that_models_have(config):
+    explained = re.findall(r"^\| `(\w+)` \| .* \| (.*) \| .* \|$", PAGE, re.MULTILINE)
+    of_weights = {axis for weight in weights_of(config) for axis in weight.axes} - {None}
+    assert {axis for axis, weights in explained if weights != "none"} == of_weights
+    assert {axis for axis, _ in explained} == axes.AXIS_NAMES - {axes.STACK}
+
+
+def test_the_page_names_every_layout():
+    table = PAGE.split("| layout |")[1]
+    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]+)\|", table, re.MULTILINE)))) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("example", re.findall(r"^\$ switch-tf (.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+def test_the_page_shows_what_is_printed(example, capsys):
+    """Line for line; `...` stands for lines that are left out."""
+    command, *shown = example.splitlines()
+    try:
+        command_line.main(shlex.split(command))
+    except SystemExit as exit_:
+        assert exit_.code == 2
+    captured = capsys.readouterr()
+    printed = captured.out + "\n".join(line for line in captured.err.splitlines() if line.startswith("switch-tf"))
+    pattern = ".*".join(re.escape(part) for part in "\n".join(shown).split("..."))
+    assert re.fullmatch(pattern, printed.strip(), re.DOTALL)
