@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import switch_tf.experiment  # noqa: F401 (registers what layout files bind)
+import switch_tf.training.loop  # noqa: F401 (registers what run and layout files bind)
 from switch_tf import configuration, describe
 from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder
