@@ -10,7 +10,8 @@ from switch_tf import data
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import make_evaluator
 from switch_tf.experiment import Experiment, Run, write_description
-from switch_tf.layers.moe import tokens_per_group
+from switch_tf.partitioning.layout import Layout
+from switch_tf.placement import check_placement
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.progress import Progress, StopSignals
@@ -26,21 +27,6 @@ class Stopped(Exception):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.signal_number = signal_number
-
-
-def check_shapes(experiment: Experiment, num_microbatches: int) -> None:
-    """Checks what can be checked about batch, microbatches and groups before anything is built.
-
-    Raises:
-      SettingError: with the setting that does not fit.
-    """
-    batch = experiment.batch_size
-    if num_microbatches < 1 or batch % num_microbatches:
-        raise SettingError(f"NUM_MICROBATCHES = {num_microbatches} must divide BATCH_SIZE = {batch} into equal parts.")
-    if experiment.model.num_sparse_layers and experiment.model.group_size is not None:
-        for length in experiment.task_feature_lengths.values():
-            for examples in {batch // num_microbatches, batch}:
-                tokens_per_group(examples * length, experiment.model.group_size)
 
 
 def make_update(run: Run, objective: Objective, num_microbatches: int) -> Callable:
@@ -115,7 +101,8 @@ def train(
     ):
         if value < 1:
             raise SettingError(f"{name} = {value} must be at least 1.")
-    check_shapes(experiment, num_microbatches)
+    layout = Layout.parse(experiment.mesh_shape, experiment.layout_rules)
+    check_placement(layout, experiment.model, experiment.batch_size, experiment.task_feature_lengths, num_microbatches)
     experiment.install_vocabulary()
     name, lengths, batch_size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
     dataset = data.training_dataset(name, lengths, batch_size, experiment.seed)
