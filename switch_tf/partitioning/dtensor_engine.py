@@ -88,7 +88,9 @@ class DTensorEngine(Engine):
         return dtensor.relayout(tf.range(size), self._layout(self.layout.split(axes)[dimension : dimension + 1]))
 
     def _layout(self, split: Split) -> dtensor.Layout:
-        return dtensor.Layout([dimension or dtensor.UNSHARDED for dimension in split], self.mesh)
+        # A dimension of one device splits nothing, but DTensor would exchange along it.
+        sizes = self.layout.mesh
+        return dtensor.Layout([name if sizes.get(name, 1) > 1 else dtensor.UNSHARDED for name in split], self.mesh)
 
     # Blocks of tensors on devices.
 
