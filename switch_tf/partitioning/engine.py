@@ -1,4 +1,4 @@
-"""The engines' one interface: make weights, constrain activations, feed a batch, run a step, save and restore."""
+"""The engines' one interface: make weights, constrain activations, feed a batch, run a step, give and take blocks."""
 
 import abc
 import contextlib
@@ -8,12 +8,20 @@ import numpy as np
 import tensorflow as tf
 
 from switch_tf.errors import SettingError, nearest
-from switch_tf.partitioning.axes import Axes, Placement, check_axes, placed_by
+from switch_tf.partitioning.axes import BATCH, Axes, Block, Placement, check_axes, placed_by
 from switch_tf.partitioning.layout import Layout
 
 
 class Engine(Placement, abc.ABC):
-    """Where weights live, how a batch gets there, and how a step runs. A model's code does not know which one it is."""
+    """Where weights live, how a batch gets there, and how a step runs. A model's code does not know which one it is.
+
+    Attributes:
+      process_index: which of the processes of the run this is. Processes hold consecutive devices of the mesh.
+      num_processes: how many there are.
+    """
+
+    process_index = 0
+    num_processes = 1
 
     def __init__(self, layout: Layout, num_logical_devices: int | None = None):
         """Opens the devices.
@@ -34,7 +42,7 @@ class Engine(Placement, abc.ABC):
 
     @abc.abstractmethod
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
-        """Takes one host batch (int32 [B, L] arrays) to the devices."""
+        """Takes a host batch to the devices: of each int32 [B, L] array the `local_rows` of this process."""
 
     @abc.abstractmethod
     def compile(self, function: Callable) -> Callable:
@@ -44,16 +52,40 @@ class Engine(Placement, abc.ABC):
     def fetch(self, tree):
         """Brings a nest of device tensors to the host as numpy arrays."""
 
-    def save(self, variables: Mapping[str, tf.Variable], objects: Mapping[str, object], prefix: str) -> None:
-        """Writes variables and trackable objects (a data iterator) to the checkpoint files `prefix`*."""
-        checkpoint = tf.train.Checkpoint(variables=dict(variables), **objects)
-        checkpoint.write(prefix, options=tf.train.CheckpointOptions(enable_async=False))
+    @abc.abstractmethod
+    def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
+        """Returns the blocks of a variable that this process is to save, in host memory that later updates leave alone.
 
-    def restore(self, variables: Mapping[str, tf.Variable], objects: Mapping[str, object], prefix: str) -> None:
-        """Reads into `variables` and `objects` what `save` wrote; every one of them must be there."""
-        checkpoint = tf.train.Checkpoint(variables=dict(variables), **objects)
-        # The files may hold more (optimizer slots, which evaluation does not need).
-        checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
+        The blocks of all processes together are every element once.
+        """
+
+    @abc.abstractmethod
+    def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
+        """Fills a variable.
+
+        Args:
+          variable: to fill.
+          read: gives the saved values of a block; called for those blocks alone that this process's devices hold.
+        """
+
+    def barrier(self, name: str) -> None:
+        """Waits until all processes are here; `name` says where, for messages. Alone, there is nobody to wait for."""
+        del name
+
+    def rows(self, batch_size: int, process: int) -> slice:
+        """Returns which consecutive rows of a batch the devices of a process hold; several may hold the same ones."""
+        if self.num_processes == 1:
+            return slice(0, batch_size)
+        devices = self.layout.num_devices // self.num_processes
+        blocks = [
+            self.layout.block((batch_size,), (BATCH,), device)
+            for device in range(process * devices, (process + 1) * devices)
+        ]
+        return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
+
+    def local_rows(self, batch_size: int) -> slice:
+        """Returns which rows of a batch this process feeds."""
+        return self.rows(batch_size, self.process_index)
 
 
 class SingleEngine(Engine):
@@ -72,6 +104,17 @@ class SingleEngine(Engine):
 
     def fetch(self, tree):
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), tree)
+
+    def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
+        # Without the copy the array may be the variable's own memory.
+        return [(_whole(variable), np.array(variable.numpy()))]
+
+    def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
+        variable.assign(read(_whole(variable)))
+
+
+def _whole(variable: tf.Variable) -> Block:
+    return Block((0,) * len(variable.shape), tuple(variable.shape))
 
 
 ENGINES: dict[str, type[Engine]] = {"single": SingleEngine}

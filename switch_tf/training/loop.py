@@ -116,17 +116,21 @@ def train(
         if value < 1:
             raise SettingError(f"{name} = {value} must be at least 1.")
     check_shapes(experiment, num_microbatches)
+    engine = experiment.make_engine()
     experiment.install_vocabulary()
-    name, lengths, batch_size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
-    dataset = data.training_dataset(name, lengths, batch_size, experiment.seed)
-    iterator = data.checked_iterator(dataset, name)
-    held_out = data.evaluation_batches(name, lengths, batch_size, num_eval_batches, eval_split)
+    batches = experiment.training_batches(engine)
+    held_out = data.evaluation_batches(
+        experiment.mixture_or_task,
+        experiment.task_feature_lengths,
+        experiment.batch_size,
+        num_eval_batches,
+        eval_split,
+    )
 
-    run = Run(experiment, optimizer, keep_checkpoints)
-    objects = {"iterator": iterator}
+    run = Run(experiment, optimizer, keep_checkpoints, engine)
     start = run.checkpoints.latest() or 0
     if start:
-        run.restore(start, objects)
+        run.restore(start, batches)
         print(f"Resuming {experiment.model_dir} from step {start}.", flush=True)
     write_description(experiment.model_dir)
     if start >= steps:
@@ -135,16 +139,23 @@ def train(
 
     update = make_update(run, objective, num_microbatches)
     with StopSignals() as stop, Progress(start, steps) as progress:
-        trainer = _Trainer(run, objects, held_out, update, progress)
+        trainer = _Trainer(run, batches, held_out, update, progress)
         trainer.run_until_done(steps, stop, eval_period, checkpoint_period, log_period)
 
 
 class _Trainer:
     """One process's loop: what it works on, and what it has not written yet."""
 
-    def __init__(self, run: Run, objects: dict, held_out: list[data.Batch], update: Callable, progress: Progress):
+    def __init__(
+        self,
+        run: Run,
+        batches: data.TrainingBatches,
+        held_out: list[data.Batch],
+        update: Callable,
+        progress: Progress,
+    ):
         self.run = run
-        self.objects = objects
+        self.batches = batches
         self.held_out = held_out
         self.update = update
         self.evaluate = make_evaluator(run)
@@ -163,8 +174,10 @@ class _Trainer:
             self.hold_out()
         while self.step < steps:
             self.update_once()
+            self.run.writer.check()
             if stop.received is not None:
                 self.save()
+                self.run.writer.finish()
                 raise Stopped(
                     f"Stopped by {signal.Signals(stop.received).name} at step {self.step} of {steps}; a "
                     f"checkpoint is in {self.run.checkpoints.folder}. Resume with the same command.",
@@ -177,15 +190,16 @@ class _Trainer:
                 self.hold_out()
             if is_last or self.step % checkpoint_period == 0:
                 self.save()
+        self.run.writer.finish()
 
     def update_once(self) -> None:
         """Takes the next batch and makes one update; its metrics stay on the device until `flush`."""
-        batch = next(self.objects["iterator"])
+        batch = next(self.batches)
         with self.run.engine.scope():
             metrics = self.update(self.run.engine.feed(batch))
         self.step += 1
         self.pending.append((self.step, metrics))
-        self.progress.advance(sum(batch[name].shape.num_elements() for name in _TOKEN_FEATURES))
+        self.progress.advance(self.run.experiment.batch_size * sum(batch[name].shape[1] for name in _TOKEN_FEATURES))
 
     def flush(self) -> None:
         """Fetches and writes the metrics of all steps since the last time.
@@ -201,6 +215,7 @@ class _Trainer:
         self.recorder.write(fetched, speed)
         for step, metrics in fetched:
             if not is_finite(metrics):
+                self.run.writer.wait()  # The sentence is about what is on the disk.
                 raise SettingError(
                     f"The loss of step {step} is not a number; nothing was saved after step "
                     f"{self.run.checkpoints.latest() or 0}. Try ROUTER_DTYPE = 'float32', a smaller learning rate or "
@@ -219,7 +234,7 @@ class _Trainer:
         self.progress.restart_clock()
 
     def save(self) -> None:
-        """Saves a checkpoint, after the rows of all steps that are in it."""
+        """Begins with a checkpoint, after the rows of all steps that are in it."""
         self.flush()
-        self.run.save(self.objects)
+        self.run.save(self.batches)
         self.progress.restart_clock()
