@@ -42,7 +42,7 @@ class Engine(Placement, abc.ABC):
 
     @abc.abstractmethod
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
-        """Takes a host batch to the devices: of each int32 [B, L] array the `local_rows` of this process."""
+        """Takes this process's rows of a batch (int32 [rows, L] arrays; see `local_rows`) to the devices."""
 
     @abc.abstractmethod
     def compile(self, function: Callable) -> Callable:
@@ -84,7 +84,7 @@ class Engine(Placement, abc.ABC):
         return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
 
     def local_rows(self, batch_size: int) -> slice:
-        """Returns which rows of a batch this process feeds."""
+        """Returns which rows of a batch this process gives to `feed`."""
         return self.rows(batch_size, self.process_index)
 
 
