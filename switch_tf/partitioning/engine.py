@@ -119,7 +119,7 @@ class Engine(Placement, abc.ABC):
         return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
 
     def local_rows(self, batch_size: int) -> slice:
-        """Returns which rows of a batch this process feeds."""
+        """Returns which rows of a batch this process gives to `feed`."""
         return self.rows(batch_size, self.process_index)
 
 

@@ -173,8 +173,8 @@ class Processes:
         self._last_word.acquire()
         print(
             # The progress bar has begun this line.
-            f"\nswitch-tf: error: process {index} of {self.count} ({self.addresses[index]}) has ended, so this one ends "
-            "too; the newest checkpoint is safe. Start all processes again with the same command.",
+            f"\nswitch-tf: error: process {index} of {self.count} ({self.addresses[index]}) has ended, so this one "
+            "ends too; the newest checkpoint is safe. Start all processes again with the same command.",
             file=sys.stderr,
             flush=True,
         )
