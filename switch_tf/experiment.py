@@ -15,7 +15,8 @@ from switch_tf import data
 from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder, weight_name
 from switch_tf.model_config import ModelConfig
-from switch_tf.partitioning.engine import Engine, make_engine
+from switch_tf.partitioning.engine import Engine
+from switch_tf.partitioning.engines import make_engine
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.checkpoints import checkpoints_of, write_error
 

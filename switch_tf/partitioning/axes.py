@@ -63,6 +63,7 @@ class Placement:
     """
 
     is_partitioned = False
+    is_replicated = False
 
     def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
         """Places an activation as the layout rules say for its axis names; the same values."""
@@ -79,9 +80,9 @@ class Placement:
         del axis
         return tf.range(size)
 
-    def total(self, tensor: tf.Tensor) -> tf.Tensor:
-        """Returns the sum over replicas of a tensor that no gradient flows through."""
-        return tensor
+    def total(self, tree):
+        """Returns the sums over replicas of a nest of tensors that no gradient flows through."""
+        return tree
 
 
 _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
@@ -132,6 +133,11 @@ def is_partitioned() -> bool:
     return placement().is_partitioned
 
 
+def is_replicated() -> bool:
+    """Whether replicas run the program on their parts of the batch: they cannot wait for each other inside a loop."""
+    return placement().is_replicated
+
+
 def coordinates(axis: str | None, size: int) -> tf.Tensor:
     """Returns where the elements along a dimension are in the whole batch's tensor.
 
@@ -145,9 +151,9 @@ def coordinates(axis: str | None, size: int) -> tf.Tensor:
     return placement().coordinates(axis, size)
 
 
-def total(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns the sum over all replicas of a tensor (a count, say) that no gradient flows through."""
-    return placement().total(tensor)
+def total(tree):
+    """Returns the sums over all replicas of a nest of tensors (counts, say) that no gradient flows through."""
+    return placement().total(tree)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from switch_tf.errors import SettingError, nearest
-from switch_tf.partitioning.axes import Axes, Placement, check_axes, placed_by
+from switch_tf.partitioning.axes import BATCH, Axes, Placement, check_axes, placed_by
 from switch_tf.partitioning.layout import Layout
 
 
@@ -32,13 +31,28 @@ class Engine(Placement, abc.ABC):
         with placed_by(self):
             yield
 
+    @property
+    def batch_multiple(self) -> int:
+        """The rows of a batch must be a multiple of this."""
+        return self.layout.num_shards(BATCH)
+
+    def local_rows(self, batch_size: int) -> slice:
+        """Returns which rows of the whole batch this process feeds."""
+        return slice(0, batch_size)
+
     @abc.abstractmethod
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         """Takes one host batch (int32 [B, L] arrays) to the devices."""
 
     @abc.abstractmethod
-    def compile(self, function: Callable) -> Callable:
-        """Makes a step out of a function that reads and assigns variables."""
+    def compile(self, function: Callable, gather: bool = False) -> Callable:
+        """Makes a step out of a function that reads and assigns variables.
+
+        Args:
+          function: takes what `feed` returns.
+          gather: what the function returns: rows of the batch, which are to be put together where replicas have parts
+            of it; or else numbers that all replicas have alike.
+        """
 
     @abc.abstractmethod
     def fetch(self, tree):
@@ -66,31 +80,10 @@ class SingleEngine(Engine):
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         return {name: tf.convert_to_tensor(array) for name, array in batch.items()}
 
-    def compile(self, function: Callable) -> Callable:
+    def compile(self, function: Callable, gather: bool = False) -> Callable:
+        del gather  # All rows are here.
         # Loops here are tf.while_loop where they are loops of the graph; nothing is for AutoGraph to find.
         return tf.function(function, autograph=False)
 
     def fetch(self, tree):
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), tree)
-
-
-ENGINES: dict[str, type[Engine]] = {"single": SingleEngine}
-
-
-def make_engine(
-    name: str, mesh_shape: str = "", layout_rules: str = "", num_logical_devices: int | None = None
-) -> Engine:
-    """Makes the engine that `ENGINE` names.
-
-    Args:
-      name: "single", ...
-      mesh_shape: "data:4,model:2".
-      layout_rules: "batch:data,experts:data,heads:model".
-      num_logical_devices: see `Engine`.
-
-    Raises:
-      SettingError: if there is no such engine, or the mesh or the rules cannot be read.
-    """
-    if name not in ENGINES:
-        raise SettingError(f"ENGINE = '{name}' is unknown{nearest(name, ENGINES)}.")
-    return ENGINES[name](Layout.parse(mesh_shape, layout_rules), num_logical_devices)

@@ -7,7 +7,8 @@ import tensorflow as tf
 from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder
 from switch_tf.partitioning import axes
-from switch_tf.partitioning.engine import SingleEngine, make_engine
+from switch_tf.partitioning.engine import SingleEngine
+from switch_tf.partitioning.engines import make_engine
 from switch_tf.partitioning.layout import Layout
 from tests.conftest import random_features
 
