@@ -1,5 +1,7 @@
 """The devices of this machine."""
 
+import contextlib
+
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
@@ -18,10 +20,9 @@ def cut_processor(num_logical_devices: int) -> list[str]:
       SettingError: if TensorFlow has already opened the CPU as another number of devices.
     """
     configuration = [tf.config.LogicalDeviceConfiguration() for _ in range(num_logical_devices)]
-    try:
+    # An error where TensorFlow has opened its devices already; they may be as many as are asked for.
+    with contextlib.suppress(RuntimeError):
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], configuration)
-    except RuntimeError:
-        pass  # TensorFlow has opened its devices; they may be as many as are asked for.
     names = [device.name for device in tf.config.list_logical_devices("CPU")]
     if len(names) != num_logical_devices:
         raise SettingError(

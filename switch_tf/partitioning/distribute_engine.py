@@ -72,10 +72,9 @@ class DistributeEngine(Engine):
     A TPU: `TPUStrategy`. A TF_CONFIG with several workers: `MultiWorkerMirroredStrategy`, over the GPUs of each (or one
     CPU of each, where there are none). Else `MirroredStrategy` over this machine's GPUs, or its CPUs.
 
-    Where the layout rules split the batch alone, each device is a *replica*: it has all weights and a part of the batch,
-    and gradients are added up. Where they split experts or more, the TPU's cores together run one program that XLA
-    partitions; there is no other device that TensorFlow gives to XLA's partitioner, which is why GPUs and CPUs are
-    refused then (the `dtensor` engine takes them).
+    Where the layout rules split the batch alone, each device is a *replica*: it has all weights and a part of the
+    batch, and gradients are added up. Where they split experts or more, the TPU's cores together run one program that
+    XLA partitions. TensorFlow gives its partitioner no GPUs or CPUs: they are refused then (`dtensor` takes them).
 
     What TensorFlow 2.20's `TPUStrategy` does not do: it keeps a whole copy of each variable on every core of such a
     program (`TPUReplicatedVariable`). The program reads and writes parts alone, and nothing but parts goes through its
@@ -106,8 +105,8 @@ class DistributeEngine(Engine):
         if not split and layout.num_shards(GROUPS) != layout.num_devices:
             raise SettingError(
                 f"ENGINE = 'tpu' gives each of the {layout.num_devices} devices of MESH_SHAPE a part of the batch, and "
-                f"LAYOUT_RULES split it over {layout.num_shards(BATCH)}: set both to the same, 'data:{layout.num_devices}' "
-                "and 'batch:data'."
+                f"LAYOUT_RULES split it over {layout.num_shards(BATCH)}: set MESH_SHAPE = 'data:{layout.num_devices}' "
+                "and LAYOUT_RULES = 'batch:data'."
             )
         self.strategy = self._tpu_strategy(tpu) if tpu else self._mirrored_strategy()
         self._meet = self.compile(lambda: total(tf.constant(1)))
@@ -185,8 +184,8 @@ class DistributeEngine(Engine):
             rows = len(array) // num_replicas
             if rows * num_replicas != len(array):
                 raise SettingError(
-                    f"{len(array)} examples cannot be spread over {num_replicas} devices: choose a BATCH_SIZE that is a "
-                    f"multiple of {self.batch_multiple}."
+                    f"{len(array)} examples cannot be spread over {num_replicas} devices: choose a BATCH_SIZE that is "
+                    f"a multiple of {self.batch_multiple}."
                 )
 
             def part(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
