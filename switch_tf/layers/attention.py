@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from switch_tf.layers import layer
 from switch_tf.layers.dropout import Dropout
+from switch_tf.layers.recompute import recomputed
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
@@ -136,7 +137,7 @@ class Attention(layer.Layer):
 
         # The weights, L^2 numbers for each head, are not kept for the gradient: their memory is what limits the length,
         # and to make them again takes about a thirtieth of a training step's time (docs/speed.md's whole model).
-        @tf.recompute_grad
+        @recomputed
         def heads_of(query, keys, values, *biases):
             logits = tf.cast(tf.matmul(query, keys, transpose_b=True), tf.float32)
             for bias in biases:

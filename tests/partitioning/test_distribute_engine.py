@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
+from switch_tf.partitioning import distribute_engine
 from switch_tf.partitioning.axes import Block
 from switch_tf.partitioning.distribute_engine import DistributeEngine
 from switch_tf.partitioning.engines import make_engine
@@ -104,3 +105,21 @@ def test_each_replica_assigns_for_itself(engine):
         increment(engine.feed({"x": np.array([1, 2], np.int32)}))
     assert variable.aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA
     assert int(variable.numpy()) == 3
+
+
+@pytest.mark.parametrize("layout_rules", ["batch:data", "batch:data,experts:data"])
+def test_a_tpu_is_one_partitioned_replica_where_experts_are_split(monkeypatch, layout_rules):
+    """The strategy's arguments for eight cores: no TPU is needed to choose them."""
+    cores = [[x, y, 0, core] for x in (0, 1) for y in (0, 1) for core in (0, 1)]
+    topology = tf.tpu.experimental.Topology(mesh_shape=[2, 2, 1, 2], device_coordinates=np.array([cores]))
+    made = {}
+    monkeypatch.setattr(distribute_engine, "_find_tpu", lambda: ("resolver", topology))
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", lambda resolver, **settings: made.update(settings))
+    engine = make_engine("tpu", "data:8", layout_rules)
+    if "experts" not in layout_rules:
+        assert made == {} and engine.partitioned is None
+        return
+    assignment = made["experimental_device_assignment"]
+    assert (assignment.num_replicas, assignment.num_cores_per_replica) == (1, 8)
+    assert made["experimental_spmd_xla_partitioning"]
+    assert engine.partitioned.is_partitioned and engine.partitioned.num_shards("experts") == 8
