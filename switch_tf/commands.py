@@ -39,7 +39,7 @@ def load_run(experiment: Experiment, step: int | None = None) -> Run:
         raise SettingError(f"MODEL_DIR = '{experiment.model_dir}' holds no checkpoint: train first.")
     if step is not None and step not in steps:
         raise SettingError(f"--step={step}: there is no such checkpoint; there are {', '.join(map(str, steps))}.")
-    run.restore(steps[-1] if step is None else step, {})
+    run.restore(steps[-1] if step is None else step)
     return run
 
 

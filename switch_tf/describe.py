@@ -1,57 +1,18 @@
-"""What a model costs, counted without making it: parameters, FLOPs, bytes."""
+"""What a model costs, counted without making it: parameters, FLOPs, bytes, and bytes on each device of a mesh."""
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
-
-import tensorflow as tf
-from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
 from switch_tf import configuration
-from switch_tf.model import EncoderDecoder, weight_name
 from switch_tf.model_config import ModelConfig
 from switch_tf.partitioning import axes
+from switch_tf.partitioning.layout import Layout
+from switch_tf.placement import check_placement, placement_notes
 from switch_tf.training.adafactor import Adafactor
+from switch_tf.weights import BYTES_PER_WEIGHT, Weight, weights_of
 
 # T5's lengths in pre-training, where the experiment names no others.
 DEFAULT_LENGTHS = {"inputs": 512, "targets": 114}
-_BYTES_PER_WEIGHT = 4
-
-
-class Weight(NamedTuple):
-    """A weight that need not exist: its name, shape and axis names."""
-
-    name: str
-    shape: tuple[int, ...]
-    axes: axes.Axes
-
-    @property
-    def size(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-
-@contextlib.contextmanager
-def without_allocation() -> Iterator[None]:
-    """Inside of it, variables have a shape and a dtype but no value and no memory."""
-
-    def creator(next_creator, **kwargs):
-        del next_creator
-        shape = axes.weight_being_made().shape
-        return UninitializedVariable(shape=shape, dtype=kwargs["dtype"], trainable=kwargs["trainable"])
-
-    with tf.variable_creator_scope(creator):
-        yield
-
-
-def weights_of(config: ModelConfig) -> list[Weight]:
-    """Lists the weights of a model of any size, in the order in which it makes them."""
-    with without_allocation():
-        model = EncoderDecoder(config)
-        model.build()
-    return [Weight(weight_name(weight), tuple(weight.shape), weight.axes) for weight in model.weights]
 
 
 def forward_flops(config: ModelConfig, inputs_length: int, targets_length: int) -> int:
@@ -127,8 +88,8 @@ def description(config: ModelConfig, inputs_length: int, targets_length: int) ->
         "expert_parameters": sum(weight.size for weight in weights if axes.EXPERTS in weight.axes),
         "active_parameters_per_token": active_parameters(config, weights),
         "forward_flops_per_sequence": forward_flops(config, inputs_length, targets_length),
-        "weight_bytes": _BYTES_PER_WEIGHT * parameters,
-        "slot_bytes": _BYTES_PER_WEIGHT * sum(math.prod(slot.shape) for slot in slots),
+        "weight_bytes": BYTES_PER_WEIGHT * parameters,
+        "slot_bytes": BYTES_PER_WEIGHT * sum(math.prod(slot.shape) for slot in slots),
     }
 
 
@@ -141,14 +102,72 @@ def human(number: float, unit: str = "") -> str:
     return f"{number / 1000**exponent:.2f} {('', 'thousand', 'million', 'billion', 'trillion')[exponent]}".strip()
 
 
+def layout_description(config: ModelConfig, layout: Layout) -> dict[str, dict]:
+    """Counts what each device of a mesh holds.
+
+    Args:
+      config: the model.
+      layout: a mesh that fits it.
+
+    Returns:
+      bytes_per_device: {"weights", "slots", "expert_weights", "expert_slots", "total"}, those of experts being among
+      the others; layout: for each weight, the mesh dimension (or None) of each of its dimensions.
+    """
+    optimizer = Adafactor()
+    held = dict.fromkeys(("weights", "slots", "expert_weights", "expert_slots"), 0)
+    weights = weights_of(config)
+    for weight in weights:
+        slots = optimizer.slot_shapes(weight.shape, weight.axes).values()
+        parts = {
+            "weights": _bytes_per_device(layout, weight.shape, weight.axes),
+            "slots": sum(_bytes_per_device(layout, *slot) for slot in slots),
+        }
+        for name, size in parts.items():
+            held[name] += size
+            held[f"expert_{name}"] += size if axes.EXPERTS in weight.axes else 0
+    return {
+        "bytes_per_device": {**held, "total": held["weights"] + held["slots"]},
+        "layout": {weight.name: list(layout.split(weight.axes)) for weight in weights},
+    }
+
+
+def _bytes_per_device(layout: Layout, shape: tuple[int, ...], axis_names: axes.Axes) -> int:
+    return BYTES_PER_WEIGHT * math.prod(layout.local_shape(shape, axis_names))
+
+
+def configured_layout(config: ModelConfig, lengths: dict[str, int]) -> Layout:
+    """Returns the layout that the macros set, of no mesh where they set none.
+
+    Raises:
+      SettingError: if it cannot be read, or does not fit the model or (where one is set) the batch.
+    """
+    layout = Layout.parse(configuration.macro("MESH_SHAPE", ""), configuration.macro("LAYOUT_RULES", ""))
+    if layout.mesh:
+        batch_size, num_microbatches = configuration.macro("BATCH_SIZE"), configuration.macro("NUM_MICROBATCHES", 1)
+        check_placement(layout, config, batch_size, lengths, num_microbatches)
+    return layout
+
+
 def describe(as_json: bool) -> None:
-    """Prints the description of the configured model, as a table or as one JSON object."""
+    """Prints the description of the configured model, and of its layout where a mesh is set: tables or a JSON object.
+
+    Raises:
+      SettingError: if the mesh does not fit.
+    """
     config = ModelConfig()
     lengths = configuration.macro("TASK_FEATURE_LENGTHS", DEFAULT_LENGTHS)
+    layout = configured_layout(config, lengths)
     values = description(config, lengths["inputs"], lengths["targets"])
+    placed = layout_description(config, layout) if layout.mesh else {}
     if as_json:
-        print(json.dumps(values, indent=2))
+        print(json.dumps(values | placed, indent=2))
         return
+    _print_counts(config, lengths, values)
+    if placed:
+        _print_layout(config, layout, placed["bytes_per_device"])
+
+
+def _print_counts(config: ModelConfig, lengths: dict[str, int], values: dict[str, int]) -> None:
     experts = f"{config.num_experts} experts in {config.num_sparse_layers} of them" if config.num_experts else "dense"
     layers = f"{config.num_encoder_layers} + {config.num_decoder_layers} layers"
     print(f"{layers}, {experts}; d_model {config.d_model}, d_ff {config.d_ff}, {config.num_heads} heads")
@@ -162,3 +181,34 @@ def describe(as_json: bool) -> None:
     }
     for label, (key, unit) in rows.items():
         print(f"{label:<36}{values[key]:>28,}   {human(values[key], unit)}")
+
+
+def _print_layout(config: ModelConfig, layout: Layout, bytes_per_device: dict[str, int]) -> None:
+    mesh = " x ".join(f"{name} {size}" for name, size in layout.mesh.items())
+    print(f"\neach weight's layout over {layout.num_devices} devices ({mesh}), and its bytes on one of them")
+    rows = [
+        (
+            weight.name,
+            " x ".join(map(str, weight.shape)),
+            " ".join(
+                f"{axis or '-'}{':' if dimension else ''}{dimension or ''}"
+                for axis, dimension in zip(weight.axes, layout.split(weight.axes))
+            ),
+            f"{_bytes_per_device(layout, weight.shape, weight.axes):,}",
+        )
+        for weight in weights_of(config)
+    ]
+    name, shape, axis, size = (max(map(len, column)) for column in zip(*rows))
+    for row in rows:
+        print(f"{row[0]:<{name}}  {row[1]:<{shape}}  {row[2]:<{axis}}  {row[3]:>{size}}")
+    print(f"\nbytes on each of {layout.num_devices} devices")
+    for label, key in (
+        ("weights (float32)", "weights"),
+        ("  of experts", "expert_weights"),
+        ("Adafactor's slots", "slots"),
+        ("  of experts", "expert_slots"),
+        ("together", "total"),
+    ):
+        print(f"{label:<36}{bytes_per_device[key]:>28,}   {human(bytes_per_device[key], 'B')}")
+    for note in placement_notes(layout, config):
+        print(f"note: {note}")

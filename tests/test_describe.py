@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import switch_tf.training.loop  # noqa: F401 (registers what run and layout files bind)
 from switch_tf import configuration, describe
+from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder
 from switch_tf.model_config import ModelConfig
+from switch_tf.partitioning.layout import Layout
 from switch_tf.training.adafactor import Adafactor
+from switch_tf.weights import weights_of
 
 MODELS = Path(__file__).parent.parent / "gin" / "models"
 
@@ -155,7 +159,7 @@ def test_flops_equal_the_products_in_the_traced_model(gated):
 
 
 def test_nothing_is_allocated():
-    weights = describe.weights_of(config_of("switch_c_2048"))  # 6 terabytes, were they made.
+    weights = weights_of(config_of("switch_c_2048"))  # 6 terabytes, were they made.
     assert math.prod((2048, 2080, 6144)) in {weight.size for weight in weights}
 
 
@@ -179,3 +183,70 @@ def test_table_shows_the_count(capsys):
     describe.describe(as_json=False)
     printed = capsys.readouterr().out
     assert "619,339,008" in printed and "8 experts" in printed
+
+
+MESH = ["gin/layouts/cpu_data_4_model_2.gin"]
+
+
+def printed_by_describe(capsys, files: list[str], bindings: tuple[str, ...] = (), as_json: bool = False) -> str:
+    configuration.load(files, bindings)
+    describe.describe(as_json)
+    return capsys.readouterr().out
+
+
+def test_bytes_per_device_are_those_of_the_parts(capsys):
+    values = json.loads(printed_by_describe(capsys, ["gin/models/switch_tiny_8.gin", *MESH], as_json=True))
+    config, layout = ModelConfig(), Layout.parse("data:4,model:2", configuration.macro("LAYOUT_RULES"))
+    held = {"weights": 0, "slots": 0, "expert_weights": 0, "expert_slots": 0}
+    for weight in weights_of(config):
+        slots = Adafactor().slot_shapes(weight.shape, weight.axes).values()
+        for name, parts in (("weights", [(weight.shape, weight.axes)]), ("slots", slots)):
+            size = sum(4 * math.prod(layout.block(shape, axes, 5).shape) for shape, axes in parts)
+            held[name] += size
+            held[f"expert_{name}"] += size * ("experts" in weight.axes)
+        assert values["layout"][weight.name] == list(layout.split(weight.axes))
+    assert values["bytes_per_device"] == {**held, "total": held["weights"] + held["slots"]}
+    assert held["expert_weights"] == 4 * values["expert_parameters"] // 8
+    assert values["layout"]["encoder/layer_1/feed_forward/experts/wi"] == ["data", None, "model"]
+
+
+def test_one_device_of_many_holds_its_share_of_a_huge_model(capsys):
+    files = ["gin/models/switch_c_2048.gin", "gin/layouts/v3_1024.gin"]
+    values = json.loads(printed_by_describe(capsys, files, as_json=True))
+    held = values["bytes_per_device"]
+    assert held["expert_weights"] == 4 * values["expert_parameters"] // 1024
+    whole = values["parameters"] - values["expert_parameters"]
+    assert held["weights"] - held["expert_weights"] == 4 * whole
+
+
+def test_every_weight_is_in_the_table(capsys):
+    lines = printed_by_describe(capsys, ["gin/models/switch_tiny_8.gin", *MESH]).splitlines()
+    rows = [line for line in lines if re.match(r"(token_embedder|encoder|decoder|logits)/", line)]
+    assert [row.split()[0] for row in rows] == [weight.name for weight in weights_of(ModelConfig())]
+    assert len({len(row) for row in rows}) == 1
+    experts = next(row for row in rows if "experts/wi" in row)
+    assert re.search(r"8 x 128 x 512 +experts:data embed expert_mlp:model +262,144$", experts)
+    assert "bytes on each of 8 devices" in lines
+
+
+def test_without_a_mesh_nothing_is_said_of_one(capsys):
+    model = ["gin/models/switch_tiny_8.gin"]
+    bare = [printed_by_describe(capsys, model, as_json=as_json) for as_json in (False, True)]
+    single = [*model, "gin/layouts/single.gin"]
+    assert [printed_by_describe(capsys, single, as_json=as_json) for as_json in (False, True)] == bare
+    assert "device" not in "".join(bare)
+
+
+def test_notes_are_printed(capsys):
+    printed = printed_by_describe(capsys, ["gin/models/t5_small.gin", *MESH])
+    assert "note: The rule 'experts:data' splits nothing: no weight of this model has the axis experts.\n" in printed
+
+
+def test_a_mesh_that_does_not_fit_is_not_described():
+    configuration.load(["gin/models/switch_base_128.gin", *MESH], ['MESH_SHAPE = "data:4,model:8"'])
+    with pytest.raises(SettingError, match=r"num_heads = 12 is no multiple of 8.* MESH_SHAPE = 'data:8,model:4'\.$"):
+        describe.describe(as_json=False)
+    run = ["gin/models/switch_tiny_8.gin", "gin/runs/quickstart.gin", *MESH]
+    configuration.load(run, ["BATCH_SIZE = 18"])
+    with pytest.raises(SettingError, match=r"BATCH_SIZE = 18 is no multiple of 4"):
+        describe.describe(as_json=True)

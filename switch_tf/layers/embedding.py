@@ -23,7 +23,13 @@ class TokenEmbedder(layer.Layer):
 
     def call(self, tokens: tf.Tensor) -> tf.Tensor:
         """Looks up int32 ids [B, L]; returns [B, L, M] in the compute dtype."""
-        return self.cast(tf.gather(tf.convert_to_tensor(self.embedding), tokens))
+        if axes.num_shards(axes.VOCAB) == 1:
+            return self.cast(tf.gather(tf.convert_to_tensor(self.embedding), tokens))
+        # A product instead of a gather where the table is split: each device looks up its own rows, and one sum over
+        # devices finds the others'; a gather would fetch the whole table first.
+        one_hot = tf.one_hot(tokens, self.vocab_size, dtype=self.compute_dtype)
+        one_hot = axes.constrain(one_hot, (axes.BATCH, axes.LENGTH, axes.VOCAB))
+        return tf.einsum("blv,vm->blm", one_hot, self.cast(self.embedding))
 
     def attend(self, x: tf.Tensor) -> tf.Tensor:
         """Logits from the transposed table: [B, L, M] -> float32 [B, L, V], scaled by M^-0.5 as in T5."""
@@ -50,6 +56,26 @@ class LogitsProjection(layer.Layer):
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """[B, L, M] -> float32 logits [B, L, V]."""
         return tf.cast(tf.einsum("blm,mv->blv", self.cast(x), self.cast(self.kernel)), tf.float32)
+
+
+def first_highest(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the most probable token, the first of equals, as argmax does.
+
+    Of a vocabulary that is split over devices by maxima alone, part by part; argmax would gather the logits.
+
+    Args:
+      logits: float [..., V].
+
+    Returns:
+      int32 [...].
+    """
+    if axes.num_shards(axes.VOCAB) == 1:
+        return tf.argmax(logits, axis=-1, output_type=tf.int32)
+    vocab_size = logits.shape[-1]
+    is_highest = tf.equal(logits, tf.reduce_max(logits, axis=-1, keepdims=True))
+    # The first place has the highest number.
+    number = tf.reshape(tf.range(vocab_size, 0, -1), [1] * (logits.shape.rank - 1) + [vocab_size])
+    return vocab_size - tf.reduce_max(tf.where(is_highest, number, 0), axis=-1)
 
 
 def relative_position_bucket(

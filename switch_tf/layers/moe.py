@@ -256,9 +256,7 @@ class SwitchFeedForward(layer.Layer):
         dispatcher = DISPATCHERS[self.dispatcher](routing)
         slots = dispatcher.dispatch(tokens)
         # Tokens to their experts' devices and back: one all-to-all each, where experts are spread over devices.
-        slots = axes.constrain(slots, _SLOTS_AT_TOKENS)
-        slots = axes.constrain(slots, _SLOTS_AT_EXPERTS)
+        slots = axes.move(slots, _SLOTS_AT_TOKENS, _SLOTS_AT_EXPERTS)
         outputs = self.experts(slots, training=training, seed=seed)
-        outputs = axes.constrain(outputs, _SLOTS_AT_EXPERTS)
-        outputs = axes.constrain(outputs, _SLOTS_AT_TOKENS)
+        outputs = axes.move(outputs, _SLOTS_AT_EXPERTS, _SLOTS_AT_TOKENS)
         return dispatcher.combine(outputs)

@@ -70,14 +70,18 @@ class Placement:
         del axes
         return tensor
 
+    def move(self, tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
+        """Places an activation first as `source` says and then as `target` says; the same values."""
+        return self.constrain(self.constrain(tensor, source), target)
+
     def num_shards(self, axis: str) -> int:
         """Returns over how many devices a partitioned program splits an axis."""
         del axis
         return 1
 
-    def coordinates(self, axis: str | None, size: int) -> tf.Tensor:
+    def coordinates(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
         """Returns where the elements along a dimension are in the whole batch's tensor: int32 [size]."""
-        del axis
+        del axes, dimension
         return tf.range(size)
 
     def total(self, tree):
@@ -123,6 +127,20 @@ def constrain(tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
     return placement().constrain(tensor, axes)
 
 
+def move(tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
+    """Moves an activation from one placement to another: an all-to-all, where a mesh dimension changes its axis.
+
+    Args:
+      tensor: any dtype and shape.
+      source: how it is placed now; one axis name (or None) for each dimension.
+      target: how it is to be placed.
+
+    Returns:
+      The same values. Without an engine the tensor itself.
+    """
+    return placement().move(tensor, source, target)
+
+
 def num_shards(axis: str) -> int:
     """Returns over how many devices the engine's layout rules split an axis; 1 without an engine."""
     return placement().num_shards(axis)
@@ -138,17 +156,18 @@ def is_replicated() -> bool:
     return placement().is_replicated
 
 
-def coordinates(axis: str | None, size: int) -> tf.Tensor:
+def coordinates(axes: Axes, dimension: int, size: int) -> tf.Tensor:
     """Returns where the elements along a dimension are in the whole batch's tensor.
 
     Args:
-      axis: the dimension's name.
+      axes: the axis names of the tensor.
+      dimension: which of its dimensions.
       size: how many elements the program sees of it.
 
     Returns:
       int32 [size]: 0, 1, ..., from the replica's first one on where replicas have parts of the batch.
     """
-    return placement().coordinates(axis, size)
+    return placement().coordinates(axes, dimension, size)
 
 
 def total(tree):

@@ -1,6 +1,7 @@
 """The `tpu` engine: TensorFlow's distribution strategies, and XLA's partitioner where more than the batch is split."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 
@@ -8,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
-from switch_tf.partitioning.axes import BATCH, GROUPS, Block, Placement, placed_by, total
+from switch_tf.partitioning.axes import BATCH, GROUPS, Axes, Block, Placement, placed_by
 from switch_tf.partitioning.devices import cut_processor
 from switch_tf.partitioning.engine import Engine
 from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.processes import Processes
 from switch_tf.partitioning.spmd import Partitioned
 
 _TPUSystem = tuple[tf.distribute.cluster_resolver.TPUClusterResolver, tf.tpu.experimental.Topology]
@@ -22,9 +24,9 @@ class _Rows(Placement):
 
     is_replicated = True
 
-    def coordinates(self, axis: str | None, size: int) -> tf.Tensor:
+    def coordinates(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
         places = tf.range(size)
-        if axis not in (BATCH, GROUPS):
+        if axes[dimension] not in (BATCH, GROUPS):
             return places
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return places + tf.convert_to_tensor(replica) * size
@@ -55,11 +57,10 @@ def _find_tpu() -> _TPUSystem | None:
         ) from error
 
 
-def _workers() -> tuple[int, int]:
-    """Returns this process's index and how many there are, as TF_CONFIG says; (0, 1) without it."""
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    workers = resolver.cluster_spec().as_dict().get("worker", [])
-    return (resolver.task_id, len(workers)) if len(workers) > 1 else (0, 1)
+def _join_processes(processes: Processes) -> None:
+    """Tells TensorFlow, which reads it from the environment, who takes part."""
+    cluster, task = {"worker": processes.addresses}, {"type": "worker", "index": processes.index}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
 
 
 def _whole(variable: tf.Variable) -> Block:
@@ -69,30 +70,31 @@ def _whole(variable: tf.Variable) -> Block:
 class DistributeEngine(Engine):
     """Weights and steps by a `tf.distribute` strategy, which is chosen by what there is.
 
-    A TPU: `TPUStrategy`. A TF_CONFIG with several workers: `MultiWorkerMirroredStrategy`, over the GPUs of each (or one
-    CPU of each, where there are none). Else `MirroredStrategy` over this machine's GPUs, or its CPUs.
+    A TPU: `TPUStrategy`. Several processes: `MultiWorkerMirroredStrategy`, over the GPUs of each (or one CPU of each,
+    where there are none). Else `MirroredStrategy` over this machine's GPUs, or its CPUs.
 
     Where the layout rules split the batch alone, each device is a *replica*: it has all weights and a part of the
     batch, and gradients are added up. Where they split experts or more, the TPU's cores together run one program that
     XLA partitions. TensorFlow gives its partitioner no GPUs or CPUs: they are refused then (`dtensor` takes them).
 
-    What TensorFlow 2.20's `TPUStrategy` does not do: it keeps a whole copy of each variable on every core of such a
-    program (`TPUReplicatedVariable`). The program reads and writes parts alone, and nothing but parts goes through its
-    collectives; but between two steps a core holds all experts, so that they must fit into one core's memory.
+    What TensorFlow 2.20's `TPUStrategy` does not do is to keep a variable in parts: with its `TPUReplicatedVariable`
+    every core holds all of it. Activations, gradients and updates are parts; but at the end of a step each core
+    fetches the weights and slots that others have updated, and all experts must fit into one core's memory. The
+    `dtensor` engine keeps parts.
     """
 
-    def __init__(self, layout: Layout, num_logical_devices: int | None = None):
-        """Opens the devices. With TF_CONFIG this must come before anything else that uses TensorFlow.
+    def __init__(self, layout: Layout, num_logical_devices: int | None = None, processes: Processes | None = None):
+        """Opens the devices: before TensorFlow has done anything in this process.
 
         Args:
           layout: the mesh, and what is split over it.
           num_logical_devices: see `Engine`.
+          processes: see `Engine`.
 
         Raises:
           SettingError: if the mesh does not fit the devices, or they cannot split what the rules split.
         """
-        super().__init__(layout, num_logical_devices)
-        self.process_index, self.num_processes = _workers()
+        super().__init__(layout, num_logical_devices, processes)
         split = [axis for axis in layout.rules if axis not in (BATCH, GROUPS) and layout.num_shards(axis) > 1]
         tpu = _find_tpu() if num_logical_devices is None and self.num_processes == 1 else None
         if split and tpu is None:
@@ -109,7 +111,6 @@ class DistributeEngine(Engine):
                 "and LAYOUT_RULES = 'batch:data'."
             )
         self.strategy = self._tpu_strategy(tpu) if tpu else self._mirrored_strategy()
-        self._meet = self.compile(lambda: total(tf.constant(1)))
 
     def _check_devices(self, num_devices: int) -> None:
         if num_devices != self.layout.num_devices:
@@ -135,9 +136,10 @@ class DistributeEngine(Engine):
         if self.num_processes > 1:
             if self.num_logical_devices is not None:
                 raise SettingError(
-                    "NUM_LOGICAL_DEVICES cuts no CPU where TF_CONFIG names several workers, each of which has one CPU "
-                    "(or its GPUs): leave it None."
+                    "NUM_LOGICAL_DEVICES cuts no CPU where ENGINE = 'tpu' has several processes, each of which has one "
+                    "(or its GPUs): leave it None, or set ENGINE = 'dtensor'."
                 )
+            _join_processes(self.processes)
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
             self._check_devices(strategy.num_replicas_in_sync)
             return strategy
@@ -162,14 +164,6 @@ class DistributeEngine(Engine):
             settings["aggregation"] = tf.VariableAggregation.ONLY_FIRST_REPLICA
             settings["trainable"] = False
         return next_creator(**settings)
-
-    @property
-    def batch_multiple(self) -> int:
-        return self.layout.num_shards(BATCH)
-
-    def local_rows(self, batch_size: int) -> slice:
-        rows = batch_size // self.num_processes
-        return slice(self.process_index * rows, (self.process_index + 1) * rows)
 
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, object]:
         """Gives each of this process's replicas its rows of what `local_rows` says.
@@ -217,14 +211,9 @@ class DistributeEngine(Engine):
 
     def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
         """Returns the variable as one block, for the first process; nothing for the others, which have the same."""
-        return [(_whole(variable), variable.numpy())] if self.process_index == 0 else []
+        # Without the copy the array may be the variable's own memory.
+        return [(_whole(variable), np.array(variable.numpy()))] if self.is_first_process else []
 
     def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
         """Fills every replica's copy."""
         variable.assign(read(_whole(variable)))
-
-    def barrier(self, name: str) -> None:
-        """Waits until all processes are here."""
-        del name
-        if self.num_processes > 1:
-            self._meet().numpy()

@@ -103,7 +103,7 @@ class Layout:
         return tuple(dimensions)
 
     def local_shape(self, shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
-        """Returns the shape of what one device holds of a tensor."""
+        """Returns the shape of what one device holds of a tensor whose split sizes divide (`check_placement`)."""
         return tuple(size // self.mesh.get(dimension, 1) for size, dimension in zip(shape, self.split(axes)))
 
     def coordinates_of(self, device: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ import gin
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
+from switch_tf.layers.embedding import first_highest
 from switch_tf.layers.routing import Routing
 from switch_tf.model import ModelOutput
 
@@ -72,7 +73,7 @@ def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> T
     highest = tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
     log_z = tf.squeeze(highest, -1) + tf.math.log(tf.reduce_sum(tf.exp(logits - highest), axis=-1))
     of_target = tf.reduce_sum(logits * tf.one_hot(targets, logits.shape[-1], dtype=logits.dtype), axis=-1)
-    hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), targets)
+    hits = tf.equal(first_highest(logits), targets)
     return TokenLosses(
         negative_log_likelihood=tf.reduce_sum((log_z - of_target) * weights),
         squared_log_z=tf.reduce_sum(tf.square(log_z) * weights),

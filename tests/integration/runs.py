@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ("--gin_file=tests/tiny.gin",)
@@ -14,7 +15,9 @@ def arguments(model_dir: pathlib.Path, *bindings: str) -> list[str]:
     return ["train", *TINY, f'--gin.MODEL_DIR="{model_dir}"', *(f"--gin.{binding}" for binding in bindings)]
 
 
-def start(*arguments: str, program: str | None = None, **options) -> subprocess.Popen:
+def start(
+    *arguments: str, program: str | None = None, environment: Mapping[str, str] | None = None, **options
+) -> subprocess.Popen:
     """Starts `switch-tf` with arguments; `program` is Python to run before it in the same process."""
     main = "from switch_tf.main import main; main()"
     return subprocess.Popen(
@@ -23,7 +26,7 @@ def start(*arguments: str, program: str | None = None, **options) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
         **options,
     )
 

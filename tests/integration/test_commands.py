@@ -129,6 +129,7 @@ def test_training_a_finished_run_changes_nothing(trained, capsys):
         (["GROUP_SIZE=50", "BATCH_SIZE=1", 'TASK_FEATURE_LENGTHS={"inputs": 53, "targets": 20}'], "GROUP_SIZE = 50"),
         (["BATCH_SIZE=0"], "BATCH_SIZE = 0 must be at least 1"),
         (["NUM_MICROBATCHES=3"], "NUM_MICROBATCHES = 3 must divide BATCH_SIZE = 8"),
+        (['MESH_SHAPE="data:8"', 'LAYOUT_RULES="experts:data"'], "NUM_EXPERTS = 4 is no multiple of 8"),
         (["CAPACITY_FACTOR=0.0"], "ModelConfig.capacity_factor = 0.0 must be positive"),
         (['ENGINE="cluster"'], "ENGINE = 'cluster' is unknown"),
         (['TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 4}'], "TASK_FEATURE_LENGTHS"),

@@ -1,6 +1,6 @@
 """What a tiny run gives on one device and on replicas: `python -m tests.partitioning.replicas FILE MESH MICROBATCHES`.
 
-A process of its own: TensorFlow's devices are cut once, before anything else. With TF_CONFIG it is one of several.
+A process of its own: TensorFlow's devices are cut once, before anything else.
 """
 
 import os
@@ -20,6 +20,7 @@ from switch_tf.model_config import ModelConfig
 from switch_tf.partitioning.engine import Engine
 from switch_tf.partitioning.engines import make_engine
 from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.processes import Processes
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.loop import make_update
 from switch_tf.training.losses import Objective
@@ -67,7 +68,7 @@ def train(engine: Engine, num_microbatches: int) -> dict[str, np.ndarray]:
         routing = {f"{layer}/{k}": v for layer, of in metrics.routing.items() for k, v in of._asdict().items()}
         found |= {f"{step}/{name}": value for name, value in (metrics._asdict() | routing).items() if name != "routing"}
     held_out = random_features(batch=BATCH, seed=STEPS)
-    values = make_evaluator(run)([{name: array[rows] for name, array in held_out.items()}])
+    values = make_evaluator(run)([held_out])
     found |= {f"evaluation/{name}": value for name, value in values.items()}
     found["decoded"] = make_greedy(run.model, 6, engine)(held_out["encoder_input_tokens"])
     return found | {f"weight/{index}": weight.numpy() for index, weight in enumerate(run.model.trainable_variables)}
@@ -75,10 +76,12 @@ def train(engine: Engine, num_microbatches: int) -> dict[str, np.ndarray]:
 
 def main(file: str, mesh_shape: str, num_microbatches: str) -> None:
     """Trains on the mesh's replicas and then on one device, and writes both: "mesh/..." and "single/..."."""
-    num_logical_devices = None if "TF_CONFIG" in os.environ else Layout.parse(mesh_shape, "").num_devices
+    layout, processes = Layout.parse(mesh_shape, "batch:data"), Processes.from_environment()
+    # Of several processes, each has one CPU.
+    num_logical_devices = layout.num_devices if processes.count == 1 else None
     engines = {
-        "mesh": make_engine("tpu", mesh_shape, "batch:data", num_logical_devices),
-        "single": make_engine("single"),
+        "mesh": make_engine("tpu", layout, num_logical_devices, processes),
+        "single": make_engine("single", Layout.parse("", "")),
     }
     found = {
         f"{name}/{key}": value
@@ -86,7 +89,7 @@ def main(file: str, mesh_shape: str, num_microbatches: str) -> None:
         for key, value in train(engine, int(num_microbatches)).items()
     }
     np.savez(file, **found)
-    engines["mesh"].barrier("done")
+    processes.close()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """The `tpu` engine on replicas: one device's losses, weights and predictions; and what it refuses."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -15,21 +13,25 @@ from switch_tf.partitioning import distribute_engine
 from switch_tf.partitioning.axes import Block
 from switch_tf.partitioning.distribute_engine import DistributeEngine
 from switch_tf.partitioning.engines import make_engine
+from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.processes import PROCESS, PROCESSES
+from tests.partitioning.test_processes import free_addresses
 from tests.test_house import ROOT
 
 
 def run_replicas(files: list[str], *arguments: str) -> list[dict[str, np.ndarray]]:
-    """Runs `tests.partitioning.replicas`, one process for each file; several find each other by TF_CONFIG."""
-    sockets = [socket.create_server(("localhost", 0)) for _ in files]
-    workers = [f"localhost:{server.getsockname()[1]}" for server in sockets]
-    for server in sockets:
-        server.close()
-    processes = []
-    for index, file in enumerate(files):
-        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        environment = {**os.environ} | ({"TF_CONFIG": json.dumps(task)} if len(files) > 1 else {})
-        command = [sys.executable, "-m", "tests.partitioning.replicas", file, *arguments]
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    """Runs `tests.partitioning.replicas`, one process for each file."""
+    addresses = free_addresses(len(files)) if len(files) > 1 else ""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.partitioning.replicas", file, *arguments],
+            cwd=ROOT,
+            env={**os.environ, PROCESSES: addresses, PROCESS: str(index)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, file in enumerate(files)
+    ]
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert not any(process.returncode for process in processes), errors
     return [dict(np.load(file)) for file in files]
@@ -73,18 +75,18 @@ def test_processes_give_what_one_device_gives(tmp_path):
 )
 def test_what_cannot_be_split_is_refused(mesh_shape, layout_rules, message):
     with pytest.raises(SettingError, match=message):
-        make_engine("tpu", mesh_shape, layout_rules)
+        make_engine("tpu", Layout.parse(mesh_shape, layout_rules))
 
 
 def test_a_processor_is_cut_before_it_is_used():
     tf.constant(0)
     with pytest.raises(SettingError, match="NUM_LOGICAL_DEVICES = 99 comes too late"):
-        make_engine("tpu", "data:99", "batch:data", 99)
+        make_engine("tpu", Layout.parse("data:99", "batch:data"), 99)
 
 
 @pytest.fixture(scope="module")
 def engine() -> DistributeEngine:
-    return make_engine("tpu", "data:1", "batch:data")
+    return make_engine("tpu", Layout.parse("data:1", "batch:data"))
 
 
 def test_a_state_is_read_and_written_whole(engine):
@@ -95,7 +97,6 @@ def test_a_state_is_read_and_written_whole(engine):
     ((block, array),) = engine.pieces(variable)
     assert block == Block((0, 0), (2, 3))
     np.testing.assert_array_equal(array, values)
-    engine.barrier("here")
 
 
 def test_each_replica_assigns_for_itself(engine):
@@ -115,7 +116,7 @@ def test_a_tpu_is_one_partitioned_replica_where_experts_are_split(monkeypatch, l
     made = {}
     monkeypatch.setattr(distribute_engine, "_find_tpu", lambda: ("resolver", topology))
     monkeypatch.setattr(tf.distribute, "TPUStrategy", lambda resolver, **settings: made.update(settings))
-    engine = make_engine("tpu", "data:8", layout_rules)
+    engine = make_engine("tpu", Layout.parse("data:8", layout_rules))
     if "experts" not in layout_rules:
         assert made == {} and engine.partitioned is None
         return

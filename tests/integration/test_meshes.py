@@ -1,0 +1,138 @@
+"""One experiment on any engine, mesh and number of processes, by the command line, changing layout settings alone."""
+
+import pathlib
+import shutil
+import signal
+import time
+
+import pytest
+
+from switch_tf.partitioning.processes import EXIT_LOST
+from tests.integration import runs
+from tests.partitioning.test_processes import free_addresses
+
+STEPS = 12
+# Sequences are the routing groups, so that groups do not depend on the mesh; rates are low, so that no choice of an
+# expert is turned over by a rounding.
+EXPERIMENT = (
+    "NUM_EXPERTS=8",
+    "GROUP_SIZE=None",
+    "WARMUP_STEPS=1000000",
+    f"TRAIN_STEPS={STEPS}",
+    "CHECKPOINT_PERIOD=4",
+    "EVAL_PERIOD=6",
+    "LOG_PERIOD=1",
+    "NUM_DATA_SHARDS=2",
+)
+RULES = 'LAYOUT_RULES="batch:data,experts:data,heads:model,mlp:model,expert_mlp:model,vocab:model"'
+SINGLE = ('ENGINE="single"',)
+DATA_8 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:8,model:1"', RULES, "NUM_LOGICAL_DEVICES=8")
+DATA_4_MODEL_2 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:4,model:2"', RULES, "NUM_LOGICAL_DEVICES=8")
+TWO_PROCESSES = ('ENGINE="dtensor"', 'MESH_SHAPE="data:4,model:2"', RULES, "NUM_LOGICAL_DEVICES=4")
+MIRRORED_8 = ('ENGINE="tpu"', 'MESH_SHAPE="data:8"', 'LAYOUT_RULES="batch:data"', "NUM_LOGICAL_DEVICES=8")
+
+
+def arguments(model_dir: pathlib.Path, *settings: str) -> list[str]:
+    return runs.arguments(model_dir, *EXPERIMENT, *settings)
+
+
+def train(model_dir: pathlib.Path, *settings: str) -> str:
+    """Trains to the end in one process; returns what it printed."""
+    finished = runs.run(*arguments(model_dir, *settings))
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def start_two(model_dir: pathlib.Path, *settings: str) -> list:
+    """Starts both processes of a run."""
+    addresses = free_addresses(2)
+    return [
+        runs.start(
+            *arguments(model_dir, *TWO_PROCESSES, *settings),
+            environment={"SWITCH_TF_PROCESSES": addresses, "SWITCH_TF_PROCESS": str(index)},
+        )
+        for index in range(2)
+    ]
+
+
+def train_two(model_dir: pathlib.Path, *settings: str) -> str:
+    """Trains to the end in two processes; returns what the first one printed."""
+    outputs = []
+    for process in start_two(model_dir, *settings):
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        outputs.append(out)
+    assert outputs[1] == ""  # The first process speaks for all.
+    return outputs[0]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> pathlib.Path:
+    """The model directory of the experiment on one device."""
+    model_dir = tmp_path_factory.mktemp("single")
+    train(model_dir, *SINGLE)
+    return model_dir
+
+
+@pytest.fixture
+def model_dir(single, tmp_path) -> pathlib.Path:
+    """A fresh model directory with the same vocabulary."""
+    shutil.copytree(single / "vocabulary", tmp_path / "run" / "vocabulary")
+    return tmp_path / "run"
+
+
+def assert_same_curve(model_dir: pathlib.Path, single: pathlib.Path, relative: float = 1e-4) -> None:
+    """Every step's loss, and what its routers did; every evaluation."""
+    ours, theirs = runs.losses(model_dir), runs.losses(single)
+    assert ours.keys() == theirs.keys() == {str(step) for step in range(1, STEPS + 1)}
+    for step, row in theirs.items():
+        assert ours[step].keys() == row.keys()
+        for column in ("loss", "neg_log_perplexity", "gradient_norm", "balance_loss", "encoder/layer_1/router_entropy"):
+            assert float(ours[step][column]) == pytest.approx(float(row[column]), rel=relative), (step, column)
+    held_out = [
+        [list(map(float, line.split(","))) for line in (folder / "eval.csv").read_text().splitlines()[1:]]
+        for folder in (model_dir, single)
+    ]
+    assert len(held_out[0]) == len(held_out[1]) == 2
+    for ours_row, theirs_row in zip(*held_out):
+        assert ours_row == pytest.approx(theirs_row, rel=1e-3, abs=1e-3)
+
+
+def test_the_stand_in_of_tpus_trains_as_one_device(single, model_dir):
+    train(model_dir, *MIRRORED_8)
+    assert_same_curve(model_dir, single)
+
+
+def test_killed_on_one_mesh_a_run_goes_on_on_any(single, model_dir, tmp_path):
+    process = runs.start(*arguments(model_dir, *DATA_4_MODEL_2))
+    log = model_dir / "metrics.csv"
+    while process.poll() is None and not (log.exists() and "\n6," in log.read_text()):
+        time.sleep(0.02)
+    process.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, err
+    others = {name: tmp_path / name for name in ("on_single", "on_data_8")}
+    for folder in others.values():
+        shutil.copytree(model_dir, folder)
+    assert "from step 4" in train(others["on_single"], *SINGLE)
+    assert_same_curve(others["on_single"], single)
+    assert "from step 4" in train(others["on_data_8"], *DATA_8)
+    assert_same_curve(others["on_data_8"], single)
+    assert "from step 4" in train_two(model_dir)
+    assert_same_curve(model_dir, single)
+
+
+def test_one_of_two_processes_is_killed(single, model_dir):
+    processes = start_two(model_dir)
+    log = model_dir / "metrics.csv"
+    while all(process.poll() is None for process in processes) and not (log.exists() and "\n6," in log.read_text()):
+        time.sleep(0.02)
+    processes[1].kill()
+    killed_at = time.monotonic()
+    _, err = processes[0].communicate(timeout=60)
+    assert time.monotonic() - killed_at < 60
+    assert processes[0].returncode == EXIT_LOST
+    lines = [line for line in err.splitlines() if line.startswith("switch-tf: error")]
+    assert len(lines) == 1 and "process 1 of 2" in lines[0] and "Start all processes again" in lines[0]
+    assert "from step 4" in train_two(model_dir)
+    assert_same_curve(model_dir, single)
