@@ -63,7 +63,7 @@ def make_update(run: Run, objective: Objective, num_microbatches: int) -> Callab
 def train(
     experiment: Experiment = gin.REQUIRED,
     steps: int = gin.REQUIRED,
-    optimizer: Adafactor = gin.REQUIRED,
+    optimizer: Callable[[], Adafactor] = gin.REQUIRED,
     objective: Objective = gin.REQUIRED,
     num_microbatches: int = 1,
     eval_period: int = 1000,
@@ -78,7 +78,7 @@ def train(
     Args:
       experiment: model, data, directory, engine.
       steps: updates in all, those before a restart included.
-      optimizer: T5's Adafactor, with its schedule.
+      optimizer: makes T5's Adafactor, with its schedule: Keras makes variables with it, so the devices come first.
       objective: weights of z-loss and balance loss.
       num_microbatches: gradient accumulation: parts of a batch that are in memory one after the other.
       eval_period: updates between evaluations on held-out data.
@@ -111,7 +111,8 @@ def train(
         eval_split,
     )
 
-    run = Run(experiment, optimizer, keep_checkpoints, engine)
+    with engine.scope():
+        run = Run(experiment, optimizer(), keep_checkpoints, engine)
     start = run.checkpoints.latest() or 0
     if start:
         run.restore(start, batches)
