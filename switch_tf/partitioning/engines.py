@@ -1,12 +1,13 @@
 """The list of all engines, by the names that `ENGINE` has for them."""
 
 from switch_tf.errors import SettingError, nearest
+from switch_tf.partitioning.distribute_engine import DistributeEngine
 from switch_tf.partitioning.dtensor_engine import DTensorEngine
 from switch_tf.partitioning.engine import Engine, SingleEngine
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import PROCESSES, Processes
 
-ENGINES: dict[str, type[Engine]] = {"single": SingleEngine, "dtensor": DTensorEngine}
+ENGINES: dict[str, type[Engine]] = {"single": SingleEngine, "dtensor": DTensorEngine, "tpu": DistributeEngine}
 
 
 def make_engine(
