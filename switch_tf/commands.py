@@ -14,6 +14,7 @@ from switch_tf.decoding import make_greedy
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import make_evaluator
 from switch_tf.experiment import Experiment, Run
+from switch_tf.training.checkpoints import checkpoints_of
 
 # More texts than this go through the model in several batches.
 _PREDICTION_BATCH = 16
@@ -32,13 +33,15 @@ def load_run(experiment: Experiment, step: int | None = None) -> Run:
     Raises:
       SettingError: if there is no such checkpoint, or it is of another model or vocabulary, or damaged.
     """
-    experiment.install_vocabulary()
-    run = Run(experiment)
-    steps = run.checkpoints.steps()
+    steps = checkpoints_of(experiment.model_dir).steps()
     if not steps:
         raise SettingError(f"MODEL_DIR = '{experiment.model_dir}' holds no checkpoint: train first.")
     if step is not None and step not in steps:
         raise SettingError(f"--step={step}: there is no such checkpoint; there are {', '.join(map(str, steps))}.")
+    engine = experiment.make_engine()
+    with engine.first_process_first():
+        experiment.install_vocabulary()
+    run = Run(experiment, engine=engine)
     run.restore(steps[-1] if step is None else step)
     return run
 
@@ -50,14 +53,17 @@ def evaluate(step: int | None, split: str, as_json: bool) -> None:
     batches = data.evaluation_batches(
         experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size, None, split
     )
-    shown = batches if as_json else tqdm.tqdm(batches, unit="batch", leave=False)
+    is_silent = as_json or not run.engine.is_first_process
+    shown = batches if is_silent else tqdm.tqdm(batches, unit="batch", leave=False)
     values = {"step": int(run.step.numpy())} | make_evaluator(run)(shown)
     if as_json:
-        print(json.dumps(values, indent=2))
-        return
-    print(f"{experiment.model_dir}, {experiment.mixture_or_task}, {split}")
-    for name, value in values.items():
-        print(f"{name:<44}{value:>14,.0f}" if float(value).is_integer() else f"{name:<44}{value:>14.4f}")
+        run.engine.say(json.dumps(values, indent=2))
+    else:
+        run.engine.say(f"{experiment.model_dir}, {experiment.mixture_or_task}, {split}")
+        for name, value in values.items():
+            number = f"{value:>14,.0f}" if float(value).is_integer() else f"{value:>14.4f}"
+            run.engine.say(f"{name:<44}{number}")
+    run.engine.processes.close()
 
 
 def fill(text: str, prediction: str) -> str:
@@ -119,6 +125,8 @@ def predict(texts: Sequence[str], file: str | None, num_held_out: int | None, st
     """Fills the sentinels of texts and prints the results; of held-out examples also what stood there."""
     if num_held_out is None:
         texts = _texts(texts, file)
+    elif num_held_out < 1:
+        raise SettingError(f"--held_out={num_held_out} must be at least 1.")
     experiment = Experiment()
     run = load_run(experiment, step)
     vocabulary = data.vocabulary_of(experiment.mixture_or_task)
@@ -126,17 +134,17 @@ def predict(texts: Sequence[str], file: str | None, num_held_out: int | None, st
     if num_held_out is None:
         inputs = _encode(texts, vocabulary, lengths["inputs"])
         for text, prediction in zip(texts, _predictions(run, inputs, vocabulary)):
-            print(fill(text, prediction), flush=True)
+            run.engine.say(fill(text, prediction))
+        run.engine.processes.close()
         return
-    if num_held_out < 1:
-        raise SettingError(f"--held_out={num_held_out} must be at least 1.")
     examples = data.evaluation_batches(experiment.mixture_or_task, lengths, 1, None)
     examples = examples[:: max(1, len(examples) // num_held_out)][:num_held_out]
     inputs = np.concatenate([example["encoder_input_tokens"] for example in examples])
     targets = np.concatenate([example["decoder_target_tokens"] for example in examples])
     for tokens, target, prediction in zip(inputs, targets, _predictions(run, inputs, vocabulary)):
         text, truth = _decode(tokens, vocabulary), _decode(target, vocabulary)
-        print(f"input: {text}\nmodel: {fill(text, prediction)}\ntruth: {fill(text, truth)}\n", flush=True)
+        run.engine.say(f"input: {text}\nmodel: {fill(text, prediction)}\ntruth: {fill(text, truth)}\n")
+    run.engine.processes.close()
 
 
 def _predictions(run: Run, inputs: np.ndarray, vocabulary: seqio.Vocabulary) -> Iterator[str]:

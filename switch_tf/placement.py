@@ -55,8 +55,8 @@ def check_placement(
     if num_devices is not None and num_devices < layout.num_devices:
         raise SettingError(
             f"{_mesh(layout)} needs {layout.num_devices} devices and finds {num_devices}: set MESH_SHAPE = "
-            f"'{_nearest_mesh(layout, quantities, num_devices)}', or NUM_LOGICAL_DEVICES = {layout.num_devices} to try "
-            "it on this machine's CPU."
+            f"'{_nearest_mesh(layout, quantities, num_devices)}', NUM_LOGICAL_DEVICES = {layout.num_devices} to try it "
+            "on this machine's CPU, or add --gin_file=gin/layouts/single.gin for one device."
         )
     _check_exchange(layout, config)
     for axis, setting, size in quantities:

@@ -65,6 +65,7 @@ class Processes:
         self._watched: dict[socket.socket, int] = {}
         self._is_closing = False
         self._last_word = threading.Lock()
+        self._watcher: threading.Thread | None = None
 
     @classmethod
     def from_environment(cls) -> "Processes":
@@ -114,7 +115,8 @@ class Processes:
             self._watched = {self._open(address, _WATCH, patience): 0}
         for connection in (*self._control, *self._watched):
             _keep_alive(connection)
-        threading.Thread(target=self._watch, daemon=True, name="processes").start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="processes")
+        self._watcher.start()
 
     def _accept(self, address: tuple[str, int], patience: float) -> None:
         there: dict[tuple[bytes, int], socket.socket] = {}
@@ -203,6 +205,15 @@ class Processes:
         if not answer:
             raise ConnectionError("the other side has closed")
         return answer == _YES
+
+    def explain(self, patience: float = 15.0) -> None:
+        """Ends this process with a sentence if another one has ended; for when a computation has failed.
+
+        Args:
+          patience: seconds in which the end of a process comes to be known.
+        """
+        if self._watcher is not None:
+            self._watcher.join(patience)
 
     def close(self) -> None:
         """Parts from the others, once all have come here."""

@@ -127,7 +127,11 @@ def train(
     update = make_update(run, objective, num_microbatches)
     with StopSignals() as stop, Progress(start, steps, is_shown=engine.is_first_process) as progress:
         trainer = _Trainer(run, batches, held_out, update, progress)
-        stopped_by = trainer.run_until_done(steps, stop, eval_period, checkpoint_period, log_period)
+        try:
+            stopped_by = trainer.run_until_done(steps, stop, eval_period, checkpoint_period, log_period)
+        except tf.errors.OpError:
+            engine.processes.explain()
+            raise
     engine.processes.close()
     if stopped_by is not None:
         raise Stopped(

@@ -1,5 +1,6 @@
 """One experiment on any engine, mesh and number of processes, by the command line, changing layout settings alone."""
 
+import json
 import pathlib
 import shutil
 import signal
@@ -107,9 +108,7 @@ def test_the_stand_in_of_tpus_trains_as_one_device(single, model_dir):
 
 def test_killed_on_one_mesh_a_run_goes_on_on_any(single, model_dir, tmp_path):
     process = runs.start(*arguments(model_dir, *DATA_4_MODEL_2))
-    log = model_dir / "metrics.csv"
-    while process.poll() is None and not (log.exists() and "\n6," in log.read_text()):
-        time.sleep(0.02)
+    await_step(6, model_dir, process)
     process.kill()
     _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, err
@@ -120,15 +119,42 @@ def test_killed_on_one_mesh_a_run_goes_on_on_any(single, model_dir, tmp_path):
     assert_same_curve(others["on_single"], single)
     assert "from step 4" in train(others["on_data_8"], *DATA_8)
     assert_same_curve(others["on_data_8"], single)
+    # What eight devices have learned, one device says too.
+    commands = [("evaluate", "--json"), ("predict", "--held_out=2")]
+    for command, option in commands:
+        results = [
+            runs.run(command, f"--model_dir={others['on_data_8']}", option, *more)
+            for more in ((), ("--gin_file=gin/layouts/single.gin",))
+        ]
+        assert [result.returncode for result in results] == [0, 0], results
+        if command == "predict":
+            assert results[0].stdout == results[1].stdout and results[0].stdout.count("truth:") == 2
+        else:
+            on_mesh, alone = (json.loads(result.stdout) for result in results)
+            assert on_mesh == pytest.approx(alone, rel=1e-4)
     assert "from step 4" in train_two(model_dir)
     assert_same_curve(model_dir, single)
 
 
-def test_one_of_two_processes_is_killed(single, model_dir):
-    processes = start_two(model_dir)
+def await_step(step: int, model_dir: pathlib.Path, *processes) -> None:
+    """Waits until a step is in the log, or a process has ended."""
     log = model_dir / "metrics.csv"
-    while all(process.poll() is None for process in processes) and not (log.exists() and "\n6," in log.read_text()):
+    while all(process.poll() is None for process in processes) and not (
+        log.exists() and f"\n{step}," in log.read_text()
+    ):
         time.sleep(0.02)
+
+
+def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, model_dir):
+    processes = start_two(model_dir)
+    await_step(1, model_dir, *processes)
+    processes[1].terminate()
+    for process in processes:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM, err
+        assert "Stopped by SIGTERM at step" in err
+    processes = start_two(model_dir)
+    await_step(6, model_dir, *processes)
     processes[1].kill()
     killed_at = time.monotonic()
     _, err = processes[0].communicate(timeout=60)
