@@ -3,7 +3,7 @@
     python -m tests.partitioning.mesh_program OUTPUT.npz '{"engine": "dtensor", "mesh": "data:8", "steps": 3}'
 
 In the output: losses [steps], gradient norms, the weights and slots after the steps, evaluation sums, decoded tokens;
-and of a dtensor mesh the collectives of the compiled step and the bytes of expert weights on the first device.
+and of a dtensor mesh the collectives of the compiled step and the bytes of each variable on the first device.
 """
 
 import collections
@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.experimental import dtensor
 from tensorflow.python.eager import context
 
 from switch_tf.decoding import greedy
@@ -131,6 +132,9 @@ def main(output: str, settings: dict) -> None:
         for weight, slots_of in zip(weights, slots):
             for name, variable in {"": weight, **{f"/slots/{key}": slot for key, slot in slots_of.items()}}.items():
                 results[f"variable:{weight_name(weight)}{name}"] = whole(engine, variable.value)
+                if settings["engine"] == "dtensor":
+                    on_first_device = dtensor.unpack(variable.value.read_value())[0]
+                    results[f"bytes:{weight_name(weight)}{name}"] = on_first_device.numpy().nbytes
     np.savez(output, **results)
 
 

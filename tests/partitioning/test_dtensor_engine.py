@@ -9,6 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from switch_tf.describe import layout_description
+from switch_tf.partitioning.layout import Layout
+from tests.partitioning.mesh_program import CONFIG, rules_for
 from tests.partitioning.test_processes import free_addresses
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -94,6 +97,27 @@ def test_microbatches_on_a_mesh(results):
 def test_tokens_travel_by_four_all_to_alls_for_each_sparse_layer(results, mesh):
     counts = json.loads(str(results(dtensor(mesh))["collectives"]))
     assert counts["CollectiveAllToAllV2"] == 4 * 2  # One sparse layer in each of the two stacks.
+
+
+@pytest.mark.parametrize("mesh", ["data:8", "data:4,model:2", "data:2,model:4"])
+def test_a_device_holds_its_share_of_experts_and_slots_and_what_describe_says(results, mesh):
+    result, layout = results(dtensor(mesh)), Layout.parse(mesh, rules_for(mesh))
+    held = {name.removeprefix("bytes:"): int(size) for name, size in result.items() if name.startswith("bytes:")}
+    whole = {name.removeprefix("variable:"): value.nbytes for name, value in variables(result).items()}
+    said = layout_description(CONFIG, layout)["bytes_per_device"]
+    assert sum(size for name, size in held.items() if "/slots/" not in name) == said["weights"]
+    experts = [name for name in whole if "/experts/" in name]
+    assert len(experts) == 2 * 2 * (1 + 2)  # In two layers wi and wo, each with v_row and v_column.
+    weights = [name for name in experts if "/slots/" not in name]
+    assert sum(held[name] for name in weights) == said["expert_weights"]
+    for name in weights:
+        assert held[name] == whole[name] / layout.num_devices
+    for name in set(experts) - set(weights):
+        # Of a factored slot one side alone has the hidden units that `model` splits.
+        has_hidden_units = name.endswith("wi/slots/v_column") or name.endswith("wo/slots/v_column")
+        assert held[name] == whole[name] / layout.mesh["data"] / (
+            layout.mesh.get("model", 1) if has_hidden_units else 1
+        )
 
 
 @pytest.mark.parametrize("mesh", ["data:8", "data:4,model:2", "data:2,model:4"])
