@@ -31,6 +31,8 @@ _METRICS = {
     "mrpc": [metrics.f1, metrics.accuracy],
     "qqp": [metrics.f1, metrics.accuracy],
     "stsb": [metrics.pearson, metrics.spearman],
+    # MNLI is scored as `glue_mnli_matched` and `glue_mnli_mismatched`.
+    "mnli": [],
     "ax": [],
 }
 

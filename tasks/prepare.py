@@ -1,7 +1,7 @@
 """Downloads and prepares the data of tasks, once, before runs: `python -m tasks.prepare glue super_glue squad`.
 
-Takes names of tasks and mixtures of this package, and of data sets (`glue/cola:2.0.0`). They go to TFDS_DATA_DIR, a folder
-or a bucket that all processes of a run can read.
+Takes names of tasks and mixtures of this package, and of data sets (`glue/cola:2.0.0`). They go to TFDS_DATA_DIR, a
+folder or a bucket that all processes of a run can read.
 """
 
 import argparse
@@ -33,7 +33,8 @@ def data_sets_of(name: str) -> list[str]:
         if ":" in name:
             return [name]
         raise SettingError(
-            f"{name} is no task or mixture{nearest(name, known)}; a data set is named with its version, glue/cola:2.0.0."
+            f"{name} is no task or mixture{nearest(name, known)}; a data set is named with its version, as in "
+            "glue/cola:2.0.0."
         )
     found = [task.source for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))]
     names = [source.tfds_dataset.name for source in found if isinstance(source, seqio.TfdsDataSource)]

@@ -31,8 +31,8 @@ TEXTS = {
     ),
     "glue_mrpc": (
         "mrpc sentence1: We acted because we saw the existing evidence in a new light , through the prism of our "
-        'experience on 11 September , " Rumsfeld said . sentence2: Rather , the US acted because the administration saw '
-        '" existing evidence in a new light , through the prism of our experience on September 11 " .',
+        'experience on 11 September , " Rumsfeld said . sentence2: Rather , the US acted because the administration '
+        'saw " existing evidence in a new light , through the prism of our experience on September 11 " .',
         "equivalent",
     ),
     "glue_qqp": (
@@ -104,8 +104,8 @@ TEXTS = {
     ),
     "dpr_simple": ("wsc: Bob asked Tom if *he* can lend some money.", "Tom"),
     "squad": (
-        "question: What does increased oxygen concentrations in the patient ' s lungs displace ? context: Increased O 2 "
-        "concentration in the lungs helps to displace carbon monoxide from the heme group . ",
+        "question: What does increased oxygen concentrations in the patient ' s lungs displace ? context: Increased O "
+        "2 concentration in the lungs helps to displace carbon monoxide from the heme group . ",
         "carbon monoxide",
     ),
     **dict.fromkeys(
@@ -202,19 +202,15 @@ def test_text(name):
 def test_examples_have_the_lengths_of_the_run(name):
     task = seqio.TaskRegistry.get(name)
     for split in task.splits:
-        dataset = seqio.get_dataset(name, LENGTHS, split, shuffle=False, num_epochs=1, feature_converter=converter())
+        dataset = seqio.get_dataset(name, LENGTHS, converter(), split, shuffle=False, num_epochs=1)
         lengths = {key: 48 if key.startswith("encoder") else 12 for key in dataset.element_spec}
         assert {key: (spec.shape, spec.dtype) for key, spec in dataset.element_spec.items()} == {
             key: ((length,), tf.int32) for key, length in lengths.items()
         }
         rows = list(dataset.as_numpy_iterator())
         assert rows and all({key: len(array) for key, array in row.items()} == lengths for row in rows)
-        ends = [
-            array[array != 0][-1]
-            for row in rows
-            for array in (row["encoder_input_tokens"], row["decoder_target_tokens"])
-        ]
-        assert set(ends) == {1}
+        for feature in ("encoder_input_tokens", "decoder_target_tokens"):
+            assert {row[feature][row[feature] != 0][-1] for row in rows} == {1}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if seqio.TaskRegistry.get(name).metric_fns])
@@ -230,12 +226,10 @@ def test_perfect_predictions_score_100_and_garbage_does_not(name):
     assert useless == pytest.approx(dict.fromkeys(useless, least))
 
 
-@pytest.mark.parametrize(
-    ("name", "split"), [("glue_cola", "test"), ("super_glue_record", "test"), ("squad", "validation")]
-)
-def test_hidden_answers_are_never_right(name, split):
-    expected = 0 if split == "test" else 100
-    assert set(scores(name, split, perfect).values()) == {expected}
+@pytest.mark.parametrize("name", ["glue_cola", "glue_stsb", "super_glue_multirc", "super_glue_record", "anli_r1"])
+def test_hidden_answers_are_never_right(name):
+    """An invalid prediction is -1, as a hidden label is. (ANLI shows the labels of its test set.)"""
+    assert set(scores(name, "test", perfect).values()) == {100 if name == "anli_r1" else 0}
 
 
 def test_mixtures_have_the_rates_of_t5():
@@ -249,14 +243,10 @@ def test_mixtures_have_the_rates_of_t5():
 
 @pytest.mark.parametrize("name", ["glue", "super_glue", "closed_book_qa", "closed_book_qa_test"])
 def test_mixtures_train(name):
-    dataset = seqio.get_dataset(name, LENGTHS, "train", feature_converter=converter(), num_epochs=None, seed=0)
-    starts = {
-        seqio.get_mixture_or_task(name)
-        .output_features["inputs"]
-        .vocabulary.decode(row["encoder_input_tokens"].tolist())
-        for row in dataset.take(40).as_numpy_iterator()
-    }
-    assert len({text.split()[0] for text in starts}) > 2
+    dataset = seqio.get_dataset(name, LENGTHS, converter(), "train", num_epochs=None, seed=0)
+    vocabulary = seqio.get_mixture_or_task(name).output_features["inputs"].vocabulary
+    texts = [vocabulary.decode(row["encoder_input_tokens"].tolist()) for row in dataset.take(40).as_numpy_iterator()]
+    assert len({text.split()[0] for text in texts}) > 1
 
 
 def test_no_name_is_taken_from_t5():

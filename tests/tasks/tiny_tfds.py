@@ -22,8 +22,7 @@ def labelled(base: dict[str, Any], labels: Sequence[Any], field: str = "label") 
     """A data set of one text under changing labels, those of its first examples as given; hidden in the test split."""
 
     def examples(chosen: Sequence[Any]) -> Examples:
-        index = {"idx": 0} if "idx" in base else {}
-        return [{**base, field: label, **{key: i for key in index}} for i, label in enumerate(chosen)]
+        return [{**base, field: label} | ({"idx": i} if "idx" in base else {}) for i, label in enumerate(chosen)]
 
     return {"train": examples(labels), "validation": examples(labels), "test": examples([HIDDEN, HIDDEN])}
 
@@ -85,8 +84,8 @@ GLUE: dict[str, dict[str, Examples]] = {
     "qnli": labelled(
         {
             "question": "Where did Jebe die?",
-            "sentence": "Genghis Khan recalled Subutai back to Mongolia soon afterwards, and Jebe died on the road back "
-            "to Samarkand.",
+            "sentence": "Genghis Khan recalled Subutai back to Mongolia soon afterwards, and Jebe died on the road "
+            "back to Samarkand.",
             "idx": 0,
         },
         [0, 1, 0, 1],
