@@ -34,7 +34,8 @@ def averageable(metric: Metric, *names: str, min_examples: int = 1) -> Metric:
       min_examples: how many examples it needs at least.
 
     Returns:
-      A metric that leaves out examples with hidden targets and gives 0.0 for what cannot be computed.
+      A metric that leaves out examples with hidden targets and gives 0.0 for what cannot be computed; its attribute
+      `names` holds the names.
     """
 
     def scores(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
@@ -44,6 +45,7 @@ def averageable(metric: Metric, *names: str, min_examples: int = 1) -> Metric:
         found = metric(*map(list, zip(*pairs)))
         return {name: float(found[name]) if math.isfinite(found[name]) else 0.0 for name in names}
 
+    scores.names = names
     return scores
 
 
