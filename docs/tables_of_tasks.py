@@ -160,7 +160,7 @@ def tables(names: Iterable[str]) -> str:
 
 
 def write_examples(folder: str) -> None:
-    """Prepares the tiny data sets with nothing but their first examples: TensorFlow Datasets has an order of its own."""
+    """Prepares the tiny data sets with their first examples only: TensorFlow Datasets has an order of its own."""
     first = {
         # Twice, so that a task whose splits are halves of one has an example in each.
         name: {split: examples[:1] * 2 for split, examples in splits.items()}
