@@ -9,6 +9,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from switch_tf.cache import use_cached
 from switch_tf.errors import SettingError, nearest
 
 Batch = dict[str, np.ndarray]
@@ -75,8 +76,11 @@ def _dataset(mixture_or_task: str, lengths: Mapping[str, int], split: str, **opt
             # Span corruption fills its examples to the brim; packing would cost time and gain nothing.
             feature_converter=seqio.EncDecFeatureConverter(pack=False),
             verbose=False,
+            use_cached=use_cached(task, split),
             **options,
         )
+    except SettingError:
+        raise
     except ValueError as error:
         # t5's span corruption checks its target length while the pipeline is built.
         if "targets" not in str(error) and "length" not in str(error):

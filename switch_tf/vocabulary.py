@@ -144,7 +144,7 @@ def make_vocabulary(
       SettingError: if there is no text, too little of it, or the output cannot be written.
     """
     if bool(files) == (mixture_or_task is not None):
-        raise SettingError("switch-tf vocabulary needs files or --task (with the gin file that registers it), not both.")
+        raise SettingError("switch-tf vocabulary needs files, or --task with the gin file that registers it.")
     for name, value in (("num_pieces", num_pieces), ("max_characters", max_characters)):
         if value < 1:
             raise SettingError(f"--{name}={value} must be at least 1.")

@@ -88,8 +88,8 @@ def _install(model_dir: str, contents: bytes, source: str) -> str:
         with tf.io.gfile.GFile(path, "rb") as file:
             if file.read() != contents:
                 raise SettingError(
-                    f"MODEL_DIR = '{model_dir}' was made with another vocabulary than {source}: use another MODEL_DIR, "
-                    f"or set VocabularyFile.path = '{path}'."
+                    f"'{model_dir}' was made with another vocabulary than {source}: use another MODEL_DIR (CACHE_DIR "
+                    f"for `switch-tf cache`), or set VocabularyFile.path = '{path}'."
                 )
     else:
         tf.io.gfile.makedirs(folder)
