@@ -82,8 +82,7 @@ def use_cached(provider: seqio.Task | seqio.Mixture, split: str) -> bool:
         return False
     if cache.folder is None:
         raise SettingError("USE_CACHED = True needs CACHE_DIR, the folder that `switch-tf cache` wrote to.")
-    if cache.folder not in seqio.get_global_cache_dirs():
-        seqio.add_global_cache_dirs([cache.folder])
+    seqio.set_global_cache_dirs([cache.folder])
     for task in tasks_of(provider):
         if not task.supports_caching:
             raise SettingError(f"USE_CACHED = True, but {task.name} cannot be cached: set it to False.")

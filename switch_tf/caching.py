@@ -22,6 +22,8 @@ from switch_tf.errors import SettingError
 # As many as seqio's job makes at least: training shuffles the shards.
 MIN_SHARDS = 64
 
+_UNWRITABLE = (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError, tf.errors.FailedPreconditionError)
+
 
 class Vocabulary(Protocol):
     """Where the tokens' vocabulary comes from."""
@@ -181,8 +183,7 @@ def cache_task(task: seqio.Task, folder: str, splits: Iterable[str] | None, min_
         raise SettingError(f"{task.name} cannot be cached: its preprocessors or its source do not allow it.")
     splits = list(task.splits if splits is None else splits)
     for split in splits:
-        if split not in task.splits:
-            raise SettingError(f"{task.name} has no split '{split}': it has {', '.join(sorted(task.splits))}.")
+        data.check_split(task, split)
     task_folder = os.path.join(folder, seqio.get_task_dir_from_name(task.name))
     tf.io.gfile.makedirs(task_folder)
     check_digests(task, task_folder)
@@ -222,5 +223,5 @@ def cache(
             vocabulary.install(folder)
         for task in tasks:
             print(f"{cache_task(task, folder, splits, min_shards)} is complete.", flush=True)
-    except (OSError, tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError) as error:
+    except (OSError, *_UNWRITABLE) as error:
         raise SettingError(f"CACHE_DIR = '{folder}' cannot be written: {' '.join(str(error).split())}") from error

@@ -41,6 +41,16 @@ def find_task(mixture_or_task: str) -> seqio.Task | seqio.Mixture:
     return seqio.get_mixture_or_task(mixture_or_task)
 
 
+def check_split(task: seqio.Task | seqio.Mixture, split: str) -> None:
+    """Checks that a task has a split.
+
+    Raises:
+      SettingError: if it has not.
+    """
+    if split not in task.splits:
+        raise SettingError(f"{task.name} has no split '{split}': it has {', '.join(sorted(task.splits))}.")
+
+
 def vocabulary_of(mixture_or_task: str) -> seqio.Vocabulary:
     """Returns the vocabulary of the task's targets."""
     return find_task(mixture_or_task).output_features["targets"].vocabulary
@@ -66,8 +76,7 @@ def _dataset(mixture_or_task: str, lengths: Mapping[str, int], split: str, **opt
     missing = sorted(set(task.output_features) - set(lengths))
     if missing:
         raise SettingError(f"TASK_FEATURE_LENGTHS = {dict(lengths)} names no length for {', '.join(missing)}.")
-    if split not in task.splits:
-        raise SettingError(f"{mixture_or_task} has no split '{split}': it has {', '.join(sorted(task.splits))}.")
+    check_split(task, split)
     try:
         dataset = seqio.get_dataset(
             mixture_or_task,

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import sentencepiece
-import seqio
 import tensorflow as tf
 import tqdm
 
 from switch_tf import data
+from switch_tf.cache import tasks_of
 from switch_tf.errors import SettingError
 from switch_tf.text_files import Patterns, matching_files, read_documents
 
@@ -75,10 +75,10 @@ def texts_of_task(mixture_or_task: str, split: str = "train") -> Iterator[str]:
       split: which split.
 
     Raises:
-      SettingError: if the name is unknown.
+      SettingError: if the name is unknown, or a task has no such split.
     """
-    provider = data.find_task(mixture_or_task)
-    for task in provider.tasks if isinstance(provider, seqio.Mixture) else [provider]:
+    for task in tasks_of(data.find_task(mixture_or_task)):
+        data.check_split(task, split)
         yield from _texts(task.source.get_dataset(split=split, shuffle=False))
 
 

@@ -73,7 +73,7 @@ def test_spans_of_an_example(inputs, spans):
 
 
 def test_more_spans_than_sentinels_are_refused():
-    data.training_dataset("c4_span_corruption", {"inputs": 1809, "targets": 400}, 8, 0)
+    data.training_dataset("c4_span_corruption", {"inputs": 1809, "targets": 402}, 8, 0)
     for inputs in (1810, 2048):
         with pytest.raises(SettingError, match=r"\['inputs'\] = \d+ has 1\d\d spans .* 100 sentinels: set it to 1809"):
             data.training_dataset("c4_span_corruption", {"inputs": inputs, "targets": 500}, 8, 0)
