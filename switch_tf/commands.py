@@ -1,6 +1,7 @@
 """What `switch-tf evaluate` and `switch-tf predict` do with a model directory."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -38,7 +39,7 @@ def load_run(experiment: Experiment, step: int | None = None) -> Run:
         raise SettingError(f"MODEL_DIR = '{experiment.model_dir}' holds no checkpoint: train first.")
     if step is not None and step not in steps:
         raise SettingError(f"--step={step}: there is no such checkpoint; there are {', '.join(map(str, steps))}.")
-    run.restore(steps[-1] if step is None else step, {})
+    run.restore(steps[-1] if step is None else step)
     return run
 
 
@@ -140,12 +141,11 @@ def predict(texts: Sequence[str], file: str | None, num_held_out: int | None, st
 
 def _predictions(run: Run, inputs: np.ndarray, vocabulary: seqio.Vocabulary) -> Iterator[str]:
     """Decodes every row of `inputs`, int32 [any number, L], in batches of one shape, so that it compiles once."""
-    decode = make_greedy(run.model, run.experiment.task_feature_lengths["targets"])
-    size = min(_PREDICTION_BATCH, len(inputs))
+    decode = make_greedy(run.model, run.experiment.task_feature_lengths["targets"], run.engine)
+    multiple = run.engine.batch_multiple
+    size = math.ceil(min(_PREDICTION_BATCH, len(inputs)) / multiple) * multiple
     for first in range(0, len(inputs), size):
         part = inputs[first : first + size]
         padded = np.pad(part, [(0, size - len(part)), (0, 0)])
-        with run.engine.scope():
-            decoded = decode(padded)
-        for tokens in decoded[: len(part)]:
+        for tokens in decode(padded)[: len(part)]:
             yield _decode(tokens, vocabulary)

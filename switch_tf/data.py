@@ -3,7 +3,8 @@
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import seqio
@@ -99,9 +100,14 @@ def _dataset(mixture_or_task: str, lengths: Mapping[str, int], split: str, **opt
 
 
 def training_dataset(
-    mixture_or_task: str, lengths: Mapping[str, int], batch_size: int, seed: int, split: str = "train"
+    mixture_or_task: str,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    split: str = "train",
+    shard: seqio.ShardInfo | None = None,
 ) -> tf.data.Dataset:
-    """Endless shuffled batches, the same for the same seed; an iterator over them can be saved in a checkpoint.
+    """Endless shuffled batches, the same for the same seed.
 
     Args:
       mixture_or_task: a seqio name.
@@ -109,6 +115,8 @@ def training_dataset(
       batch_size: examples in a batch.
       seed: of the order and of the noise of preprocessors.
       split: which split.
+      shard: which part of the split; None for all of it. seqio gives each shard files of its own where there are as
+        many files, and every so manyth example where there are not: of one order, so of one seed.
 
     Returns:
       Dataset of dicts of int32 [batch_size, length].
@@ -116,8 +124,106 @@ def training_dataset(
     Raises:
       SettingError: for an unknown task, a missing length or a missing split.
     """
-    dataset = _dataset(mixture_or_task, lengths, split, shuffle=True, num_epochs=None, seed=seed)
+    dataset = _dataset(mixture_or_task, lengths, split, shuffle=True, num_epochs=None, seed=seed, shard_info=shard)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+
+
+class _Stream(NamedTuple):
+    """A shard of the data, as one process reads it.
+
+    Attributes:
+      iterator: over batches of the shard's rows.
+      rows: which of them the process keeps.
+      name: of its position in a checkpoint.
+      is_saved_here: whether this is the process that saves the position.
+    """
+
+    iterator: Iterator[dict[str, tf.Tensor]]
+    rows: slice
+    name: str
+    is_saved_here: bool
+
+
+class TrainingBatches:
+    """Endless batches, the same however many processes read them, from a position that checkpoints keep.
+
+    The data are read as `num_shards` streams, each shuffled for itself; stream s gives the rows from s * B / num_shards
+    on. A process reads the streams that its rows come from and no others.
+    """
+
+    def __init__(
+        self,
+        mixture_or_task: str,
+        lengths: Mapping[str, int],
+        batch_size: int,
+        seed: int,
+        num_shards: int = 1,
+        rows: Sequence[slice] | None = None,
+        process_index: int = 0,
+    ):
+        """Opens the streams, at their beginning.
+
+        Args:
+          mixture_or_task: a seqio name.
+          lengths: tokens of each task feature.
+          batch_size: B, examples in a batch of all processes.
+          seed: of the order and of the noise of preprocessors.
+          num_shards: how many streams; divides B.
+          rows: of each process, which rows of a batch it feeds; None where there is one process.
+          process_index: which of them this is.
+
+        Raises:
+          SettingError: for an unknown task, a missing length, or data (or a stream of them) without an example.
+        """
+        rows = rows or [slice(0, batch_size)]
+        mine, size = rows[process_index], batch_size // num_shards
+        self._streams = []
+        for stream in range(mine.start // size, -(-mine.stop // size)):
+            first = stream * size
+            shard = None if num_shards == 1 else seqio.ShardInfo(stream, num_shards)
+            # Another data set than the one that is trained on: whatever reads of that one too takes numbers from the
+            # generator of its order.
+            once = _dataset(mixture_or_task, lengths, "train", shuffle=False, num_epochs=1, seed=seed, shard_info=shard)
+            if next(iter(once), None) is None:
+                raise empty_split(mixture_or_task, "train", num_shards)
+            dataset = training_dataset(mixture_or_task, lengths, size, seed, shard=shard)
+            saved_by = next(process for process, theirs in enumerate(rows) if theirs.start <= first < theirs.stop)
+            self._streams.append(
+                _Stream(
+                    iter(dataset),
+                    slice(max(mine.start - first, 0), min(mine.stop - first, size)),
+                    f"data/stream_{stream:05d}",
+                    saved_by == process_index,
+                )
+            )
+
+    def __next__(self) -> Batch:
+        """Returns this process's rows of the next batch: int32 [rows, length] by feature."""
+        parts = [
+            {name: tensor.numpy()[stream.rows] for name, tensor in next(stream.iterator).items()}
+            for stream in self._streams
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def positions(self) -> dict[str, tf.Tensor]:
+        """Returns the positions of the streams that this process saves, by name: variants, copies of what is there."""
+        # What tf.train.Checkpoint does with an iterator, without its files.
+        return {
+            stream.name: tf.raw_ops.SerializeIterator(resource_handle=stream.iterator._iterator_resource)
+            for stream in self._streams
+            if stream.is_saved_here
+        }
+
+    def restore(self, read: Callable[[str], tf.Tensor]) -> None:
+        """Goes to saved positions.
+
+        Args:
+          read: gives the saved position of a name, whichever process saved it.
+        """
+        for stream in self._streams:
+            tf.raw_ops.DeserializeIterator(
+                resource_handle=stream.iterator._iterator_resource, serialized=read(stream.name)
+            )
 
 
 def evaluation_batches(
@@ -153,25 +259,13 @@ def evaluation_batches(
     return batches
 
 
-def empty_split(mixture_or_task: str, split: str) -> SettingError:
-    """Returns the error for a split that yields nothing."""
+def empty_split(mixture_or_task: str, split: str, num_shards: int = 1) -> SettingError:
+    """Returns the error for a split that yields nothing, or for one of whose shards one does not."""
+    part = f" for one of NUM_DATA_SHARDS = {num_shards}" if num_shards > 1 else ""
     return SettingError(
-        f"MIXTURE_OR_TASK = '{mixture_or_task}' yields no example in its split '{split}': is its text there, and long "
-        "enough for TASK_FEATURE_LENGTHS?"
+        f"MIXTURE_OR_TASK = '{mixture_or_task}' yields no example in its split '{split}'{part}: is its text there, and "
+        "long enough for TASK_FEATURE_LENGTHS?"
     )
-
-
-def checked_iterator(
-    dataset: tf.data.Dataset, mixture_or_task: str, split: str = "train"
-) -> Iterator[dict[str, tf.Tensor]]:
-    """Iterates over `dataset` once it is known to have a first element; a checkpoint can hold the iterator.
-
-    Raises:
-      SettingError: if there is none.
-    """
-    if next(iter(dataset.take(1)), None) is None:
-        raise empty_split(mixture_or_task, split)
-    return iter(dataset)
 
 
 def file_digest(path: pathlib.Path | str) -> str:

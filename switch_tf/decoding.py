@@ -8,8 +8,10 @@ import tensorflow as tf
 from switch_tf.layers.embedding import first_highest
 from switch_tf.layers.transformer import BlockCache
 from switch_tf.model import EncoderDecoder
+from switch_tf.partitioning.engine import Engine
 
 END_OF_SEQUENCE = 1
+_TOKENS = "encoder_input_tokens"
 
 
 def greedy(
@@ -55,7 +57,22 @@ def greedy(
     return tf.while_loop(is_going_on, body, start, maximum_iterations=max_length)[3]
 
 
-def make_greedy(model: EncoderDecoder, max_length: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Compiles `greedy` for batches of one shape: int32 [B, L] -> int32 [B, max_length]."""
-    compiled = tf.function(lambda tokens: greedy(model, tokens, max_length), autograph=False)
-    return lambda tokens: compiled(tf.convert_to_tensor(tokens, tf.int32)).numpy()
+def make_greedy(model: EncoderDecoder, max_length: int, engine: Engine) -> Callable[[np.ndarray], np.ndarray]:
+    """Compiles `greedy` for batches of one shape.
+
+    Args:
+      model: built by the engine.
+      max_length: the most tokens to decode.
+      engine: where the model is.
+
+    Returns:
+      decode(int32 [B, L]) -> int32 [B, max_length]; B is a multiple of the engine's `batch_multiple`.
+    """
+    compiled = engine.compile(lambda features: greedy(model, features[_TOKENS], max_length), gather=True)
+
+    def decode(tokens: np.ndarray) -> np.ndarray:
+        with engine.scope():
+            rows = engine.local_rows(len(tokens))
+            return engine.fetch(compiled(engine.feed({_TOKENS: tokens[rows]})))
+
+    return decode

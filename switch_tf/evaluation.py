@@ -33,8 +33,10 @@ def make_evaluator(run: Run) -> Callable[[Sequence[Batch]], dict[str, float]]:
     def evaluate(batches: Sequence[Batch]) -> dict[str, float]:
         total = None
         for batch in batches:
+            rows = run.engine.local_rows(len(batch["decoder_target_tokens"]))
             with run.engine.scope():
-                sums = run.engine.fetch(compiled(run.engine.feed(batch)))
+                features = run.engine.feed({name: array[rows] for name, array in batch.items()})
+                sums = run.engine.fetch(compiled(features))
             total = sums if total is None else tf.nest.map_structure(np.add, total, sums)
         return _means(total)
 

@@ -1,29 +1,39 @@
 """An experiment: which model, on which data, on which devices, in which directory. Every command starts from one."""
 
 import dataclasses
-import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import gin
+import numpy as np
 import tensorflow as tf
 
 from switch_tf import data
 from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder, weight_name
 from switch_tf.model_config import ModelConfig
+from switch_tf.partitioning import devices
+from switch_tf.partitioning.axes import Block
 from switch_tf.partitioning.engine import Engine
 from switch_tf.partitioning.engines import make_engine
+from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.processes import Processes
+from switch_tf.placement import check_placement
+from switch_tf.training import state_files
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.checkpoints import checkpoints_of, write_error
+from switch_tf.training.saving import CheckpointWriter
 
 _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
 
 # Between a weight's name and that of its optimizer slot.
 _SLOTS = "/slots/"
+
+# Of checkpoints: names and places of tensors, keys of the manifest.
+_FORMAT = 2
 
 
 class Vocabulary(Protocol):
@@ -50,6 +60,7 @@ class Experiment:
       mesh_shape: the devices, in Mesh TensorFlow's notation: "data:4,model:2".
       layout_rules: which axes are split over which dimension of the mesh: "batch:data,experts:data,heads:model".
       num_logical_devices: into how many devices to cut this machine's CPU, to try a mesh; None: as it is.
+      num_data_shards: as how many streams the data are read; where it is a multiple of the hosts, each reads its own.
     """
 
     model: ModelConfig = gin.REQUIRED
@@ -63,10 +74,15 @@ class Experiment:
     mesh_shape: str = ""
     layout_rules: str = ""
     num_logical_devices: int | None = None
+    num_data_shards: int = 1
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise SettingError(f"BATCH_SIZE = {self.batch_size} must be at least 1.")
+        if self.num_data_shards < 1 or self.batch_size % self.num_data_shards:
+            raise SettingError(
+                f"NUM_DATA_SHARDS = {self.num_data_shards} must divide BATCH_SIZE = {self.batch_size} into equal parts."
+            )
         for name, length in self.task_feature_lengths.items():
             if length < 1:
                 raise SettingError(f"TASK_FEATURE_LENGTHS['{name}'] = {length} must be at least 1.")
@@ -97,7 +113,38 @@ class Experiment:
             "MIXTURE_OR_TASK": self.mixture_or_task,
             "TASK_FEATURE_LENGTHS": dict(self.task_feature_lengths),
             "BATCH_SIZE": self.batch_size,
+            "NUM_DATA_SHARDS": self.num_data_shards,
         }
+
+    def make_engine(self, num_microbatches: int = 1) -> Engine:
+        """Checks that model and batch fit the mesh, finds the other processes and opens the devices.
+
+        Args:
+          num_microbatches: parts of a batch that are in memory one after the other, in training.
+
+        Raises:
+          SettingError: if the engine, the mesh or the rules are wrong, or do not fit.
+        """
+        layout, processes = Layout.parse(self.mesh_shape, self.layout_rules), Processes.from_environment()
+        num_devices = processes.count * devices.count(self.num_logical_devices) if self.engine == "dtensor" else None
+        check_placement(layout, self.model, self.batch_size, self.task_feature_lengths, num_microbatches, num_devices)
+        return make_engine(self.engine, layout, self.num_logical_devices, processes)
+
+    def training_batches(self, engine: Engine) -> data.TrainingBatches:
+        """Opens the training data, for the rows of a batch that this process feeds.
+
+        Raises:
+          SettingError: if the data cannot be had.
+        """
+        return data.TrainingBatches(
+            self.mixture_or_task,
+            self.task_feature_lengths,
+            self.batch_size,
+            self.seed,
+            self.num_data_shards,
+            [engine.rows(self.batch_size, process) for process in range(engine.num_processes)],
+            engine.process_index,
+        )
 
     def vocabulary_digest(self) -> str | None:
         """Returns the SHA-256 of the run's vocabulary, None where it keeps none."""
@@ -107,19 +154,25 @@ class Experiment:
 class Run:
     """A model with its optimizer on an engine, and its checkpoints: what training and everything after it work on."""
 
-    def __init__(self, experiment: Experiment, optimizer: Adafactor | None = None, keep_checkpoints: int = 3):
+    def __init__(
+        self,
+        experiment: Experiment,
+        optimizer: Adafactor | None = None,
+        keep_checkpoints: int = 3,
+        engine: Engine | None = None,
+    ):
         """Builds model and slots; reads nothing yet.
 
         Args:
           experiment: the settings.
           optimizer: whose slots to make; None to do without, for evaluation.
           keep_checkpoints: how many checkpoints `save` leaves.
+          engine: the experiment's, where it is open already.
         """
         self.experiment = experiment
-        self.engine: Engine = make_engine(
-            experiment.engine, experiment.mesh_shape, experiment.layout_rules, experiment.num_logical_devices
-        )
+        self.engine = engine or experiment.make_engine()
         self.checkpoints = checkpoints_of(experiment.model_dir, keep_checkpoints)
+        self.writer = CheckpointWriter(self.checkpoints, self.engine)
         self.optimizer = optimizer
         with self.engine.scope():
             self.model = EncoderDecoder(experiment.model, seed=experiment.seed)
@@ -139,14 +192,19 @@ class Run:
                     named[f"{name}{_SLOTS}{slot}"] = variable.value
         return named
 
-    def save(self, objects: Mapping[str, object]) -> None:
-        """Writes a checkpoint of the current step: variables, `objects` (the data iterator), and what they belong to.
+    def save(self, batches: data.TrainingBatches) -> None:
+        """Begins to write a checkpoint of the current step: variables, position of the data, and what they belong to.
+
+        What is written has been copied when this returns; `writer` says when it is on the disk.
 
         Raises:
-          SettingError: if the disk cannot be written.
+          SettingError: if the disk cannot be written, or the checkpoint before could not be.
         """
+        # Two copies of the state would be in memory otherwise.
+        self.writer.wait()
         variables = self.variables()
         manifest = {
+            "format": _FORMAT,
             "step": int(self.step.numpy()),
             "settings": self.experiment.fixed_settings(),
             "model": dataclasses.asdict(self.experiment.model),
@@ -154,8 +212,11 @@ class Run:
             "vocabulary": self.experiment.vocabulary_digest(),
             "versions": versions(),
         }
-        write = functools.partial(self.engine.save, variables, objects)
-        self.checkpoints.save(manifest["step"], write, manifest)
+        pieces = [state_files.Piece(name, "", position) for name, position in batches.positions().items()]
+        for name, variable in variables.items():
+            for block, values in self.engine.pieces(variable):
+                pieces.append(state_files.Piece(name, state_files.place_of(block, variable.shape), values))
+        self.writer.start(manifest["step"], pieces, manifest)
 
     def check(self, step: int) -> None:
         """Checks that a checkpoint is of this model and this vocabulary and, to train on, of this data and seed.
@@ -164,6 +225,11 @@ class Run:
           SettingError: if it is of another.
         """
         manifest = self.checkpoints.manifest(step)
+        if manifest.get("format") != _FORMAT:
+            raise SettingError(
+                f"The checkpoint {self.checkpoints.path(step)} was made by another version of switch_tf: finish the "
+                "run with that version, or start anew in another MODEL_DIR."
+            )
         theirs = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
         if self.optimizer is None:
             theirs = {name: shape for name, shape in theirs.items() if _SLOTS not in name}
@@ -191,17 +257,32 @@ class Run:
                     f"{manifest['settings'][name]!r}, not {value!r}: set it back, or use another MODEL_DIR."
                 )
 
-    def restore(self, step: int, objects: Mapping[str, object]) -> None:
-        """Reads a checkpoint into the variables and `objects`.
+    def restore(self, step: int, batches: data.TrainingBatches | None = None) -> None:
+        """Reads a checkpoint, whatever engine and mesh wrote it, into the variables and the position of the data.
+
+        Args:
+          step: which checkpoint.
+          batches: the training data; None to do without, for evaluation.
 
         Raises:
           SettingError: if it belongs to another model or vocabulary, or is damaged.
         """
         self.check(step)
+        prefix = self.checkpoints.prefix(step)
         try:
-            self.engine.restore(self.variables(), objects, self.checkpoints.prefix(step))
-        except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+            for name, variable in self.variables().items():
+                self.engine.load(variable, _reader(prefix, name, variable))
+            if batches is not None:
+                batches.restore(lambda name: state_files.read(prefix, name, tf.variant))
+        except tf.errors.OpError as error:
             raise self.checkpoints.damaged(step) from error
+
+
+def _reader(prefix: str, name: str, variable: tf.Variable) -> Callable[[Block], np.ndarray]:
+    def read(block: Block) -> np.ndarray:
+        return state_files.read(prefix, name, variable.dtype, state_files.place_of(block, variable.shape)).numpy()
+
+    return read
 
 
 def versions() -> dict[str, str]:

@@ -1,11 +1,14 @@
 """Batches: lengths, determinism, resumption, and what is refused."""
 
+import itertools
+
 import numpy as np
 import pytest
 import seqio
 import t5.data.preprocessors
 import tensorflow as tf
 
+import tasks.python_docs  # noqa: F401 (registers a task)
 import tests.tiny_task  # noqa: F401 (registers tasks)
 from switch_tf import data
 from switch_tf.errors import SettingError
@@ -79,15 +82,83 @@ def test_same_seed_same_batches_other_seed_others():
     assert not np.array_equal(first[0]["encoder_input_tokens"], batches(1, 1)[0]["encoder_input_tokens"])
 
 
-def test_an_iterator_resumes_exactly_from_a_checkpoint(tmp_path):
-    iterator = iter(data.training_dataset(TASK, LENGTHS, 4, 0))
+def streams(num_shards: int, rows: list[slice] | None = None, process: int = 0) -> data.TrainingBatches:
+    return data.TrainingBatches(TASK, LENGTHS, 4, 0, num_shards, rows, process)
+
+
+HALVES = [slice(0, 2), slice(2, 4)]
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_positions_resume_exactly(num_shards):
+    first = streams(num_shards)
     for _ in range(40):  # More than an epoch.
-        next(iterator)
-    path = tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "iterator"))
-    expected = [tf.nest.map_structure(lambda t: t.numpy(), next(iterator)) for _ in range(5)]
-    fresh = iter(data.training_dataset(TASK, LENGTHS, 4, 0))
-    tf.train.Checkpoint(iterator=fresh).read(path).assert_consumed()
-    assert_equal([tf.nest.map_structure(lambda t: t.numpy(), next(fresh)) for _ in range(5)], expected)
+        next(first)
+    positions = first.positions()
+    assert list(positions) == [f"data/stream_{stream:05d}" for stream in range(num_shards)]
+    expected = [next(first) for _ in range(5)]
+    fresh = streams(num_shards)
+    fresh.restore(positions.__getitem__)
+    assert_equal([next(fresh) for _ in range(5)], expected)
+
+
+def test_one_stream_is_the_dataset():
+    one = streams(1)
+    assert_equal([next(one) for _ in range(5)], batches(0, 5))
+
+
+@pytest.mark.parametrize("num_shards", [1, 4])
+def test_two_processes_see_the_batches_of_one(num_shards):
+    one, two = streams(num_shards), [streams(num_shards, HALVES, process) for process in range(2)]
+
+    def joined() -> dict:
+        parts = [next(process) for process in two]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    assert_equal([joined() for _ in range(3)], [next(one) for _ in range(3)])
+    saved_by_one, saved_by_two = one.positions(), [process.positions() for process in two]
+    assert not saved_by_two[0].keys() & saved_by_two[1].keys()
+    expected = [next(one) for _ in range(3)]
+    for process in two:
+        process.restore(saved_by_one.__getitem__)
+    assert_equal([joined() for _ in range(3)], expected)
+    one.restore({**saved_by_two[0], **saved_by_two[1]}.__getitem__)
+    assert_equal([next(one) for _ in range(3)], expected)
+
+
+def test_processes_with_the_same_rows_see_the_same_and_one_saves():
+    rows = [slice(0, 2), slice(0, 2), slice(2, 4), slice(2, 4)]
+    processes = [streams(2, rows, process) for process in range(4)]
+    first, same, other, _ = [next(process) for process in processes]
+    assert_equal([first], [same])
+    assert not np.array_equal(first["encoder_input_tokens"], other["encoder_input_tokens"])
+    saved = [list(process.positions()) for process in processes]
+    assert saved == [["data/stream_00000"], [], ["data/stream_00001"], []]
+
+
+def test_a_process_builds_its_own_streams_alone(monkeypatch):
+    built = []
+    dataset = data.training_dataset
+    monkeypatch.setattr(
+        data, "training_dataset", lambda *a, shard: built.append(shard.index) or dataset(*a, shard=shard)
+    )
+    streams(4, HALVES, 1)
+    assert built == [2, 3]
+
+
+@pytest.mark.parametrize("task", [TASK, "python_docs_span_corruption"])
+def test_shards_together_are_every_document_once(task):
+    """Both tasks have fewer files than shards: seqio takes every so manyth document instead."""
+    text = seqio.Feature(seqio.PassThroughVocabulary(0), dtype=tf.string, rank=0)
+    raw = seqio.Task("raw", source=data.find_task(task).source, output_features={"text": text}, preprocessors=[])
+
+    def documents(shard: seqio.ShardInfo | None) -> list[bytes]:
+        dataset = raw.get_dataset(None, "train", shuffle=True, seed=1, shard_info=shard, num_epochs=1)
+        return [example["text"] for example in dataset.as_numpy_iterator()]
+
+    shards = [documents(seqio.ShardInfo(index, 3)) for index in range(3)]
+    assert sorted(itertools.chain(*shards)) == sorted(documents(None))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 def test_evaluation_batches_are_always_the_same_and_padded_to_one_shape():
@@ -101,9 +172,10 @@ def test_evaluation_batches_are_always_the_same_and_padded_to_one_shape():
 
 
 def test_an_empty_corpus_is_refused():
-    dataset = data.training_dataset("empty_span_corruption", LENGTHS, 4, 0)
-    with pytest.raises(SettingError, match="'empty_span_corruption' yields no example in its split 'train'"):
-        data.checked_iterator(dataset, "empty_span_corruption")
+    with pytest.raises(SettingError, match="'empty_span_corruption' yields no example in its split 'train': is its"):
+        data.TrainingBatches("empty_span_corruption", LENGTHS, 4, 0)
+    with pytest.raises(SettingError, match="split 'train' for one of NUM_DATA_SHARDS = 2"):
+        data.TrainingBatches("empty_span_corruption", LENGTHS, 4, 0, num_shards=2)
     with pytest.raises(SettingError, match="yields no example in its split 'validation'"):
         data.evaluation_batches("empty_span_corruption", LENGTHS, 4, None)
 

@@ -22,7 +22,7 @@ _HIDDEN_AXES = (axes.EXPERTS, axes.GROUPS, axes.SLOTS, axes.EXPERT_MLP)
 def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> int:
     """Splits a batch's tokens into equal groups of at most `group_size`, as many on each device.
 
-    A GROUP_SIZE that is no more than one device's tokens gives the same groups on every mesh, and so the same losses.
+    A GROUP_SIZE that divides one device's tokens gives the same groups on every mesh, and so the same losses.
 
     Args:
       num_tokens: B * L.

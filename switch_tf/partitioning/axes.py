@@ -63,6 +63,7 @@ class Placement:
     """
 
     is_partitioned = False
+    is_replicated = False
 
     def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
         """Places an activation as the layout rules say for its axis names; the same values."""
@@ -83,9 +84,9 @@ class Placement:
         del axes, dimension
         return tf.range(size)
 
-    def total(self, tensor: tf.Tensor) -> tf.Tensor:
-        """Returns the sum over replicas of a tensor that no gradient flows through."""
-        return tensor
+    def total(self, tree):
+        """Returns the sums over replicas of a nest of tensors that no gradient flows through."""
+        return tree
 
 
 _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
@@ -150,6 +151,11 @@ def is_partitioned() -> bool:
     return placement().is_partitioned
 
 
+def is_replicated() -> bool:
+    """Whether replicas run the program on their parts of the batch: they cannot wait for each other inside a loop."""
+    return placement().is_replicated
+
+
 def coordinates(axes: Axes, dimension: int, size: int) -> tf.Tensor:
     """Returns where the elements along a dimension are in the whole batch's tensor.
 
@@ -164,9 +170,9 @@ def coordinates(axes: Axes, dimension: int, size: int) -> tf.Tensor:
     return placement().coordinates(axes, dimension, size)
 
 
-def total(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns the sum over all replicas of a tensor (a count, say) that no gradient flows through."""
-    return placement().total(tensor)
+def total(tree):
+    """Returns the sums over all replicas of a nest of tensors (counts, say) that no gradient flows through."""
+    return placement().total(tree)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ is kept out in `moved`.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -94,12 +94,14 @@ class DTensorEngine(Engine):
 
     # Blocks of tensors on devices.
 
-    def _blocks(self, shape: tuple[int, ...], split: Split) -> list[Block]:
-        """Returns what each of this process's devices holds of a tensor."""
+    def _blocks(
+        self, shape: tuple[int, ...], split: Split, places: Sequence[Mapping[str, int]] | None = None
+    ) -> list[Block]:
+        """Returns what each device at `places` (by default: each of this process's) holds of a tensor."""
         local = tuple(size // self.layout.mesh.get(dimension, 1) for size, dimension in zip(shape, split))
         return [
             Block(tuple(place.get(dimension, 0) * size for dimension, size in zip(split, local)), local)
-            for place in self.mesh.local_device_locations()
+            for place in places or self.mesh.local_device_locations()
         ]
 
     def _packed(self, shape: tuple[int, ...], split: Split, values: Callable[[Block], tf.Tensor]) -> tf.Tensor:
@@ -125,8 +127,11 @@ class DTensorEngine(Engine):
             packed = self._packed(made.shape, split, lambda block: tf.cast(made.initial_values(block), dtype))
         return dtensor.DVariable(packed, name=kwargs.get("name"), trainable=kwargs.get("trainable"))
 
-    def local_rows(self, batch_size: int) -> slice:
-        blocks = self._blocks((batch_size,), self.layout.split((axis_names.BATCH,)))
+    def rows(self, batch_size: int, process: int) -> slice:
+        # Devices are numbered from process to process; where a TPU's cores are in the mesh is known to the mesh alone.
+        place_of, here = self.mesh.unravel_index(), self.mesh.num_local_devices()
+        places = [place_of[device] for device in range(process * here, (process + 1) * here)]
+        blocks = self._blocks((batch_size,), self.layout.split((axis_names.BATCH,)), places)
         return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
 
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""The engines' one interface: make weights, constrain activations, feed a batch, run a step, save and restore."""
+"""The engines' one interface: make weights, constrain activations, feed a batch, run a step, give and take blocks."""
 
 import abc
 import contextlib
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from switch_tf.partitioning.axes import BATCH, Axes, Placement, check_axes, placed_by
+from switch_tf.partitioning.axes import BATCH, Axes, Block, Placement, check_axes, placed_by
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import Processes
 
@@ -22,7 +22,8 @@ class Engine(Placement, abc.ABC):
           layout: the mesh, and what is split over it.
           num_logical_devices: into how many devices this machine's CPU is cut, to try a mesh without one; None to take
             the devices that there are.
-          processes: the processes of the run, found already; None for this one alone.
+          processes: the processes of the run, found already; None for this one alone. Each holds as many consecutive
+            devices of the mesh.
         """
         self.processes = processes or Processes()
         self.layout = layout
@@ -38,10 +39,6 @@ class Engine(Placement, abc.ABC):
     def batch_multiple(self) -> int:
         """The rows of a batch must be a multiple of this."""
         return self.layout.num_shards(BATCH)
-
-    def local_rows(self, batch_size: int) -> slice:
-        """Returns which rows of the whole batch this process feeds."""
-        return slice(0, batch_size)
 
     @abc.abstractmethod
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
@@ -61,16 +58,69 @@ class Engine(Placement, abc.ABC):
     def fetch(self, tree):
         """Brings a nest of device tensors to the host as numpy arrays."""
 
-    def save(self, variables: Mapping[str, tf.Variable], objects: Mapping[str, object], prefix: str) -> None:
-        """Writes variables and trackable objects (a data iterator) to the checkpoint files `prefix`*."""
-        checkpoint = tf.train.Checkpoint(variables=dict(variables), **objects)
-        checkpoint.write(prefix, options=tf.train.CheckpointOptions(enable_async=False))
+    @abc.abstractmethod
+    def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
+        """Returns the blocks of a variable that this process is to save, in host memory that later updates leave alone.
 
-    def restore(self, variables: Mapping[str, tf.Variable], objects: Mapping[str, object], prefix: str) -> None:
-        """Reads into `variables` and `objects` what `save` wrote; every one of them must be there."""
-        checkpoint = tf.train.Checkpoint(variables=dict(variables), **objects)
-        # The files may hold more (optimizer slots, which evaluation does not need).
-        checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
+        The blocks of all processes together are every element once.
+        """
+
+    @abc.abstractmethod
+    def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
+        """Fills a variable.
+
+        Args:
+          variable: to fill.
+          read: gives the saved values of a block; called for those blocks alone that this process's devices hold.
+        """
+
+    @property
+    def process_index(self) -> int:
+        """Which of the processes of the run this is."""
+        return self.processes.index
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes there are."""
+        return self.processes.count
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process speaks and writes for all of them."""
+        return self.process_index == 0
+
+    def say(self, line: str) -> None:
+        """Prints a line, once for all processes."""
+        if self.is_first_process:
+            print(line, flush=True)
+
+    def barrier(self) -> None:
+        """Waits until all processes are here."""
+        self.processes.any(False)
+
+    @contextlib.contextmanager
+    def first_process_first(self) -> Iterator[None]:
+        """Lets the other processes do what is in the block when the first one has done it."""
+        if not self.is_first_process:
+            self.barrier()
+        yield
+        if self.is_first_process:
+            self.barrier()
+
+    def rows(self, batch_size: int, process: int) -> slice:
+        """Returns which consecutive rows of a batch the devices of a process hold; several may hold the same ones."""
+        if self.num_processes == 1:
+            return slice(0, batch_size)
+        devices = self.layout.num_devices // self.num_processes
+        blocks = [
+            self.layout.block((batch_size,), (BATCH,), device)
+            for device in range(process * devices, (process + 1) * devices)
+        ]
+        return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
+
+    def local_rows(self, batch_size: int) -> slice:
+        """Returns which rows of a batch this process gives to `feed`."""
+        return self.rows(batch_size, self.process_index)
 
 
 class SingleEngine(Engine):
@@ -90,3 +140,14 @@ class SingleEngine(Engine):
 
     def fetch(self, tree):
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), tree)
+
+    def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
+        # Without the copy the array may be the variable's own memory.
+        return [(_whole(variable), np.array(variable.numpy()))]
+
+    def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
+        variable.assign(read(_whole(variable)))
+
+
+def _whole(variable: tf.Variable) -> Block:
+    return Block((0,) * len(variable.shape), tuple(variable.shape))

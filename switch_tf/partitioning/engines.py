@@ -1,32 +1,39 @@
 """The list of all engines, by the names that `ENGINE` has for them."""
 
 from switch_tf.errors import SettingError, nearest
+from switch_tf.partitioning.distribute_engine import DistributeEngine
 from switch_tf.partitioning.dtensor_engine import DTensorEngine
 from switch_tf.partitioning.engine import Engine, SingleEngine
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import PROCESSES, Processes
 
-ENGINES: dict[str, type[Engine]] = {"single": SingleEngine, "dtensor": DTensorEngine}
+ENGINES: dict[str, type[Engine]] = {"single": SingleEngine, "dtensor": DTensorEngine, "tpu": DistributeEngine}
 
 
 def make_engine(
-    name: str, mesh_shape: str = "", layout_rules: str = "", num_logical_devices: int | None = None
+    name: str, layout: Layout, num_logical_devices: int | None = None, processes: Processes | None = None
 ) -> Engine:
-    """Makes the engine that `ENGINE` names.
+    """Makes the engine that `ENGINE` names, and finds the other processes of the run.
 
     Args:
-      name: "single", ...
-      mesh_shape: "data:4,model:2".
-      layout_rules: "batch:data,experts:data,heads:model".
+      name: "single", "dtensor" or "tpu".
+      layout: the mesh, and what is split over it.
       num_logical_devices: see `Engine`.
+      processes: of the run, not connected yet; None for this one alone.
 
     Raises:
-      SettingError: if there is no such engine, or the mesh or the rules cannot be read.
+      SettingError: if there is no such engine, or it has other devices or processes than there are.
     """
     if name not in ENGINES:
         raise SettingError(f"ENGINE = '{name}' is unknown{nearest(name, ENGINES)}.")
-    layout, processes = Layout.parse(mesh_shape, layout_rules), Processes.from_environment()
+    processes = processes or Processes()
     if name == "single" and processes.count > 1:
-        raise SettingError(f"ENGINE = 'single' is for one process and {PROCESSES} names {processes.count}: use a mesh.")
+        raise SettingError(
+            f"ENGINE = 'single' is for one process and {PROCESSES} names {processes.count}: set ENGINE = 'dtensor'."
+        )
+    if name == "single" and layout.num_devices > 1:
+        raise SettingError(
+            f"ENGINE = 'single' has one device and MESH_SHAPE {layout.num_devices}: set ENGINE = 'dtensor'."
+        )
     processes.connect()
     return ENGINES[name](layout, num_logical_devices, processes)

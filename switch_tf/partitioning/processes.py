@@ -172,8 +172,9 @@ class Processes:
         # thread finds out first has the word.
         self._last_word.acquire()
         print(
-            f"switch-tf: error: process {index} of {self.count} ({self.addresses[index]}) has ended, so this one ends "
-            "too; the newest checkpoint is safe. Start all processes again with the same command.",
+            # The progress bar has begun this line.
+            f"\nswitch-tf: error: process {index} of {self.count} ({self.addresses[index]}) has ended, so this one "
+            "ends too; the newest checkpoint is safe. Start all processes again with the same command.",
             file=sys.stderr,
             flush=True,
         )

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -72,33 +72,35 @@ class CheckpointFolder:
         then = f"resume from step {older[-1]}" if older else "start from the beginning"
         return SettingError(f"The checkpoint {self.path(step)} is damaged: delete that folder to {then}.")
 
-    def save(self, step: int, write: Callable[[str], None], manifest: Mapping[str, object]) -> None:
-        """Writes a checkpoint and then removes the oldest ones beyond `keep`.
+    def prepare(self, step: int) -> None:
+        """Makes a step's folder, without what a write that was cut off may have left in it.
+
+        Raises:
+          SettingError: if the disk cannot be written.
+        """
+        try:
+            self.remove(step)
+            tf.io.gfile.makedirs(self.path(step))
+        except (OSError, tf.errors.OpError) as error:
+            raise write_error(self.path(step), error, self) from error
+
+    def complete(self, step: int, manifest: Mapping[str, object]) -> None:
+        """Makes a checkpoint of a folder that has its tensors, and removes the oldest ones beyond `keep`.
 
         The manifest comes last and by a rename, so that a folder without one is a write that was cut off.
 
         Args:
           step: updates that have been made.
-          write: writes the tensors to files that begin with the prefix that it is given.
           manifest: what a reader must know before it reads tensors; JSON.
 
         Raises:
-          SettingError: if the disk is full or cannot be written. What was saved before is left alone.
+          OSError, tf.errors.OpError: if the disk is full or cannot be written.
         """
-        folder = self.path(step)
-        try:
-            if tf.io.gfile.exists(folder):
-                tf.io.gfile.rmtree(folder)
-            tf.io.gfile.makedirs(folder)
-            write(self.prefix(step))
-            unfinished = os.path.join(folder, _MANIFEST + ".writing")
-            with tf.io.gfile.GFile(unfinished, "w") as file:
-                json.dump(dict(manifest), file)
-            tf.io.gfile.rename(unfinished, os.path.join(folder, _MANIFEST), overwrite=True)
-        except (OSError, tf.errors.OpError) as error:
-            self.remove(step)
-            raise write_error(folder, error, self) from error
-        self.clean()
+        unfinished = os.path.join(self.path(step), _MANIFEST + ".writing")
+        with tf.io.gfile.GFile(unfinished, "w") as file:
+            json.dump(dict(manifest), file)
+        tf.io.gfile.rename(unfinished, os.path.join(self.path(step), _MANIFEST), overwrite=True)
+        self.clean(step)
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint, manifest first, so that a removal that is cut off leaves no complete-looking rest."""
@@ -108,12 +110,13 @@ class CheckpointFolder:
         if tf.io.gfile.isdir(self.path(step)):
             tf.io.gfile.rmtree(self.path(step))
 
-    def clean(self) -> None:
-        """Removes writes that were cut off and complete checkpoints beyond the newest `keep`."""
+    def clean(self, step: int) -> None:
+        """Removes, of what is older than `step`, writes that were cut off and checkpoints beyond the newest `keep`."""
         kept = set(self.steps()[-self.keep :])
-        for step in self._folders():
-            if step not in kept:
-                self.remove(step)
+        for other in self._folders():
+            # Another process may have begun with a later one.
+            if other < step and other not in kept:
+                self.remove(other)
 
 
 def checkpoints_of(model_dir: str, keep: int = 3) -> CheckpointFolder:

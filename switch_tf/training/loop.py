@@ -10,8 +10,6 @@ from switch_tf import data
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import make_evaluator
 from switch_tf.experiment import Experiment, Run, write_description
-from switch_tf.partitioning.layout import Layout
-from switch_tf.placement import check_placement
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.progress import Progress, StopSignals
@@ -65,7 +63,7 @@ def make_update(run: Run, objective: Objective, num_microbatches: int) -> Callab
 def train(
     experiment: Experiment = gin.REQUIRED,
     steps: int = gin.REQUIRED,
-    optimizer: Adafactor = gin.REQUIRED,
+    optimizer: Callable[[], Adafactor] = gin.REQUIRED,
     objective: Objective = gin.REQUIRED,
     num_microbatches: int = 1,
     eval_period: int = 1000,
@@ -80,7 +78,7 @@ def train(
     Args:
       experiment: model, data, directory, engine.
       steps: updates in all, those before a restart included.
-      optimizer: T5's Adafactor, with its schedule.
+      optimizer: makes T5's Adafactor, with its schedule: Keras makes variables with it, so the devices come first.
       objective: weights of z-loss and balance loss.
       num_microbatches: gradient accumulation: parts of a batch that are in memory one after the other.
       eval_period: updates between evaluations on held-out data.
@@ -101,62 +99,88 @@ def train(
     ):
         if value < 1:
             raise SettingError(f"{name} = {value} must be at least 1.")
-    layout = Layout.parse(experiment.mesh_shape, experiment.layout_rules)
-    check_placement(layout, experiment.model, experiment.batch_size, experiment.task_feature_lengths, num_microbatches)
-    experiment.install_vocabulary()
-    name, lengths, batch_size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
-    dataset = data.training_dataset(name, lengths, batch_size, experiment.seed)
-    iterator = data.checked_iterator(dataset, name)
-    held_out = data.evaluation_batches(name, lengths, batch_size, num_eval_batches, eval_split)
+    engine = experiment.make_engine(num_microbatches)
+    with engine.first_process_first():
+        experiment.install_vocabulary()
+    batches = experiment.training_batches(engine)
+    held_out = data.evaluation_batches(
+        experiment.mixture_or_task,
+        experiment.task_feature_lengths,
+        experiment.batch_size,
+        num_eval_batches,
+        eval_split,
+    )
 
-    run = Run(experiment, optimizer, keep_checkpoints)
-    objects = {"iterator": iterator}
+    with engine.scope():
+        run = Run(experiment, optimizer(), keep_checkpoints, engine)
     start = run.checkpoints.latest() or 0
     if start:
-        run.restore(start, objects)
-        print(f"Resuming {experiment.model_dir} from step {start}.", flush=True)
-    write_description(experiment.model_dir)
+        run.restore(start, batches)
+        engine.say(f"Resuming {experiment.model_dir} from step {start}.")
+    if engine.is_first_process:
+        write_description(experiment.model_dir)
     if start >= steps:
-        print(f"{experiment.model_dir} has been trained for {start} of {steps} steps: nothing to do.", flush=True)
+        engine.say(f"{experiment.model_dir} has been trained for {start} of {steps} steps: nothing to do.")
+        engine.processes.close()
         return
 
     update = make_update(run, objective, num_microbatches)
-    with StopSignals() as stop, Progress(start, steps) as progress:
-        trainer = _Trainer(run, objects, held_out, update, progress)
-        trainer.run_until_done(steps, stop, eval_period, checkpoint_period, log_period)
+    with StopSignals() as stop, Progress(start, steps, is_shown=engine.is_first_process) as progress:
+        trainer = _Trainer(run, batches, held_out, update, progress)
+        stopped_by = trainer.run_until_done(steps, stop, eval_period, checkpoint_period, log_period)
+    engine.processes.close()
+    if stopped_by is not None:
+        raise Stopped(
+            f"Stopped by {signal.Signals(stopped_by).name} at step {trainer.step} of {steps}; a checkpoint is in "
+            f"{run.checkpoints.folder}. Resume with the same command.",
+            stopped_by,
+        )
 
 
 class _Trainer:
     """One process's loop: what it works on, and what it has not written yet."""
 
-    def __init__(self, run: Run, objects: dict, held_out: list[data.Batch], update: Callable, progress: Progress):
+    def __init__(
+        self,
+        run: Run,
+        batches: data.TrainingBatches,
+        held_out: list[data.Batch],
+        update: Callable,
+        progress: Progress,
+    ):
         self.run = run
-        self.objects = objects
+        self.batches = batches
         self.held_out = held_out
         self.update = update
         self.evaluate = make_evaluator(run)
         self.step = int(run.step.numpy())
         self.pending: list[tuple[int, object]] = []
         experiment = run.experiment
-        self.recorder = RunRecorder(experiment.model_dir, experiment.model, self.step)
+        # The first process writes for all of them.
+        self.recorder = None
+        if run.engine.is_first_process:
+            self.recorder = RunRecorder(experiment.model_dir, experiment.model, self.step)
         self.progress = progress
 
     def run_until_done(
         self, steps: int, stop: StopSignals, eval_period: int, checkpoint_period: int, log_period: int
-    ) -> None:
-        """Updates until all steps are made or a signal arrives; saves at the end either way."""
-        if self.step > 0 and self.step % eval_period == 0 and not self.recorder.has_evaluation(self.step):
+    ) -> int | None:
+        """Updates until all steps are made or a signal arrives, in any process; saves at the end either way.
+
+        Returns:
+          The signal, None where all steps have been made.
+        """
+        processes = self.run.engine.processes
+        if self.step > 0 and self.step % eval_period == 0 and processes.any(self._lacks_evaluation()):
             # A signal came at this very step: it was saved at once, before the evaluation that was due.
             self.hold_out()
         while self.step < steps:
             self.update_once()
-            if stop.received is not None:
+            self.run.writer.check()
+            if processes.any(stop.received is not None):
                 self.save()
-                raise Stopped(
-                    f"Stopped by {signal.Signals(stop.received).name} at step {self.step} of {steps}; a "
-                    f"checkpoint is in {self.run.checkpoints.folder}. Resume with the same command.",
-                    stop.received,
-                )
+                self.run.writer.finish()
+                return stop.received or signal.SIGTERM
             is_last = self.step == steps
             if is_last or self.step % log_period == 0:
                 self.flush()
@@ -164,15 +188,20 @@ class _Trainer:
                 self.hold_out()
             if is_last or self.step % checkpoint_period == 0:
                 self.save()
+        self.run.writer.finish()
+        return None
+
+    def _lacks_evaluation(self) -> bool:
+        return self.recorder is not None and not self.recorder.has_evaluation(self.step)
 
     def update_once(self) -> None:
         """Takes the next batch and makes one update; its metrics stay on the device until `flush`."""
-        batch = next(self.objects["iterator"])
+        batch = next(self.batches)
         with self.run.engine.scope():
             metrics = self.update(self.run.engine.feed(batch))
         self.step += 1
         self.pending.append((self.step, metrics))
-        self.progress.advance(sum(batch[name].shape.num_elements() for name in _TOKEN_FEATURES))
+        self.progress.advance(self.run.experiment.batch_size * sum(batch[name].shape[1] for name in _TOKEN_FEATURES))
 
     def flush(self) -> None:
         """Fetches and writes the metrics of all steps since the last time.
@@ -185,9 +214,11 @@ class _Trainer:
         fetched = [(step, self.run.engine.fetch(metrics)) for step, metrics in self.pending]
         self.pending = []
         speed = self.progress.report(fetched[-1][1])
-        self.recorder.write(fetched, speed)
+        if self.recorder is not None:
+            self.recorder.write(fetched, speed)
         for step, metrics in fetched:
             if not is_finite(metrics):
+                self.run.writer.wait()  # The sentence is about what is on the disk.
                 raise SettingError(
                     f"The loss of step {step} is not a number; nothing was saved after step "
                     f"{self.run.checkpoints.latest() or 0}. Try ROUTER_DTYPE = 'float32', a smaller learning rate or "
@@ -198,7 +229,8 @@ class _Trainer:
         """Evaluates on the held-out batches and records the result."""
         self.flush()
         values = self.evaluate(self.held_out)
-        self.recorder.write_evaluation(self.step, values)
+        if self.recorder is not None:
+            self.recorder.write_evaluation(self.step, values)
         self.progress.say(
             f"step {self.step}: held-out negative log perplexity {values['neg_log_perplexity']:.4f}, "
             f"accuracy {values['accuracy']:.4f}"
@@ -206,7 +238,7 @@ class _Trainer:
         self.progress.restart_clock()
 
     def save(self) -> None:
-        """Saves a checkpoint, after the rows of all steps that are in it."""
+        """Begins with a checkpoint, after the rows of all steps that are in it."""
         self.flush()
-        self.run.save(self.objects)
+        self.run.save(self.batches)
         self.progress.restart_clock()

@@ -9,10 +9,13 @@ from switch_tf.training.step import StepMetrics
 
 
 class Progress:
-    """A progress bar: step, loss, tokens per second, time left."""
+    """A progress bar: step, loss, tokens per second, time left. Of many processes, one shows it."""
 
-    def __init__(self, start: int, total: int):
-        self._bar = tqdm.tqdm(initial=start, total=total, unit="step", dynamic_ncols=True, smoothing=0.05)
+    def __init__(self, start: int, total: int, is_shown: bool = True):
+        self._is_shown = is_shown
+        self._bar = tqdm.tqdm(
+            initial=start, total=total, unit="step", dynamic_ncols=True, smoothing=0.05, disable=not is_shown
+        )
         self._since = time.perf_counter()
         self._tokens = 0
 
@@ -31,7 +34,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
-        self._bar.write(line)
+        if self._is_shown:
+            self._bar.write(line)
 
     def restart_clock(self) -> None:
         """Leaves what happened since the last report (an evaluation, a checkpoint) out of the next speed."""

@@ -1,6 +1,9 @@
 """The training step and the evaluation step as pure functions of tensors.
 
 They touch no variable: the loop reads and assigns variables around them, and a compiler can lower them from shapes.
+
+Where replicas have parts of the batch, everything up to the sum over replicas is a replica's part: gradients, losses,
+metrics. After it all replicas have the same numbers, and make the same update.
 """
 
 import dataclasses
@@ -12,11 +15,15 @@ import tensorflow as tf
 from switch_tf.layers import randomness
 from switch_tf.layers.routing import RoutingMetrics
 from switch_tf.model import EncoderDecoder, weight_name
+from switch_tf.partitioning import axes as axis_names
+from switch_tf.partitioning.axes import Axes
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective, TokenLosses, mean_over_layers, objective, token_losses, token_weights
 
 Features = Mapping[str, tf.Tensor]
 Slots = list[dict[str, tf.Tensor]]
+
+_FEATURE_AXES = (axis_names.BATCH, axis_names.LENGTH)
 
 
 class StepMetrics(NamedTuple):
@@ -46,7 +53,7 @@ class StepMetrics(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """What the microbatches of a step add up to."""
+    """What the microbatches of a step, and then its replicas, add up to."""
 
     gradients: list[tf.Tensor]
     loss: tf.Tensor
@@ -67,6 +74,24 @@ def microbatch(features: Features, index: tf.Tensor, num_microbatches: int) -> F
         return tf.gather(split, index, axis=1)
 
     return {name: take(feature) for name, feature in features.items()}
+
+
+def _placed(weights: list[tf.Tensor], axes: list[Axes]) -> list[tf.Tensor]:
+    """Places weights as the layout rules say, so that the program reads and writes them in their parts."""
+    return [axis_names.constrain(weight, names) for weight, names in zip(weights, axes)]
+
+
+def _placed_slots(slots: Slots, axes: list[dict[str, Axes]]) -> Slots:
+    """Places optimizer slots like `_placed`."""
+    return [
+        {name: axis_names.constrain(tensor, names[name]) for name, tensor in slot.items()}
+        for slot, names in zip(slots, axes)
+    ]
+
+
+def _placed_features(features: Features) -> Features:
+    """Places a batch, int32 [B, L] each."""
+    return {name: axis_names.constrain(feature, _FEATURE_AXES) for name, feature in features.items()}
 
 
 def balanced_layers(model: EncoderDecoder) -> dict[int, str]:
@@ -112,6 +137,10 @@ def make_train_step(
       `features` int32 [B, L] tensors, `seed` an integer scalar.
     """
     weight_axes = [variable.axes for variable in model.trainable_variables]
+    slot_axes = [
+        {name: slot.axes for name, slot in optimizer.slot_shapes(tuple(variable.shape), variable.axes).items()}
+        for variable in model.trainable_variables
+    ]
     share = 1.0 / num_microbatches
     # Each microbatch has routing losses of its own; their mean counts.
     settings = dataclasses.replace(
@@ -142,6 +171,9 @@ def make_train_step(
             features_of_part = microbatch(features, index, num_microbatches)
             return parts_of(weights, features_of_part, randomness.fold_in(seed, index), num_tokens)
 
+        if axis_names.is_replicated():
+            return unrolled(part)
+
         # The tape is inside of the body: a loop whose body is differentiated, not a loop that is.
         def body(index: tf.Tensor, total: _Parts):
             return index + 1, tf.nest.map_structure(tf.add, total, part(index))
@@ -153,13 +185,24 @@ def make_train_step(
         zeros = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape, tensor.dtype), shapes)
         return tf.while_loop(lambda index, _: index < num_microbatches, body, (tf.constant(0), zeros))[1]
 
+    def unrolled(part: Callable[[tf.Tensor], _Parts]) -> _Parts:
+        # Layers count tokens over all replicas, which cannot be in a loop: one copy of the model for each microbatch.
+        total = part(tf.constant(0))
+        for index in range(1, num_microbatches):
+            # One after the other, or all of their activations would be in memory at once.
+            with tf.control_dependencies(tf.nest.flatten(total)):
+                total = tf.nest.map_structure(tf.add, total, part(tf.constant(index)))
+        return total
+
     def step_function(
         weights: list[tf.Tensor], slots: Slots, step: tf.Tensor, features: Features, seed: tf.Tensor
     ) -> tuple[list[tf.Tensor], Slots, StepMetrics]:
-        num_tokens = tf.maximum(tf.reduce_sum(token_weights(features)), 1.0)
+        weights, slots = _placed(weights, weight_axes), _placed_slots(slots, slot_axes)
+        features = _placed_features(features)
+        num_tokens = tf.maximum(axis_names.total(tf.reduce_sum(token_weights(features))), 1.0)
         seed = randomness.fold_in(seed, tf.cast(step, tf.uint32))
         compute = parts_of if num_microbatches == 1 else accumulated
-        parts = compute(weights, features, seed, num_tokens)
+        parts = axis_names.total(compute(weights, features, seed, num_tokens))
 
         rate = optimizer.rate(step)
         new_weights, new_slots = [], []
@@ -182,7 +225,7 @@ def make_train_step(
             target_tokens=parts.sums.tokens,
             routing=parts.routing,
         )
-        return new_weights, new_slots, metrics
+        return _placed(new_weights, weight_axes), _placed_slots(new_slots, slot_axes), metrics
 
     return step_function
 
@@ -205,12 +248,15 @@ def make_evaluation_step(model: EncoderDecoder) -> Callable[[list[tf.Tensor], Fe
     Returns:
       step(weights, features) -> sums, to be added over batches.
     """
+    weight_axes = [variable.axes for variable in model.trainable_variables]
 
     def step_function(weights: list[tf.Tensor], features: Features) -> EvaluationSums:
+        weights, features = _placed(weights, weight_axes), _placed_features(features)
         output, _ = model.stateless_call(weights, [], features, training=False, return_routing=True)
         sums = token_losses(output.logits, features["decoder_target_tokens"], token_weights(features))
         balance = mean_over_layers(routing.balance_loss for routing in output.routings.values())
         routing = {name: routing.metrics for name, routing in output.routings.items()}
+        sums, balance, routing = axis_names.total((sums, balance, routing))
         return EvaluationSums(sums, balance, tf.constant(1.0), routing)
 
     return step_function

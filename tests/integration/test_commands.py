@@ -130,6 +130,8 @@ def test_training_a_finished_run_changes_nothing(trained, capsys):
         (["BATCH_SIZE=0"], "BATCH_SIZE = 0 must be at least 1"),
         (["NUM_MICROBATCHES=3"], "NUM_MICROBATCHES = 3 must divide BATCH_SIZE = 8"),
         (['MESH_SHAPE="data:8"', 'LAYOUT_RULES="experts:data"'], "NUM_EXPERTS = 4 is no multiple of 8"),
+        (["NUM_DATA_SHARDS=3"], "NUM_DATA_SHARDS = 3 must divide BATCH_SIZE = 8"),
+        (["NUM_DATA_SHARDS=0"], "NUM_DATA_SHARDS = 0 must divide BATCH_SIZE = 8"),
         (["CAPACITY_FACTOR=0.0"], "ModelConfig.capacity_factor = 0.0 must be positive"),
         (['ENGINE="cluster"'], "ENGINE = 'cluster' is unknown"),
         (['TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 4}'], "TASK_FEATURE_LENGTHS"),
@@ -147,6 +149,7 @@ def test_a_wrong_setting_is_one_line_before_the_first_step(capsys, tmp_path, bin
     [
         'ACTIVATION_DTYPE="bfloat16"',
         "NUM_MICROBATCHES=4",
+        "NUM_DATA_SHARDS=4",
         'ModelConfig.dispatcher="einsum"',
         'ModelConfig.activation="gated_gelu"',
         "ModelConfig.tied_logits=False",
@@ -171,7 +174,10 @@ def test_another_model_in_the_directory_is_refused_and_left_alone(trained, capsy
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("binding", ["SEED=1", "BATCH_SIZE=16", 'TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 16}'])
+@pytest.mark.parametrize(
+    "binding",
+    ["SEED=1", "BATCH_SIZE=16", "NUM_DATA_SHARDS=2", 'TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 16}'],
+)
 def test_other_data_in_the_directory_are_refused(trained, capsys, binding):
     message = fails(capsys, *runs.arguments(trained, binding, "TRAIN_STEPS=20"))
     assert f"holds a run with {binding.split('=')[0]} = " in message and "set it back" in message
@@ -196,6 +202,18 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(trained, capsys, tmp_pat
     shutil.rmtree(data.parent)
     command_line.main(runs.arguments(copy, "TRAIN_STEPS=13"))
     assert list(runs.losses(copy)) == [str(step) for step in range(1, 14)]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(trained, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    path = copy / "checkpoints" / "step_00000012" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("format") == 2
+    path.write_text(json.dumps(manifest))
+    for arguments in (runs.arguments(copy, "TRAIN_STEPS=20"), ["evaluate", f"--model_dir={copy}"]):
+        message = fails(capsys, *arguments)
+        assert "step_00000012 was made by another version of switch_tf: finish the run with that version" in message
 
 
 def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(trained, tmp_path):

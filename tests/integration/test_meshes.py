@@ -5,7 +5,9 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from switch_tf.partitioning.processes import EXIT_LOST
 from tests.integration import runs
@@ -136,3 +138,57 @@ def test_one_of_two_processes_is_killed(single, model_dir):
     assert len(lines) == 1 and "process 1 of 2" in lines[0] and "Start all processes again" in lines[0]
     assert "from step 4" in train_two(model_dir)
     assert_same_curve(model_dir, single)
+
+
+LARGE = (
+    "ModelConfig.num_encoder_layers=4",
+    "ModelConfig.num_decoder_layers=4",
+    "TRAIN_STEPS=20",
+    "CHECKPOINT_PERIOD=20",
+    "EVAL_PERIOD=20",
+)
+
+
+def weights(model_dir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Weights and slots of the last checkpoint."""
+    (state,) = (model_dir / "checkpoints").glob("step_*/state.index")
+    reader = tf.train.load_checkpoint(str(state.with_suffix("")))
+    names = [name for name in reader.get_variable_to_shape_map() if not name.startswith("data/")]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+@pytest.mark.slow
+def test_a_larger_model_is_the_same_on_every_engine(single, tmp_path, capsys):
+    """4 + 4 layers, 8 experts, dropout and jitter on, 20 steps: losses to 1e-4, weights to 1e-3."""
+    settings = {
+        "single": SINGLE,
+        "single again": SINGLE,
+        "data:8": DATA_8,
+        "data:8 again": DATA_8,
+        "data:4,model:2": DATA_4_MODEL_2,
+        "data:2,model:4": (DATA_4_MODEL_2[0], 'MESH_SHAPE="data:2,model:4"', *DATA_4_MODEL_2[2:]),
+        "mirrored 8": MIRRORED_8,
+    }
+    folders = {}
+    for number, name in enumerate([*settings, "2 processes x 4"]):
+        folders[name] = tmp_path / str(number)
+        shutil.copytree(single / "vocabulary", folders[name] / "vocabulary")
+        if name in settings:
+            train(folders[name], *settings[name], *LARGE)
+        else:
+            train_two(folders[name], *LARGE)
+    losses = {name: runs.losses(folder) for name, folder in folders.items()}
+    tensors = {name: weights(folder) for name, folder in folders.items()}
+    for name in folders:
+        reference = "data:8" if name == "data:8 again" else "single"
+        drift = max(
+            abs(float(row["loss"]) / float(losses[reference][step]["loss"]) - 1) for step, row in losses[name].items()
+        )
+        distance = max(
+            np.abs(value - tensors[reference][key]).max() / max(np.abs(tensors[reference][key]).max(), 1e-30)
+            for key, value in tensors[name].items()
+        )
+        with capsys.disabled():
+            print(f"\n{name} against {reference}: losses {drift:.1e}, weights and slots {distance:.1e}", end="")
+        assert len(losses[name]) == 20
+        assert drift < 1e-4 and distance < 1e-3, name

@@ -16,15 +16,15 @@ SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=7", "EVAL_PERIOD=20", "LO
 # Ends the process in the middle of writing the checkpoint of a step: tensors are there in part, no manifest.
 KILL_WHILE_SAVING = """
 import os, signal
-from switch_tf.partitioning.engine import Engine
-save = Engine.save
-def killed(self, variables, objects, prefix):
-    save(self, variables, objects, prefix)
-    if int(variables["step"].numpy()) == 21:
-        data = prefix + ".data-00000-of-00001"
+from switch_tf.training import state_files
+write_part = state_files.write_part
+def killed(prefix, process, pieces):
+    write_part(prefix, process, pieces)
+    if "step_00000021" in prefix:
+        data = prefix + ".part_00000.data-00000-of-00001"
         os.truncate(data, os.path.getsize(data) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-Engine.save = killed
+state_files.write_part = killed
 """
 
 

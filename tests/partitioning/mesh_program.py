@@ -22,6 +22,8 @@ from switch_tf.decoding import greedy
 from switch_tf.model import EncoderDecoder, weight_name
 from switch_tf.model_config import ModelConfig
 from switch_tf.partitioning.engines import make_engine
+from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.processes import Processes
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
@@ -71,9 +73,8 @@ def main(output: str, settings: dict) -> None:
     """Runs everything; `settings`: engine, mesh, rules, logical devices, steps, microbatches, config."""
     mesh = settings.get("mesh", "")
     config = dataclasses.replace(CONFIG, **settings.get("config", {}))
-    engine = make_engine(
-        settings["engine"], mesh, settings.get("rules", rules_for(mesh)), settings.get("logical_devices")
-    )
+    layout = Layout.parse(mesh, settings.get("rules", rules_for(mesh)))
+    engine = make_engine(settings["engine"], layout, settings.get("logical_devices"), Processes.from_environment())
     optimizer = Adafactor(learning_rate=Constant(1e-3), min_size_to_factor=8)
     with engine.scope():
         model = EncoderDecoder(config, seed=0)

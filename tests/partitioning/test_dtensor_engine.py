@@ -39,6 +39,15 @@ def run(output: pathlib.Path, settings: dict, **environment: str) -> dict[str, n
     return dict(np.load(output))
 
 
+def dumping(folder: pathlib.Path) -> dict[str, str]:
+    """The environment in which DTensor writes the program after each of its passes."""
+    return {
+        "TF_DUMP_GRAPH_PREFIX": str(folder),
+        "TF_CPP_VMODULE": "dtensor_mlir_passes=1",
+        "TF_CPP_MIN_LOG_LEVEL": "0",
+    }
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Runs each setting once: results(settings)."""
@@ -47,7 +56,9 @@ def results(tmp_path_factory):
     def result(settings: dict, **environment: str) -> dict[str, np.ndarray]:
         key = json.dumps([settings, environment], sort_keys=True)
         if key not in known:
-            known[key] = run(folder / f"{len(known)}.npz", settings, **environment)
+            dumps = folder / f"dumps_{len(known)}"
+            dumps.mkdir()
+            known[key] = run(folder / f"{len(known)}.npz", settings, **dumping(dumps), **environment) | {"dumps": dumps}
         return known[key]
 
     return result
@@ -59,7 +70,6 @@ def variables(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def assert_same(result: dict[str, np.ndarray], expected: dict[str, np.ndarray], rtol: float = 1e-5) -> None:
     """Losses, gradient norms, weights, slots, and where they are there also evaluation and decoded tokens."""
-    assert result.keys() >= expected.keys() - {"collectives"}
     for name in ("losses", "gradient_norms", "expert_load"):
         np.testing.assert_allclose(result[name], expected[name], rtol=rtol)
     if "evaluation" in expected:
@@ -86,17 +96,10 @@ def test_tokens_travel_by_four_all_to_alls_for_each_sparse_layer(results, mesh):
     assert counts["CollectiveAllToAllV2"] == 4 * 2  # One sparse layer in each of the two stacks.
 
 
-@pytest.mark.parametrize("mesh", ["data:8", "data:4,model:2"])
-def test_nothing_is_gathered_in_a_training_step(tmp_path, mesh):
-    """On CPUs gathers run as sums, so they are counted where DTensor splits the program."""
-    run(
-        tmp_path / "out.npz",
-        dtensor(mesh, steps=1, everything=False),
-        TF_DUMP_GRAPH_PREFIX=str(tmp_path),
-        TF_CPP_VMODULE="dtensor_mlir_passes=1",
-        TF_CPP_MIN_LOG_LEVEL="0",
-    )
-    dumps = list(tmp_path.glob("*after_DTensorSPMDExpansion*.mlir"))
+@pytest.mark.parametrize("mesh", ["data:8", "data:4,model:2", "data:2,model:4"])
+def test_nothing_is_gathered_in_a_training_step(results, mesh):
+    """On CPUs gathers run as sums, so they are counted where DTensor splits the program; the step is the largest."""
+    dumps = list(results(dtensor(mesh))["dumps"].glob("*after_DTensorSPMDExpansion*.mlir"))
     step = max(dumps, key=lambda path: path.stat().st_size).read_text()
     assert step.count('"tf.DTensorAllToAll"') == 8
     assert step.count('"tf.DTensorAllGather"') == 0

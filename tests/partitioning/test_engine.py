@@ -10,6 +10,7 @@ from switch_tf.partitioning import axes
 from switch_tf.partitioning.engine import SingleEngine
 from switch_tf.partitioning.engines import make_engine
 from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.processes import Processes
 from tests.conftest import random_features
 
 
@@ -63,20 +64,39 @@ def test_a_variable_creator_sees_shape_and_axes_of_every_weight(tiny_config):
     assert axes.weight_being_made() is None
 
 
-def test_save_and_restore(tmp_path):
-    engine = make_engine("single")
-    written = {"a": tf.Variable([1.0, 2.0]), "b/c": tf.Variable(3)}
-    engine.save(written, {}, str(tmp_path / "state"))
-    read = {"a": tf.Variable([0.0, 0.0])}  # A part is enough: evaluation needs no slots.
-    engine.restore(read, {}, str(tmp_path / "state"))
-    np.testing.assert_array_equal(read["a"], [1.0, 2.0])
-    with pytest.raises(AssertionError):
-        engine.restore({"absent": tf.Variable(0.0)}, {}, str(tmp_path / "state"))
+def test_pieces_are_copies_and_load_puts_them_back():
+    engine = make_engine("single", Layout({}, {}))
+    variable = tf.Variable([[1.0, 2.0], [3.0, 4.0]], dtype=tf.bfloat16)
+    ((block, values),) = engine.pieces(variable)
+    assert block == axes.Block((0, 0), (2, 2))
+    variable.assign_add(tf.ones_like(variable))
+    np.testing.assert_array_equal(values, [[1.0, 2.0], [3.0, 4.0]])
+    engine.load(variable, {block: values}.__getitem__)
+    np.testing.assert_array_equal(variable, values)
+    ((block, values),) = engine.pieces(tf.Variable(3))
+    assert (block, values) == (axes.Block((), ()), 3)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "processes", "rows"),
+    [
+        ("data:4,model:2", 1, [(0, 8)]),
+        ("data:4,model:2", 2, [(0, 4), (4, 8)]),
+        ("data:2,model:4", 4, [(0, 4), (0, 4), (4, 8), (4, 8)]),
+        ("model:4,data:2", 4, [(0, 8)] * 4),
+        ("model:2,data:4", 4, [(0, 4), (4, 8)] * 2),
+    ],
+)
+def test_rows_of_each_process(mesh, processes, rows):
+    layout, addresses = Layout.parse(mesh, "batch:data"), tuple(f"host{i}:1" for i in range(processes))
+    engine = SingleEngine(layout, processes=Processes(addresses, processes - 1))
+    assert [engine.rows(8, process) for process in range(processes)] == [slice(*pair) for pair in rows]
+    assert engine.local_rows(8) == slice(*rows[-1])
 
 
 def test_an_unknown_engine_is_named():
     with pytest.raises(SettingError, match=r"ENGINE = 'singel' is unknown \(did you mean 'single'\?\)"):
-        make_engine("singel")
+        make_engine("singel", Layout({}, {}))
 
 
 def test_axes_must_fit_the_shape():
@@ -84,3 +104,10 @@ def test_axes_must_fit_the_shape():
         axes.check_axes("w", (1, 2, 3), ("embed", "mlp"))
     with pytest.raises(ValueError, match="unknown axes"):
         axes.check_axes("w", (1,), ("width",))
+
+
+def test_one_device_takes_no_mesh_and_no_other_process():
+    with pytest.raises(SettingError, match="ENGINE = 'single' has one device and MESH_SHAPE 8"):
+        make_engine("single", Layout.parse("data:8", "batch:data"))
+    with pytest.raises(SettingError, match="ENGINE = 'single' is for one process and SWITCH_TF_PROCESSES names 2"):
+        make_engine("single", Layout({}, {}), processes=Processes(("a:1", "b:1"), 0))

@@ -63,7 +63,7 @@ def test_when_one_is_killed_the_others_end_with_a_sentence(victim):
         _, err = member.communicate(timeout=60)
         if index != victim:
             assert member.returncode == EXIT_LOST
-            assert err.startswith("switch-tf: error: process ") and err.count("\n") == 1 and "Start all" in err
+            assert err.startswith("\nswitch-tf: error: process ") and err.count("\n") == 2 and "Start all" in err
     assert time.monotonic() - killed_at < 60
 
 

@@ -1,0 +1,138 @@
+"""One model on each engine and mesh: the time of a training step, that of the first one (with compiling), memory.
+
+Run by `make bench`. Every row is a run of its own, one after the other, on this machine's CPU cut into logical devices:
+they share the cores, so a mesh cannot be faster than one device here. What a row shows beyond the first is what the
+mesh costs: exchanges, and work that is done on every device.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENT = ("gin/models/switch_tiny_8.gin", "gin/runs/quickstart.gin")
+# 32 sequences of 128 and 29 tokens; each a routing group, so that the work is the same on all meshes.
+SETTINGS = ("BATCH_SIZE = 32", "GROUP_SIZE = None", "MODEL_DIR = 'unused'", "VOCABULARY = None")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A configuration: its name in the table, its layout file, what is changed in it, in how many processes."""
+
+    name: str
+    layout: str
+    settings: tuple[str, ...] = ()
+    num_processes: int = 1
+
+
+ROWS = (
+    Row("single", "single"),
+    Row("tpu (MirroredStrategy), data:8", "mirrored_8"),
+    Row("dtensor, data:8", "cpu_data_8"),
+    Row("dtensor, data:4,model:2", "cpu_data_4_model_2"),
+    Row("dtensor, data:2,model:4", "cpu_data_2_model_4"),
+    Row("dtensor, data:4,model:2, 2 processes", "cpu_data_4_model_2", ("NUM_LOGICAL_DEVICES = 4",), 2),
+)
+
+
+def measure(layout: str, settings: list[str], num_steps: int) -> dict[str, float]:
+    """Trains on random tokens, in this process; returns seconds and bytes."""
+    import numpy as np
+
+    from switch_tf import configuration
+    from switch_tf.experiment import Experiment, Run
+    from switch_tf.training.adafactor import Adafactor
+    from switch_tf.training.loop import make_update
+    from switch_tf.training.losses import Objective
+
+    files = (*EXPERIMENT, f"gin/layouts/{layout}.gin")
+    configuration.load(files, [*SETTINGS, *settings])
+    experiment = Experiment()
+    engine = experiment.make_engine()
+    with engine.scope():
+        run = Run(experiment, Adafactor(), engine=engine)
+    update = make_update(run, Objective(), 1)
+    random, lengths = np.random.default_rng(0), experiment.task_feature_lengths
+    rows = engine.local_rows(experiment.batch_size)
+    shapes = {"encoder_input_tokens": "inputs", "decoder_input_tokens": "targets", "decoder_target_tokens": "targets"}
+    features = {
+        name: random.integers(2, 4000, [experiment.batch_size, lengths[kind]], dtype=np.int32)[rows]
+        for name, kind in shapes.items()
+    }
+    seconds = []
+    for _ in range(num_steps + 1):
+        began = time.perf_counter()
+        with engine.scope():
+            engine.fetch(update(engine.feed(features)).loss)
+        seconds.append(time.perf_counter() - began)
+    engine.processes.close()
+    return {
+        "first_step": seconds[0],
+        "step": statistics.median(seconds[1:]),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def run(row: Row, num_steps: int) -> dict[str, float]:
+    """Measures a row in processes of its own; times are the first one's, memory is all processes' together."""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    addresses = ",".join(f"localhost:{port + index}" for index in range(row.num_processes))
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [pathlib.Path(folder) / str(index) for index in range(row.num_processes)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.meshes", "--one", row.layout, "--steps", str(num_steps)]
+                + ["--json", str(output), *(f"--set={setting}" for setting in row.settings)],
+                cwd=ROOT,
+                env=os.environ
+                | ({"SWITCH_TF_PROCESSES": addresses, "SWITCH_TF_PROCESS": str(index)} if len(outputs) > 1 else {}),
+            )
+            for index, output in enumerate(outputs)
+        ]
+        if any(process.wait() for process in processes):
+            sys.exit(f"{row.name} failed.")
+        results = [json.loads(output.read_text()) for output in outputs]
+    return {**results[0], "memory": sum(result["memory"] for result in results)}
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """Writes the results as a table in Markdown."""
+    alone = results[ROWS[0].name]["step"]
+    lines = ["| engine and mesh | step | to one device | first step | memory |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {1000 * result['step']:.0f} ms | {result['step'] / alone:.2f} | {result['first_step']:.0f} s | "
+        f"{result['memory'] / 2**20:,.0f} MiB |"
+        for name, result in results.items()
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures all rows, or one of them for the process that does."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20, help="steps after the first (default: %(default)s)")
+    parser.add_argument("--json", required=True, help="where to write the numbers")
+    parser.add_argument("--one", metavar="LAYOUT", help="measure one layout in this process")
+    parser.add_argument("--set", action="append", default=[], metavar="BINDING", help="change a macro, with --one")
+    options = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if options.one:
+        results = measure(options.one, options.set, options.steps)
+    else:
+        results = {row.name: run(row, options.steps) for row in ROWS}
+        print(table(results))
+    pathlib.Path(options.json).write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

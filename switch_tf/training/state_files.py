@@ -1,0 +1,111 @@
+"""State on disk: TensorFlow's tensor bundles, written in blocks by many processes and read in whatever blocks.
+
+A bundle knows tensors by their names and whole shapes and finds any block of one, however it was cut when it was
+written: the files say nothing of engines, meshes or processes. `tf.train.load_checkpoint` reads them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from switch_tf.partitioning.axes import Block
+
+# Where a GPU is visible, TensorFlow would take host arrays there first.
+_HOST = "CPU:0"
+
+
+class Piece(NamedTuple):
+    """A tensor, or a block of one, that a process writes.
+
+    Attributes:
+      name: of the whole tensor.
+      place: which block of it this is, as `place_of` says it; "" for all of it.
+      values: the block's elements.
+    """
+
+    name: str
+    place: str
+    values: np.ndarray | tf.Tensor
+
+
+def place_of(block: Block, shape: Sequence[int]) -> str:
+    """Says where a block is in a tensor of `shape`, in the notation of `SaveV2`: "4 6 0,2:3,3"; "" for all of it."""
+    if tuple(block.shape) == tuple(shape):
+        return ""
+    ranges = ":".join(f"{start},{size}" for start, size in zip(block.start, block.shape))
+    return " ".join(map(str, (*shape, ranges)))
+
+
+def _part(prefix: str, process: int) -> str:
+    return f"{prefix}.part_{process:05d}"
+
+
+def _mark(prefix: str, process: int) -> str:
+    return f"{_part(prefix, process)}.written"
+
+
+def has_part(prefix: str, process: int) -> bool:
+    """Whether a process has written all that it has of the bundle `prefix`."""
+    return tf.io.gfile.exists(_mark(prefix, process))
+
+
+def write_part(prefix: str, process: int, pieces: list[Piece]) -> None:
+    """Writes what one process has of the bundle `prefix`.
+
+    Args:
+      prefix: of the bundle.
+      process: index of the process.
+      pieces: its pieces. The list is emptied on the way, so that no more than one piece is in memory twice.
+
+    Raises:
+      tf.errors.OpError: if the files cannot be written.
+    """
+    names, places, tensors = [], [], []
+    with tf.device(_HOST):
+        while pieces:
+            name, place, values = pieces.pop()
+            names.append(name)
+            places.append(place)
+            tensors.append(tf.convert_to_tensor(values))
+        if tensors:  # A process may hold nothing but what another one saves.
+            tf.raw_ops.SaveV2(
+                prefix=_part(prefix, process), tensor_names=names, shape_and_slices=places, tensors=tensors
+            )
+    with tf.io.gfile.GFile(_mark(prefix, process), "w") as file:
+        file.write("")
+
+
+def merge_parts(prefix: str, num_processes: int) -> None:
+    """Makes the bundle `prefix` of the parts of all processes, by renaming their files, once all have been written.
+
+    Raises:
+      tf.errors.OpError: if the files cannot be written.
+    """
+    parts = [_part(prefix, process) for process in range(num_processes)]
+    parts = [part for part in parts if tf.io.gfile.exists(part + ".index")]
+    with tf.device(_HOST):
+        tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=prefix, delete_old_dirs=False)
+    for process in range(num_processes):
+        tf.io.gfile.remove(_mark(prefix, process))
+
+
+def read(prefix: str, name: str, dtype: tf.DType, place: str = "") -> tf.Tensor:
+    """Reads a tensor, or a block of one, from the bundle `prefix`.
+
+    Args:
+      prefix: of the bundle.
+      name: of the tensor.
+      dtype: of the tensor.
+      place: which block, as `place_of` says it; it need not be one that was written as such.
+
+    Returns:
+      The values, in the host's memory.
+
+    Raises:
+      tf.errors.OpError: if the files are damaged, or have no such tensor.
+    """
+    with tf.device(_HOST):
+        (values,) = tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=[name], shape_and_slices=[place], dtypes=[dtype])
+    return values

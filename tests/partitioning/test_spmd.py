@@ -1,0 +1,50 @@
+"""The annotated training step, lowered by TensorFlow and split by XLA: TensorFlow's own losses, weights and slots."""
+
+import collections
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.test_house import ROOT
+
+# tpu/lowering.py goes private ways into it, and setup.py's [aot] pins it.
+JAX_VERSION = "0.10.2"
+EXPERTS = "batch:data,experts:data"
+HEADS = "heads:model,mlp:model,expert_mlp:model,vocab:model"
+NUM_SPARSE_LAYERS = 2
+
+pytestmark = pytest.mark.skipif(
+    importlib.metadata.version("jax") != JAX_VERSION,
+    reason=f"jax {importlib.metadata.version('jax')} is installed, and the ways into it are those of {JAX_VERSION}",
+)
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "layout_rules"), [("data:8", EXPERTS), ("data:4,model:2", f"{EXPERTS},{HEADS}")]
+)
+def test_a_split_step_is_the_whole_step(tmp_path, mesh_shape, layout_rules):
+    file = tmp_path / "found.npz"
+    command = [sys.executable, "-m", "tests.partitioning.partitioned", str(file), mesh_shape, layout_rules]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    found = np.load(file)
+    names = [name.removeprefix("whole/") for name in found if name.startswith("whole/")]
+    assert "losses" in names and len(names) > 100
+    for name in names:
+        split, whole = found[f"partitioned/{name}"], found[f"whole/{name}"]
+        np.testing.assert_allclose(split, whole, rtol=1e-5, atol=1e-6, err_msg=name)
+
+    table = json.loads(str(found["collectives"]))
+    kinds = collections.Counter(collective["kind"] for collective in table)
+    # To the experts and back, and the same for the gradient.
+    assert kinds["all-to-all"] == 4 * NUM_SPARSE_LAYERS
+    assert kinds["all-reduce"] > 0
+    if "model" not in mesh_shape:  # Counts of tokens, then all gradients, losses and metrics together.
+        assert kinds == {"all-to-all": 4 * NUM_SPARSE_LAYERS, "all-reduce": 2}
+    # Whole or in part, no device asks for another's experts (d_model is 16, d_ff 32).
+    gathered = [shape for collective in table if collective["kind"] == "all-gather" for shape in collective["shapes"]]
+    assert not [shape for shape in gathered if re.search(r"\[(\d+,)?(16,(16|32)|(16|32),16)\]", shape)]
