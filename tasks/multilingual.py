@@ -145,18 +145,25 @@ class BlockSampler(seqio.DataSource):
         stream = shard_info.index if shard_info else 0
         blocks = []
         for code in shares:
-            documents = self._sources[code].read_in_sequence(split, shuffle, seed, shard_info)
+            records = self._sources[code].records(split, shuffle, seed, shard_info)
             if split == "train":
-                documents = documents.repeat()
-            texts = documents.map(lambda example: example["text"]).batch(languages.block_size)
-            blocks.append(texts.map(functools.partial(_block, code)))
+                records = records.repeat()
+            blocks.append(tf.data.Dataset.zip((_always(code), records.batch(languages.block_size))))
         # Streams must not all turn to the same language at once.
         order = None if seed is None else seed * 1_000_003 + stream
-        return tf.data.Dataset.sample_from_datasets(blocks, list(shares.values()), order, stop_on_empty_dataset=False)
+        sampled = tf.data.Dataset.sample_from_datasets(
+            blocks, list(shares.values()), order, stop_on_empty_dataset=False
+        )
+        return sampled.map(_parse_block, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _block(code: str, texts: tf.Tensor) -> dict[str, tf.Tensor]:
-    return {"language": tf.constant(code), "text": texts}
+def _always(code: str) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensors(code).repeat()
+
+
+def _parse_block(code: tf.Tensor, records: tf.Tensor) -> dict[str, tf.Tensor]:
+    parsed = tf.io.parse_example(records, {"text": tf.io.FixedLenFeature([], tf.string)})
+    return {"language": code, "text": parsed["text"]}
 
 
 def tokenize_block(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
