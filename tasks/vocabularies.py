@@ -1,5 +1,6 @@
 """The vocabulary of a run: one SentencePiece model in `MODEL_DIR/vocabulary/`, given or trained, for all its tasks."""
 
+import functools
 import os
 import pathlib
 import re
@@ -33,6 +34,7 @@ def _unreadable(path: str, error: Exception) -> SettingError:
     return SettingError(f"The vocabulary {path} cannot be read as a SentencePiece model ({reason}): {mend}.")
 
 
+@functools.cache
 def _sentinels_inside(path: str) -> int:
     """Counts the sentinels that a model has among its own pieces: mC4's has 100, C4's none."""
     with tf.io.gfile.GFile(path, "rb") as file:
