@@ -71,6 +71,7 @@ bench: $(VENV)/interop
 	$(BIN)/python -m benchmarks.feed_forward --json=$(BENCH)/feed_forward.json
 	$(BIN)/python -m benchmarks.peers --json=$(BENCH)/peers.json
 	$(BIN)/python -m benchmarks.meshes --json=$(BENCH)/meshes.json
+	$(BIN)/python -m benchmarks.input --json=$(BENCH)/input.json
 	$(BIN)/python -m benchmarks.plot --feed_forward=$(BENCH)/feed_forward.json --peers=$(BENCH)/peers.json \
 	  --output=$(BENCH)/speed.png
 

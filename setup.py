@@ -20,7 +20,7 @@ setup(
     # gin-config); a wheel carries them as data inside switch_tf, where the command line looks as well.
     packages=[*find_packages(include=["switch_tf*", "tasks*", "tpu*"]), "switch_tf.gin"],
     package_dir={"switch_tf.gin": "gin"},
-    package_data={"switch_tf.gin": [f"{folder}/*.gin".lstrip("/") for folder in GIN_FOLDERS]},
+    package_data={"tasks": ["*.json"], "switch_tf.gin": [f"{folder}/*.gin".lstrip("/") for folder in GIN_FOLDERS]},
     install_requires=[
         "tensorflow>=2.20,<2.21",
         "tensorflow-text>=2.20,<2.21",
@@ -39,6 +39,9 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "ruff"],
+        # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are
+        # pinned to what it can stand.
+        "cache": ["apache-beam[tfrecord]==2.77.0"],
         "aot": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1"],
         "tpu": ["tensorflow-tpu==2.20.0", "libtpu==0.0.14"],
         "interop": ["torch", "transformers==5.23.0", "safetensors"],

@@ -94,14 +94,18 @@ def _check_macros(read_by_files: set[str]) -> None:
         raise _no_value(name)
 
 
-def check_required() -> None:
+def check_required(but: Sequence[str] = ()) -> None:
     """Checks that every macro which a gin file leaves to the user (`MODEL_DIR = %gin.REQUIRED`) has been set.
+
+    Args:
+      but: macros that the command does without.
 
     Raises:
       SettingError: with the name of one that has not.
     """
     for name in _REQUIRED.findall(gin.config_str(max_line_length=1000)):
-        raise _no_value(name)
+        if name not in but:
+            raise _no_value(name)
 
 
 def _no_value(name: str) -> SettingError:

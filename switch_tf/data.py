@@ -10,6 +10,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from switch_tf.cache import use_cached
 from switch_tf.errors import SettingError, nearest
 
 Batch = dict[str, np.ndarray]
@@ -41,6 +42,16 @@ def find_task(mixture_or_task: str) -> seqio.Task | seqio.Mixture:
     return seqio.get_mixture_or_task(mixture_or_task)
 
 
+def check_split(task: seqio.Task | seqio.Mixture, split: str) -> None:
+    """Checks that a task has a split.
+
+    Raises:
+      SettingError: if it has not.
+    """
+    if split not in task.splits:
+        raise SettingError(f"{task.name} has no split '{split}': it has {', '.join(sorted(task.splits))}.")
+
+
 def vocabulary_of(mixture_or_task: str) -> seqio.Vocabulary:
     """Returns the vocabulary of the task's targets."""
     return find_task(mixture_or_task).output_features["targets"].vocabulary
@@ -66,8 +77,7 @@ def _dataset(mixture_or_task: str, lengths: Mapping[str, int], split: str, **opt
     missing = sorted(set(task.output_features) - set(lengths))
     if missing:
         raise SettingError(f"TASK_FEATURE_LENGTHS = {dict(lengths)} names no length for {', '.join(missing)}.")
-    if split not in task.splits:
-        raise SettingError(f"{mixture_or_task} has no split '{split}': it has {', '.join(sorted(task.splits))}.")
+    check_split(task, split)
     try:
         dataset = seqio.get_dataset(
             mixture_or_task,
@@ -76,8 +86,11 @@ def _dataset(mixture_or_task: str, lengths: Mapping[str, int], split: str, **opt
             # Span corruption fills its examples to the brim; packing would cost time and gain nothing.
             feature_converter=seqio.EncDecFeatureConverter(pack=False),
             verbose=False,
+            use_cached=use_cached(task, split),
             **options,
         )
+    except SettingError:
+        raise
     except ValueError as error:
         # t5's span corruption checks its target length while the pipeline is built.
         if "targets" not in str(error) and "length" not in str(error):

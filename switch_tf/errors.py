@@ -1,6 +1,7 @@
 """The one style of error: a sentence that names the setting and the mend."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -22,3 +23,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f" (did you mean '{close[0]}'?)"
     return f" (there is: {', '.join(names)})" if len(names) <= 12 else ""
+
+
+_RAISED_INSIDE = re.compile(r"\bSettingError: (.+)")
+
+
+def sentence_inside(error: Exception) -> str | None:
+    """Finds the sentence of a `SettingError` that Python code inside of a tf.data pipeline raised.
+
+    TensorFlow makes an error of its own of it, with the Python one, its module and its traceback as text.
+
+    Args:
+      error: what came out of the pipeline.
+
+    Returns:
+      The sentence; None where there is none.
+    """
+    found = _RAISED_INSIDE.search(str(error))
+    return found[1] if found else None

@@ -1,4 +1,4 @@
-"""The command line: `switch-tf train | evaluate | predict | describe | report`."""
+"""The command line: `switch-tf train | evaluate | predict | describe | report | vocabulary | cache`."""
 
 import argparse
 import os
@@ -15,6 +15,22 @@ examples:
 An experiment is made of gin files: one from gin/models (which model), one from gin/runs (what to do with it), and
 perhaps one from gin/layouts (on which devices). Later files override earlier ones, --gin.NAME=value overrides them all.
 A string needs its own quotes inside of the shell's: --gin.MODEL_DIR='"runs/mine"'.
+"""
+
+_VOCABULARY_EXAMPLES = """\
+examples:
+  switch-tf vocabulary 'text/*.jsonl.gz' --num_pieces=32000 --output=mine.model
+  switch-tf vocabulary --gin_file=gin/runs/quickstart.gin --num_pieces=4096 --output=python.model
+  switch-tf vocabulary --gin_file=gin/runs/pretrain_multilingual.gin --num_pieces=64000 --output=many.model
+"""
+
+_CACHE_EXAMPLES = """\
+examples:
+  switch-tf cache --gin_file=gin/runs/pretrain_c4.gin --gin.CACHE_DIR='"cache"'
+  switch-tf train --gin_file=gin/models/switch_base_8.gin --gin_file=gin/runs/pretrain_c4.gin \\
+      --gin.CACHE_DIR='"cache"' --gin.USE_CACHED=True --gin.MODEL_DIR='"runs/c4"'
+
+A command that was cut off goes on where it stood when it is given again.
 """
 
 
@@ -96,7 +112,37 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="compare model directories: a table, loss.png, experts.png")
     report.add_argument("model_dirs", nargs="+", metavar="MODEL_DIR", help="model directories that `train` made")
     report.add_argument("--output", default=".", metavar="FOLDER", help="where the plots go (default: %(default)s)")
+
+    vocabulary = _with_examples(commands, "vocabulary", "train a SentencePiece vocabulary", _VOCABULARY_EXAMPLES)
+    _common(vocabulary)
+    vocabulary.add_argument(
+        "files", nargs="*", metavar="FILE", help="plain text, .jsonl or .json; .gz or not; names or patterns"
+    )
+    vocabulary.add_argument("--task", metavar="NAME", help="instead of files: a seqio name (default: MIXTURE_OR_TASK)")
+    vocabulary.add_argument("--split", default="train", help="which split of the task (default: %(default)s)")
+    vocabulary.add_argument("--key", default="text", help="which entry of a JSON object is text (default: %(default)s)")
+    vocabulary.add_argument(
+        "--num_pieces", type=int, default=32000, metavar="N", help="without the 100 sentinels (default: %(default)s)"
+    )
+    vocabulary.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    vocabulary.add_argument(
+        "--max_characters", type=int, default=20_000_000, metavar="N", help="text to read (default: %(default)s)"
+    )
+    vocabulary.add_argument("--max_documents", type=int, metavar="N", help="documents to read (default: any number)")
+
+    cache = _with_examples(commands, "cache", "tokenise a task once, so that training need not", _CACHE_EXAMPLES)
+    _common(cache)
+    cache.add_argument("--split", action="append", help="which split; may be given several times (default: all)")
+    cache.add_argument(
+        "--min_shards", type=int, default=64, metavar="N", help="files of each split at least (default: %(default)s)"
+    )
     return parser
+
+
+def _with_examples(commands, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=help_text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def _split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -134,12 +180,14 @@ def _load_configuration(options: argparse.Namespace, bindings: list[str]) -> Non
         recorded = read_description(model_dir)
         bindings = [*bindings, f"MODEL_DIR = {model_dir!r}"]
     elif not options.gin_file and not bindings:
+        if getattr(options, "files", None):
+            return
         raise SettingError(
             f"switch-tf {options.command} needs --gin_file=... (see `switch-tf {options.command} --help`)."
         )
     configuration.load(options.gin_file, bindings, options.gin_search_path, recorded)
-    if options.command != "describe":
-        configuration.check_required()
+    if options.command not in ("describe", "vocabulary"):
+        configuration.check_required(but=("MODEL_DIR",) if options.command == "cache" else ())
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -173,12 +221,36 @@ def _report(options: argparse.Namespace) -> None:
     comparison.compare(options.model_dirs, options.output)
 
 
+def _vocabulary(options: argparse.Namespace) -> None:
+    from switch_tf import configuration, vocabulary
+
+    task = options.task or (None if options.files else configuration.macro("MIXTURE_OR_TASK"))
+    vocabulary.make_vocabulary(
+        options.output,
+        options.num_pieces,
+        files=options.files,
+        mixture_or_task=task,
+        split=options.split,
+        key=options.key,
+        max_characters=options.max_characters,
+        max_documents=options.max_documents,
+    )
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from switch_tf import caching
+
+    caching.cache(splits=options.split, min_shards=options.min_shards)
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
     "describe": _describe,
     "report": _report,
+    "vocabulary": _vocabulary,
+    "cache": _cache,
 }
 
 
@@ -189,8 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _quiet_libraries()
 
     # Not before: `switch-tf --help` should not take the seconds that TensorFlow's import takes.
+    import tensorflow as tf
+
     import switch_tf.training.loop
-    from switch_tf.errors import SettingError
+    from switch_tf.errors import SettingError, sentence_inside
 
     try:
         if options.command != "report":
@@ -201,6 +275,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(128 + stopped.signal_number)
     except SettingError as error:
         _fail(str(error))
+    except tf.errors.InvalidArgumentError as error:
+        sentence = sentence_inside(error)
+        if sentence is None:
+            raise
+        _fail(sentence)
+    except tf.errors.DataLossError as error:
+        _fail(f"A file of the data is damaged: {error.message}")
     except RuntimeError as error:
         # What gin raises for a parameter that has no value.
         if not str(error).startswith("Required bindings"):

@@ -1,30 +1,85 @@
 """Span corruption (Raffel et al. 2020, Sec. 3.1.4): 15 % of the tokens in spans of 3 on average become sentinels."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import seqio
 import t5.data.preprocessors
 import tensorflow as tf
 
+from switch_tf.errors import SettingError
+from switch_tf.text_files import Patterns, read_documents
 from tasks.vocabularies import RunVocabulary
 
+NOISE_DENSITY = 0.15
+MEAN_SPAN_LENGTH = 3.0
 
-def text_files(split_to_pattern: Mapping[str, str | Sequence[str]]) -> seqio.FileDataSource:
-    """Makes a source of plain text files with a document on each line.
+
+def text_files(split_to_pattern: Mapping[str, Patterns], key: str = "text") -> seqio.FileDataSource:
+    """Makes a source of text files: plain (a document on each line), or JSON lines by their name; gzipped or not.
 
     Args:
       split_to_pattern: file names or patterns of each split, {"train": "text/train-*.txt", "validation": ...}.
+      key: which entry of a JSON object is the text.
 
     Returns:
       A source of {"text": string} examples.
     """
+    return seqio.FileDataSource(functools.partial(read_documents, key=key), dict(split_to_pattern))
 
-    def read(file: tf.Tensor) -> tf.data.Dataset:
-        lines = tf.data.TextLineDataset(file).filter(lambda line: tf.strings.length(tf.strings.strip(line)) > 0)
-        return lines.map(lambda line: {"text": line})
 
-    return seqio.FileDataSource(read, dict(split_to_pattern))
+def num_spans(inputs_length: int) -> int:
+    """Returns how many spans, and so sentinels, an example has whose corrupted inputs fill `inputs_length`."""
+    raw, _ = t5.data.preprocessors.random_spans_helper(
+        inputs_length=inputs_length,
+        noise_density=NOISE_DENSITY,
+        mean_noise_span_length=MEAN_SPAN_LENGTH,
+        extra_tokens_per_span_inputs=1,
+        extra_tokens_per_span_targets=1,
+    )
+    return round(round(raw * NOISE_DENSITY) / MEAN_SPAN_LENGTH)
+
+
+def span_corruption(
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, int],
+    output_features: Mapping[str, seqio.Feature],
+    merge_documents: bool = True,
+) -> tf.data.Dataset:
+    """T5's span corruption, which by itself would count past the last sentinel and take real pieces for sentinels.
+
+    Args:
+      dataset: of {"targets": int32 [any length]}.
+      sequence_length: tokens of each feature.
+      output_features: whose vocabulary is `RunVocabulary`.
+      merge_documents: whether sequences run on over the ends of documents, 128 of them at a time.
+
+    Returns:
+      Dataset of {"inputs": int32 [L], "targets": int32 [L]}, without their end tokens.
+
+    Raises:
+      SettingError: if an example would have more spans than there are sentinels.
+    """
+    length, sentinels = sequence_length["inputs"], output_features["targets"].vocabulary.num_sentinels
+    if num_spans(length) > sentinels:
+        longest = next(shorter for shorter in range(length - 1, 0, -1) if num_spans(shorter) <= sentinels)
+        raise SettingError(
+            f"TASK_FEATURE_LENGTHS['inputs'] = {length} has {num_spans(length)} spans and the vocabulary has "
+            f"{sentinels} sentinels: set it to {longest} at most."
+        )
+    return t5.data.preprocessors.span_corruption(
+        dataset,
+        sequence_length,
+        output_features,
+        mean_noise_span_length=MEAN_SPAN_LENGTH,
+        noise_density=NOISE_DENSITY,
+        merge_examples_to_reduce_padding=merge_documents,
+    )
+
+
+def text_features() -> dict[str, seqio.Feature]:
+    """Returns inputs and targets in the run's vocabulary."""
+    return {name: seqio.Feature(RunVocabulary(), add_eos=True) for name in ("inputs", "targets")}
 
 
 def add_span_corruption_task(name: str, source: seqio.DataSource) -> seqio.Task:
@@ -40,7 +95,6 @@ def add_span_corruption_task(name: str, source: seqio.DataSource) -> seqio.Task:
     Returns:
       The registered task.
     """
-    vocabulary = RunVocabulary()
     return seqio.TaskRegistry.add(
         name,
         source=source,
@@ -48,11 +102,8 @@ def add_span_corruption_task(name: str, source: seqio.DataSource) -> seqio.Task:
             functools.partial(t5.data.preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
-            t5.data.preprocessors.span_corruption,
+            span_corruption,
             seqio.preprocessors.append_eos_after_trim,
         ],
-        output_features={
-            "inputs": seqio.Feature(vocabulary, add_eos=True),
-            "targets": seqio.Feature(vocabulary, add_eos=True),
-        },
+        output_features=text_features(),
     )

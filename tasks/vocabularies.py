@@ -1,9 +1,9 @@
 """The vocabulary of a run: one SentencePiece model in `MODEL_DIR/vocabulary/`, given or trained, for all its tasks."""
 
-import io
+import functools
 import os
 import pathlib
-from collections.abc import Iterable
+import re
 
 import gin
 import sentencepiece
@@ -12,9 +12,10 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from switch_tf.errors import SettingError
+from switch_tf.vocabulary import MAX_CHARACTERS, NUM_SENTINELS, first_texts, texts_of_task, train_sentencepiece
 
-NUM_SENTINELS = 100
 FILE_NAME = "sentencepiece.model"
+_SENTINEL = re.compile("▁?<extra_id_[0-9]+>")
 
 _selected_file: str | None = None
 
@@ -26,27 +27,50 @@ def select_vocabulary(path: str) -> None:
 
 
 def _unreadable(path: str, error: Exception) -> SettingError:
-    reason = " ".join(str(error).split())
-    return SettingError(f"The vocabulary {path} cannot be read as a SentencePiece model: {reason}")
+    reason = " ".join(str(error).split()).rstrip(".")
+    mend = "set VocabularyFile.path to another"
+    if path.startswith("gs://"):
+        mend = "without a network, copy that file here from a machine with one and set VocabularyFile.path to the copy"
+    return SettingError(f"The vocabulary {path} cannot be read as a SentencePiece model ({reason}): {mend}.")
+
+
+@functools.cache
+def _sentinels_inside(path: str) -> int:
+    """Counts the sentinels that a model has among its own pieces: mC4's has 100, C4's none."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        model = sentencepiece.SentencePieceProcessor(model_proto=file.read())
+    return sum(bool(_SENTINEL.fullmatch(model.id_to_piece(index))) for index in range(len(model)))
 
 
 class RunVocabulary(seqio.SentencePieceVocabulary):
     """The vocabulary that the run selected, with T5's 100 sentinels (`<extra_id_0>` has the highest id).
 
-    Tasks are registered when their module is imported, long before a run knows its vocabulary; this one looks the
-    file up when it is first needed.
+    A model that has sentinels of its own gets no others. Tasks are registered when their module is imported, long
+    before a run knows its vocabulary; this one looks the file up when it is first needed.
     """
 
     def __init__(self):
         super().__init__("", extra_ids=NUM_SENTINELS)
+        self._num_sentinels: int | None = None
+
+    @property
+    def num_sentinels(self) -> int:
+        """How many spans of an example can have a sentinel of their own."""
+        self.load_model()
+        return self._num_sentinels
 
     def _model_context(self):
         if _selected_file is None:
             raise SettingError("No vocabulary is selected: bind Experiment.vocabulary, or train one.")
         if self._sentencepiece_model_file != _selected_file:
             self._sentencepiece_model_file = _selected_file
+            self._num_sentinels = None
             self._model = None
         try:
+            if self._num_sentinels is None:
+                inside = _sentinels_inside(_selected_file)
+                self._extra_ids = 0 if inside else NUM_SENTINELS
+                self._num_sentinels = inside or NUM_SENTINELS
             return super()._model_context()
         except (tf.errors.OpError, OSError, RuntimeError, DecodeError) as error:
             raise _unreadable(_selected_file, error) from error
@@ -58,45 +82,6 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
         return hash(RunVocabulary)
 
 
-def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> bytes:
-    """Trains a unigram model with byte fallback; the same lines give the same bytes.
-
-    Args:
-      lines: text; empty lines are skipped.
-      vocab_size: ids without the sentinels: padding 0, end of sequence 1, unknown 2, 256 bytes, pieces.
-
-    Returns:
-      The serialised model.
-
-    Raises:
-      SettingError: if there is no text, or too little for so many pieces.
-    """
-    lines = [line for line in lines if line.strip()]
-    if not lines:
-        raise SettingError("The corpus is empty: a vocabulary cannot be trained on it.")
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="unigram",
-            byte_fallback=True,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            max_sentence_length=1 << 16,
-            # More threads find other pieces from one run to the next.
-            num_threads=1,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingError(f"A vocabulary of {vocab_size} pieces cannot be trained on this corpus: {reason}") from error
-    return model.getvalue()
-
-
 def _install(model_dir: str, contents: bytes, source: str) -> str:
     """Puts `contents` into the model directory, or checks that the vocabulary there is the same; selects it."""
     folder = os.path.join(model_dir, "vocabulary")
@@ -105,8 +90,8 @@ def _install(model_dir: str, contents: bytes, source: str) -> str:
         with tf.io.gfile.GFile(path, "rb") as file:
             if file.read() != contents:
                 raise SettingError(
-                    f"MODEL_DIR = '{model_dir}' was made with another vocabulary than {source}: use another MODEL_DIR, "
-                    f"or take {path} as the vocabulary."
+                    f"'{model_dir}' was made with another vocabulary than {source}: use another MODEL_DIR (CACHE_DIR "
+                    f"for `switch-tf cache`), or set VocabularyFile.path = '{path}'."
                 )
     else:
         tf.io.gfile.makedirs(folder)
@@ -144,15 +129,17 @@ class VocabularyFile:
 class TrainedVocabulary:
     """A SentencePiece model trained on the text of a task, once, when the model directory is made."""
 
-    def __init__(self, task: str = gin.REQUIRED, num_pieces: int = 4096, split: str = "train"):
+    def __init__(
+        self,
+        task: str = gin.REQUIRED,
+        num_pieces: int = 4096,
+        split: str = "train",
+        max_characters: int = MAX_CHARACTERS,
+    ):
         self.task = task
         self.num_pieces = num_pieces
         self.split = split
-
-    def _lines(self) -> Iterable[str]:
-        source = seqio.TaskRegistry.get(self.task).source
-        for example in source.get_dataset(split=self.split, shuffle=False).as_numpy_iterator():
-            yield from example["text"].decode().splitlines()
+        self.max_characters = max_characters
 
     def install(self, model_dir: str) -> str:
         """Trains the model, unless `model_dir` has one already, and selects it; returns its path.
@@ -165,4 +152,6 @@ class TrainedVocabulary:
             select_vocabulary(str(path))
             return str(path)
         print(f"Training a vocabulary of {self.num_pieces} pieces on {self.task} ...", flush=True)
-        return _install(model_dir, train_sentencepiece(self._lines(), self.num_pieces), f"one trained on {self.task}")
+        texts = first_texts(texts_of_task(self.task, self.split), self.max_characters)
+        model = train_sentencepiece((line for text in texts for line in text.splitlines()), self.num_pieces)
+        return _install(model_dir, model, f"one trained on {self.task}")

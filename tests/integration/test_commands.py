@@ -240,7 +240,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(capsys, tmp_pat
 
 
 def test_help_is_there_for_every_command(capsys):
-    for command in ([], ["train"], ["evaluate"], ["predict"], ["describe"], ["report"]):
+    for command in ([], ["train"], ["evaluate"], ["predict"], ["describe"], ["report"], ["vocabulary"], ["cache"]):
         with pytest.raises(SystemExit) as exit_:
             command_line.main([*command, "--help"])
         assert exit_.value.code == 0

@@ -1,0 +1,85 @@
+"""Documents in files: plain text (a document on each line) and JSON lines (an object on each line), gzipped or not."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from switch_tf.errors import SettingError
+
+Patterns = str | Sequence[str]
+
+_JSON_LINES = r".*\.jsonl?(\.gz)?"
+_GZIPPED = r".*\.gz"
+_LINES_AT_A_TIME = 32
+
+
+def matching_files(patterns: Patterns, setting: str) -> list[str]:
+    """Lists the files that names or patterns stand for.
+
+    Args:
+      patterns: one or several; local or in a bucket.
+      setting: what the user set them by, for the error.
+
+    Returns:
+      Their names, in order.
+
+    Raises:
+      SettingError: for a pattern that no file matches.
+    """
+    files = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = [file for file in seqio.utils.list_files(pattern) if tf.io.gfile.exists(file)]
+        if not found:
+            raise SettingError(f"{setting} = '{pattern}' matches no file.")
+        files += found
+    if not files:
+        raise SettingError(f"{setting} = {patterns!r} names no file.")
+    return files
+
+
+def _texts_of_json(file: bytes, first: int, lines: np.ndarray, key: bytes) -> np.ndarray:
+    """Takes the texts out of lines of JSON; what it raises comes out of the pipeline inside of TensorFlow's error."""
+    texts = []
+    for number, line in enumerate(lines, start=first + 1):
+        place = f"{file.decode()}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise SettingError(f"{place} is no JSON ({error}): mend or delete that line.") from error
+        text = entry.get(key.decode()) if isinstance(entry, dict) else None
+        if not isinstance(text, str):
+            raise SettingError(f"{place} is no JSON object with a text under '{key.decode()}': mend or delete it.")
+        texts.append(text.encode(errors="replace"))  # JSON can spell halves of characters, which UTF-8 cannot.
+    return np.array(texts, object)
+
+
+def read_documents(file: tf.Tensor, key: str = "text") -> tf.data.Dataset:
+    """Reads one file; its name says what it is: `.jsonl` and `.json` are JSON lines, `.gz` is gzipped.
+
+    Args:
+      file: the name, a string scalar.
+      key: which entry of a JSON object is the text.
+
+    Returns:
+      Dataset of {"text": string scalar}; lines of white space are skipped.
+    """
+    is_json = tf.strings.regex_full_match(file, _JSON_LINES)
+    compression = tf.where(tf.strings.regex_full_match(file, _GZIPPED), "GZIP", "")
+
+    def texts_of(numbers: tf.Tensor, lines: tf.Tensor) -> tf.Tensor:
+        def parse() -> tf.Tensor:
+            # Not stateful: iterators over stateful functions cannot be saved.
+            return tf.numpy_function(_texts_of_json, [file, numbers[0], lines, key], tf.string, stateful=False)
+
+        return tf.ensure_shape(tf.cond(is_json, parse, lambda: lines), [None])
+
+    # Python is called once for so many lines: a call costs as much as tokenising a document.
+    lines = tf.data.TextLineDataset(file, compression_type=compression).enumerate().batch(_LINES_AT_A_TIME)
+    texts = lines.map(texts_of).unbatch()
+    texts = texts.filter(lambda text: tf.strings.length(tf.strings.strip(text)) > 0)
+    return texts.map(lambda text: {"text": text})

@@ -1,0 +1,45 @@
+"""C4 (Raffel et al. 2020, Sec. 2.2), the corpus of the paper's English models, from TFDS or from the hub's files."""
+
+import os
+
+import gin
+
+from switch_tf.errors import SettingError
+from switch_tf.text_files import Patterns
+from tasks.files import ConfiguredFiles
+from tasks.prepared import PreparedTfds
+from tasks.pretraining import add_span_corruption_task
+
+TFDS_NAME = "c4/en:3.1.0"
+
+
+@gin.configurable
+def c4_files(folder: str | None = None) -> dict[str, Patterns]:
+    """Names the files of C4 as the public hub distributes them: an object on each line, gzipped.
+
+    Args:
+      folder: which holds `c4-train.00000-of-01024.json.gz` and the others; local or in a bucket.
+
+    Returns:
+      A pattern for each split.
+
+    Raises:
+      SettingError: if there is no folder.
+    """
+    if folder is None:
+        raise SettingError("c4_files_span_corruption needs C4_FOLDER, the folder of the json.gz files.")
+    return {
+        "train": os.path.join(folder, "c4-train.*.json.gz"),
+        "validation": os.path.join(folder, "c4-validation.*.json.gz"),
+    }
+
+
+_tfds = PreparedTfds(
+    TFDS_NAME,
+    {"train": "train", "validation": "validation"},
+    ", a Beam job over Common Crawl; or take the hub's json.gz files (docs/data.md)",
+)
+add_span_corruption_task("c4_span_corruption", _tfds)
+# In the style of t5's own `c4_v220_span_corruption`, which reads a version that TFDS no longer makes.
+add_span_corruption_task("c4_v310_span_corruption", _tfds)
+add_span_corruption_task("c4_files_span_corruption", ConfiguredFiles(c4_files, "C4_FOLDER"))

@@ -1,0 +1,208 @@
+"""mC4 (Xue et al. 2021), the corpus of the paper's multilingual models: 101 languages, 6 of them also romanised.
+
+`mc4.<code>` is the span corruption of one language. `mc4` is that of all, for training: it takes blocks of documents of
+one language, each language as often as its share says, and is one task with one tokeniser instead of a seqio mixture
+of 107 pipelines, which takes a minute to start and hundreds of megabytes to checkpoint. `mc4_languages` is that
+mixture, for evaluation by language.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import gin
+import seqio
+import tensorflow as tf
+
+from switch_tf.errors import SettingError, nearest
+from tasks.prepared import PreparedTfds
+from tasks.pretraining import add_span_corruption_task, span_corruption, text_features
+
+TFDS_NAME = "c4/multilingual:3.1.0"
+# Pages of each language's train split, by the catalogue of TFDS.
+PAGES: Mapping[str, int] = json.loads((pathlib.Path(__file__).parent / "mc4_train_examples.json").read_text())
+CODES = tuple(sorted(PAGES))
+# seqio takes no hyphens: `mc4.zh_Latn`.
+TASKS = {code: f"mc4.{code.replace('-', '_')}" for code in CODES}
+SPLITS = ("train", "validation")
+
+Shares = Mapping[str, float]
+
+
+@gin.configurable
+def power_law(pages: Mapping[str, int], alpha: float = 0.3) -> dict[str, float]:
+    """Samples languages in proportion to size^alpha (mT5, Xue et al. 2021, Sec. 3.2; mSwitch, Sec. 4.3).
+
+    Args:
+      pages: documents of each language.
+      alpha: 1 as the data are, 0 all languages alike.
+
+    Returns:
+      The share of each language; they add up to 1.
+    """
+    powers = {code: count**alpha for code, count in pages.items()}
+    return {code: power / sum(powers.values()) for code, power in powers.items()}
+
+
+@gin.configurable
+def unimax(pages: Mapping[str, int], budget: float = gin.REQUIRED, max_epochs: float = 4.0) -> dict[str, float]:
+    """Samples languages as evenly as they go without any being read too often (UniMax, Chung et al. 2023, Alg. 1).
+
+    Args:
+      pages: documents of each language.
+      budget: documents of all languages together in the whole training.
+      max_epochs: how often a language may be read at most, N in the paper.
+
+    Returns:
+      The share of each language; they add up to 1.
+    """
+    taken, left = {}, float(budget)
+    for done, code in enumerate(sorted(pages, key=lambda code: (pages[code], code))):
+        taken[code] = min(left / (len(pages) - done), pages[code] * max_epochs)
+        left -= taken[code]
+    return {code: taken[code] / sum(taken.values()) for code in pages}
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Languages:
+    """What the task `mc4` takes its text from.
+
+    Attributes:
+      codes: of the languages; None for all 107.
+      shares: computes each language's share from their numbers of pages, `@power_law` or `@unimax`.
+      block_size: documents of one language in a row; sequences run on over the ends of documents, not of blocks.
+    """
+
+    codes: Sequence[str] | None = None
+    shares: Callable[[Mapping[str, int]], Shares] = power_law
+    block_size: int = 16
+
+    def __post_init__(self):
+        for code in self.codes or ():
+            if code not in PAGES:
+                raise SettingError(f"LANGUAGES has '{code}', which mC4 has not{nearest(code, CODES)}.")
+        if self.block_size < 1:
+            raise SettingError(f"Languages.block_size = {self.block_size} must be at least 1.")
+
+    def sampling(self) -> dict[str, float]:
+        """Returns the share of each language; they add up to 1."""
+        return dict(self.shares({code: PAGES[code] for code in self.codes or CODES}))
+
+
+class BlockSampler(seqio.DataSource):
+    """Blocks of documents of one language, the languages sampled anew for each block.
+
+    Training goes on without an end, through each language as often as its share asks for; other splits are read once.
+    """
+
+    def __init__(self, sources: Mapping[str, PreparedTfds]):
+        """Opens nothing yet.
+
+        Args:
+          sources: the text of each language.
+        """
+        # An endless stream cannot be cached; the languages' own tasks can.
+        super().__init__(SPLITS, caching_permitted=False)
+        self._sources = sources
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """Any number of streams, each with blocks of its own."""
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Names the one part that it has to others; it cuts itself into as many as they like."""
+        return [split]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused,
+    ) -> tf.data.Dataset:
+        """Samples blocks.
+
+        Args:
+          split: "train" or "validation".
+          shuffle: whether the files of a language come in another order in each epoch.
+          seed: of the languages' order and the files'.
+          shard_info: which of how many streams; each reads other documents.
+          **unused: what seqio tells other sources.
+
+        Returns:
+          Dataset of {"language": string scalar, "text": string [block size]}.
+
+        Raises:
+          SettingError: if mC4 is not there, or the languages are set wrong.
+        """
+        languages = Languages()
+        shares = languages.sampling()
+        stream = shard_info.index if shard_info else 0
+        blocks = []
+        for code in shares:
+            records = self._sources[code].records(split, shuffle, seed, shard_info)
+            if split == "train":
+                records = records.repeat()
+            blocks.append(tf.data.Dataset.zip((_always(code), records.batch(languages.block_size))))
+        # Streams must not all turn to the same language at once.
+        order = None if seed is None else seed * 1_000_003 + stream
+        sampled = tf.data.Dataset.sample_from_datasets(
+            blocks, list(shares.values()), order, stop_on_empty_dataset=False
+        )
+        return sampled.map(_parse_block, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _always(code: str) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensors(code).repeat()
+
+
+def _parse_block(code: tf.Tensor, records: tf.Tensor) -> dict[str, tf.Tensor]:
+    parsed = tf.io.parse_example(records, {"text": tf.io.FixedLenFeature([], tf.string)})
+    return {"language": code, "text": parsed["text"]}
+
+
+def tokenize_block(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
+    """Makes one row of tokens of each block.
+
+    Args:
+      dataset: of {"text": string [block size]}.
+      output_features: whose vocabulary to use.
+
+    Returns:
+      Dataset of {"targets": int32 [any length]}.
+    """
+    vocabulary = output_features["targets"].vocabulary
+
+    def tokenize(block: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {"targets": vocabulary.encode_tf(block["text"]).flat_values}
+
+    return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _share(task: seqio.Task) -> float:
+    shares = Languages().sampling()
+    return {TASKS[code]: share for code, share in shares.items()}.get(task.name, 0.0)
+
+
+SOURCES = {
+    code: PreparedTfds(TFDS_NAME, {"train": code, "validation": f"{code}-validation"}, ", a Beam job over Common Crawl")
+    for code in CODES
+}
+for _code, _name in TASKS.items():
+    add_span_corruption_task(_name, SOURCES[_code])
+seqio.TaskRegistry.add(
+    "mc4",
+    source=BlockSampler(SOURCES),
+    preprocessors=[
+        tokenize_block,
+        functools.partial(span_corruption, merge_documents=False),
+        seqio.preprocessors.append_eos_after_trim,
+    ],
+    output_features=text_features(),
+)
+seqio.MixtureRegistry.add("mc4_languages", [(name, _share) for name in TASKS.values()])

@@ -1,0 +1,93 @@
+"""From text files to a trained model by the command line: vocabulary, cache, training; and what goes wrong."""
+
+import pathlib
+
+import pytest
+
+import tests.tiny_task
+from switch_tf import main as command_line
+from tests.integration import runs
+from tests.integration.test_commands import call, fails
+
+ROOT = pathlib.Path(__file__).parents[2]
+# The tiny run has its own number of pieces.
+PIECES = ("--gin.TrainedVocabulary.num_pieces=%NUM_PIECES", "--gin.NUM_PIECES=400")
+FILES = ("--gin_file=gin/runs/pretrain_files.gin", "--gin_file=tests/tiny.gin", *PIECES)
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> pathlib.Path:
+    """Text files of one's own."""
+    root = tmp_path_factory.mktemp("text")
+    (root / "train.txt").write_text("\n".join(" ".join(topic.split()) for topic in tests.tiny_task.TOPICS[1:]))
+    (root / "held-out.txt").write_text(" ".join(tests.tiny_task.TOPICS[0].split()))
+    return root
+
+
+def bindings(text: pathlib.Path, **others: str) -> list[str]:
+    values = {
+        "MIXTURE_OR_TASK": '"files_span_corruption"',
+        "TRAIN_FILES": f'"{text / "train.*"}"',
+        "VALIDATION_FILES": f'"{text / "held-out.txt"}"',
+        "TRAIN_STEPS": "2",
+        "VOCABULARY": "@VocabularyFile()",
+        "VocabularyFile.path": f'"{text / "vocabulary"}"',
+    } | others
+    return [*FILES, *(f"--gin.{name}={value}" for name, value in values.items())]
+
+
+def test_vocabulary_then_cache_then_training(capsys, text, tmp_path):
+    out = call(capsys, "vocabulary", str(text / "train.txt"), "--num_pieces=400", f"--output={text / 'vocabulary'}")
+    assert "500 ids with the 100 sentinels" in out
+    cached = {"CACHE_DIR": f'"{tmp_path / "cache"}"'}
+    out = call(capsys, "cache", *bindings(text, **cached), "--min_shards=4")
+    assert "files_span_corruption, train: " in out and "in 4 files" in out and "is complete" in out
+    cached |= {"USE_CACHED": "True", "MODEL_DIR": f'"{tmp_path / "run"}"'}
+    command_line.main(["train", *bindings(text, **cached)])
+    assert sorted(runs.losses(tmp_path / "run")) == ["1", "2"]
+
+    # The same, of a vocabulary that the cache was not made with.
+    call(capsys, "vocabulary", *FILES, "--task=tiny_span_corruption", "--num_pieces=390", f"--output={tmp_path}/other")
+    other = {"VocabularyFile.path": f'"{tmp_path}/other"', "MODEL_DIR": f'"{tmp_path / "other_run"}"'}
+    message = fails(capsys, "train", *bindings(text, **cached | other))
+    assert "cache/files_span_corruption was cached with another vocabulary than this run's" in message
+    message = fails(capsys, "cache", *bindings(text, **cached | other))
+    assert "was made with another vocabulary than" in message and "CACHE_DIR" in message
+
+
+def test_a_broken_line_is_one_line(capsys, text, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text": "tw\n')
+    broken = {"TRAIN_FILES": f'"{tmp_path / "train.jsonl"}"', "MODEL_DIR": f'"{tmp_path / "run"}"'}
+    broken |= {"VOCABULARY": "@TrainedVocabulary()", "TrainedVocabulary.task": '"tiny_span_corruption"'}
+    message = fails(capsys, "train", *bindings(text, **broken))
+    assert message.startswith(f"switch-tf: error: {tmp_path / 'train.jsonl'}, line 2 is no JSON")
+    message = fails(capsys, "vocabulary", str(tmp_path / "train.jsonl"), f"--output={tmp_path / 'vocabulary'}")
+    assert "train.jsonl, line 2 is no JSON" in message
+    (tmp_path / "train.json.gz").write_text("not gzipped at all")
+    message = fails(capsys, "vocabulary", str(tmp_path / "train.json.gz"), f"--output={tmp_path / 'vocabulary'}")
+    assert "A file of the data is damaged" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vocabulary", "--output=unused"], "switch-tf vocabulary needs --gin_file"),
+        (["vocabulary", "absent.txt", "--output=unused"], "FILE = 'absent.txt' matches no file"),
+        (["cache", *FILES, '--gin.TRAIN_FILES="x"'], "switch-tf cache needs --gin.CACHE_DIR"),
+        (["cache", *FILES], "TRAIN_FILES has no value"),
+        (["cache", "--gin_file=gin/runs/pretrain.gin"], "MIXTURE_OR_TASK has no value"),
+        (
+            ["train", "--gin_file=gin/models/switch_base_8.gin", "--gin_file=gin/runs/pretrain_c4.gin"]
+            + ["--gin.MODEL_DIR='unused'", "--gin.VOCABULARY_PATH='gs://switch-tf.invalid/sentencepiece.model'"],
+            "gs://switch-tf.invalid/sentencepiece.model cannot be read",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(capsys, arguments, message):
+    assert message in fails(capsys, *arguments)

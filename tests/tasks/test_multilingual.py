@@ -1,0 +1,190 @@
+"""mC4: every language's task, the block sampler's shares, its streams, and its iterator's checkpoint."""
+
+import math
+import pathlib
+import time
+from collections import Counter
+
+import gin
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+import switch_tf.training.loop  # noqa: F401 (registers `train`)
+from switch_tf import configuration, data
+from switch_tf.errors import SettingError
+from switch_tf.vocabulary import train_sentencepiece
+from tasks import multilingual, vocabularies
+from tests.tasks import tiny_c4
+
+LENGTHS = {"inputs": 128, "targets": 29}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory) -> pathlib.Path:
+    """A folder with mC4; its vocabulary is selected."""
+    root = tmp_path_factory.mktemp("mc4")
+    tiny_c4.make_mc4(root)
+    tiny_c4.read_from(root)
+    lines = [tiny_c4.document(code, index) for code in multilingual.CODES for index in range(4)]
+    (root / "vocabulary").write_bytes(train_sentencepiece(lines, 340))
+    vocabularies.select_vocabulary(str(root / "vocabulary"))
+    return root
+
+
+def load(*bindings: str) -> None:
+    configuration.load(["gin/runs/pretrain_multilingual.gin"], bindings)
+
+
+def blocks(split: str = "train", **options) -> tf.data.Dataset:
+    return seqio.get_mixture_or_task("mc4").source.get_dataset(split, **{"seed": 0, **options})
+
+
+def languages_of(inputs: np.ndarray, targets: np.ndarray) -> set[str]:
+    """The languages of the words of a sequence, put together again; its first and last word may be cut."""
+    vocabulary = data.vocabulary_of("mc4")
+    first_sentinel = vocabulary.vocab_size - vocabulary.num_sentinels
+    spans, tokens = {}, []
+    for token in targets[targets > 1].tolist():
+        if token >= first_sentinel:
+            span = spans.setdefault(token, [])
+        else:
+            span.append(token)
+    for token in inputs[inputs > 1].tolist():
+        tokens += spans.get(token, [token])
+    return {word.split("_")[0] for word in vocabulary.decode(tokens).split()[1:-1]}
+
+
+def languages_of_batch(batch: dict) -> list[set[str]]:
+    rows = zip(batch["encoder_input_tokens"].numpy(), batch["decoder_target_tokens"].numpy())
+    return [languages_of(*row) for row in rows]
+
+
+def test_there_are_107_languages_with_their_sizes():
+    assert len(multilingual.CODES) == 107
+    assert multilingual.PAGES["en"] == 3_079_081_989 and multilingual.PAGES["iw"] > 10**7
+    assert sum(code.endswith("-Latn") for code in multilingual.CODES) == 6
+
+
+def test_shares_are_those_of_the_mt5_paper():
+    """Xue et al. 2021, Table 6, in percent; its 101 languages are without the six romanised ones."""
+    shares = multilingual.power_law(multilingual.PAGES)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    for code, percent in {"en": 5.67, "ru": 3.71, "de": 3.05, "sw": 0.50, "yo": 0.20}.items():
+        assert 100 * shares[code] == pytest.approx(percent, abs=0.11), code
+    in_proportion = multilingual.power_law(multilingual.PAGES, alpha=1.0)
+    assert in_proportion["en"] == pytest.approx(multilingual.PAGES["en"] / sum(multilingual.PAGES.values()))
+    assert set(multilingual.power_law(multilingual.PAGES, alpha=0.0).values()) == {1 / 107}
+
+
+def test_unimax_is_even_but_for_languages_read_too_often():
+    pages = {"large": 1000, "middle": 100, "small": 10}
+    assert multilingual.unimax(pages, budget=30, max_epochs=1) == pytest.approx(dict.fromkeys(pages, 1 / 3))
+    shares = multilingual.unimax(pages, budget=330, max_epochs=1)
+    assert shares == pytest.approx({"small": 10 / 330, "middle": 100 / 330, "large": 220 / 330})
+    assert multilingual.unimax(pages, budget=330, max_epochs=4)["small"] == pytest.approx(40 / 330)
+
+
+@pytest.mark.parametrize("code", ["en", "zh-Latn", "yo"])
+def test_a_language_has_a_task_of_its_own(code):
+    task = multilingual.TASKS[code]
+    batch = next(iter(data.training_dataset(task, LENGTHS, 4, 0)))
+    assert batch["encoder_input_tokens"].shape == (4, 128)
+    assert languages_of_batch(batch) == [{code}] * 4
+    assert data.evaluation_batches(task, LENGTHS, 4, 1)
+
+
+def test_20000_documents_come_as_often_as_alpha_says():
+    """Every language comes, from the very source that its task reads, and as often as its share."""
+    load("BLOCK_SIZE = 1")
+    number = 20_000
+    drawn = Counter()
+    for block in blocks().take(number).as_numpy_iterator():
+        assert block["text"][0].startswith(block["language"] + b"_")
+        drawn[block["language"].decode()] += 1
+    errors = []
+    for code, share in multilingual.power_law(multilingual.PAGES).items():
+        assert drawn[code] > 0
+        errors.append((drawn[code] / number - share) / math.sqrt(share * (1 - share) / number))
+        assert seqio.get_mixture_or_task(multilingual.TASKS[code]).source is multilingual.SOURCES[code]
+    print(f"largest deviation: {max(map(abs, errors)):.2f} standard errors")
+    assert max(map(abs, errors)) < 3
+
+
+def test_all_languages_start_soon_in_sequences_of_one_each_and_resume_exactly(tmp_path):
+    load()
+    started = time.perf_counter()
+    iterator = iter(data.training_dataset("mc4", LENGTHS, 16, 0))
+    built = time.perf_counter() - started
+    batches = [next(iterator) for _ in range(6)]
+    print(f"built in {built:.1f} s, 6 batches after {time.perf_counter() - started:.1f} s")
+    rows = np.concatenate([batch["encoder_input_tokens"] for batch in batches])
+    found = [languages for batch in batches for languages in languages_of_batch(batch)]
+    assert {len(languages) for languages in found} == {1}
+    assert len(set.union(*found)) > 20
+    assert np.all(rows != 0, axis=1).mean() > 0.8
+
+    path = tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "iterator"))
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    print(f"checkpoint of {size / 1e6:.1f} MB")
+    assert size < 50e6
+    again = iter(data.training_dataset("mc4", LENGTHS, 16, 0))
+    tf.train.Checkpoint(iterator=again).read(path).assert_consumed()
+    for _ in range(10):
+        ours, theirs = next(iterator), next(again)
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("num_streams", [2, 4])
+def test_streams_read_other_documents(num_streams):
+    """4 are more than a language has files: then the documents are dealt out."""
+    load('LANGUAGES = ["de", "sw"]', "BLOCK_SIZE = 4")
+    streams = []
+    for index in range(num_streams):
+        info = seqio.ShardInfo(index, num_streams)
+        taken = list(blocks(shard_info=info).take(60).as_numpy_iterator())
+        assert {block["text"].shape for block in taken} == {(4,)}
+        for block in taken:
+            assert {text.split(b"_")[0] for text in block["text"]} == {block["language"]}
+        streams.append({text for block in taken for text in block["text"]})
+    assert sum(map(len, streams)) == len(set.union(*streams)) == 2 * 24
+
+
+def test_a_stream_of_several_through_the_task():
+    load('LANGUAGES = ["de", "sw"]')
+    info = {"shard_info": seqio.ShardInfo(1, 4), "seed": 0, "num_epochs": None}
+    dataset = seqio.get_mixture_or_task("mc4").get_dataset(LENGTHS, "train", **info)
+    for example in dataset.take(20).as_numpy_iterator():
+        assert len(languages_of(example["inputs"], example["targets"])) == 1
+
+
+def test_held_out_blocks_end_and_have_every_document():
+    load('LANGUAGES = ["de", "fr", "sw"]', "BLOCK_SIZE = 3")
+    texts = [text for block in blocks("validation", shuffle=False).as_numpy_iterator() for text in block["text"]]
+    expected = {tiny_c4.document(code, index).encode() for code in ("de", "fr", "sw") for index in tiny_c4.HELD_OUT}
+    assert len(texts) == len(expected) and set(texts) == expected
+    assert data.evaluation_batches("mc4", LENGTHS, 8, None)
+
+
+def test_subsets_and_other_shares():
+    load('LANGUAGES = ["de", "sw"]', "SHARES = @unimax", "unimax.budget = 1000")
+    assert multilingual.Languages().sampling() == {"de": 0.5, "sw": 0.5}
+    load('LANGUAGES = ["de", "sw"]', "ALPHA = 1.0")
+    shares = multilingual.Languages().sampling()
+    assert shares["de"] / shares["sw"] == pytest.approx(multilingual.PAGES["de"] / multilingual.PAGES["sw"])
+    mixture = seqio.get_mixture_or_task("mc4_languages")
+    assert len(mixture.tasks) == 107
+    assert mixture.get_rate(seqio.get_mixture_or_task("mc4.de")) == shares["de"]
+
+
+def test_wrong_settings_are_refused():
+    for binding, message in (
+        ('LANGUAGES = ["he"]', "LANGUAGES has 'he', which mC4 has not"),
+        ("BLOCK_SIZE = 0", "block_size = 0 must be at least 1"),
+    ):
+        load(binding)
+        with pytest.raises(SettingError, match=message):
+            data.training_dataset("mc4", LENGTHS, 16, 0)
+        gin.clear_config()

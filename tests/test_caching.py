@@ -1,0 +1,204 @@
+"""Cached tasks: the files that seqio expects, cut off and taken up again, and never with another vocabulary."""
+
+import json
+import pathlib
+
+import gin
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+import tests.tiny_task
+from switch_tf import cache, caching, data
+from switch_tf.errors import SettingError
+from switch_tf.vocabulary import train_sentencepiece
+from tasks import vocabularies
+from tasks.pretraining import add_span_corruption_task, text_files
+
+LENGTHS = {"inputs": 64, "targets": 16}
+TASK = "cached_span_corruption"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def text(tmp_path_factory) -> pathlib.Path:
+    """Three files of training text, one held out; a task over them, and a vocabulary."""
+    root = tmp_path_factory.mktemp("text")
+    for number in range(3):
+        documents = [" ".join(topic.split()) for topic in tests.tiny_task.TOPICS[number::4]]
+        (root / f"train-{number}.txt").write_text("\n".join(documents))
+    (root / "held-out.txt").write_text("\n".join(" ".join(topic.split()) for topic in tests.tiny_task.TOPICS[3::4]))
+    files = text_files({"train": f"{root}/train-*.txt", "validation": f"{root}/held-out.txt"})
+    add_span_corruption_task(TASK, files)
+    (root / "vocabulary").write_bytes(train_sentencepiece(tests.tiny_task.TOPICS, 400))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _fresh(text, monkeypatch):
+    """Every test starts with the vocabulary, and with no cache known to seqio or to the task."""
+    vocabularies.select_vocabulary(str(text / "vocabulary"))
+    monkeypatch.setattr(seqio.TaskRegistry.get(TASK), "_cache_dir", None)
+    monkeypatch.setattr(seqio.TaskRegistry.get(TASK), "_stats", {})
+    before = list(seqio.get_global_cache_dirs())
+    yield
+    seqio.set_global_cache_dirs(before)
+
+
+def settings(folder: pathlib.Path, use: bool = True) -> None:
+    gin.clear_config()
+    gin.bind_parameter("Cache.folder", str(folder))
+    gin.bind_parameter("Cache.use", use)
+
+
+def tokens(dataset: tf.data.Dataset) -> list[bytes]:
+    return sorted(example["targets"].tobytes() for example in dataset.as_numpy_iterator())
+
+
+def tokenised(split: str) -> tf.data.Dataset:
+    task = seqio.TaskRegistry.get(TASK)
+    return task.preprocess_precache(task.source.get_dataset(split, shuffle=False))
+
+
+def test_files_are_those_of_seqio_and_hold_every_document(tmp_path):
+    settings(tmp_path)
+    caching.cache(TASK, min_shards=8)
+    folder = tmp_path / TASK
+    names = {path.name for path in folder.iterdir()}
+    shards = {f"train.tfrecord-{n:05d}-of-00009" for n in range(9)}
+    held_out = {f"validation.tfrecord-{n:05d}-of-00008" for n in range(8)}
+    facts = {f"{kind}.{split}.json" for kind in ("info", "stats") for split in ("train", "validation")}
+    assert names == {"COMPLETED", "vocabularies.json"} | shards | held_out | facts
+    examples = list(tokenised("train").as_numpy_iterator())
+    counts = [len(example["targets"]) for example in examples]
+    stats = json.loads((folder / "stats.train.json").read_text())
+    assert stats == {
+        "examples": len(examples),
+        "inputs_tokens": 0,
+        "inputs_max_tokens": 0,
+        "targets_tokens": sum(counts),
+        "targets_max_tokens": max(counts),
+    }
+    info = json.loads((folder / "info.train.json").read_text())
+    assert info["num_shards"] == 9 and info["seqio_version"] == seqio.__version__
+    assert info["features"]["targets"] == {"shape": [None], "dtype": "int32"}
+    assert info["features"]["targets_pretokenized"] == {"shape": [], "dtype": "string"}
+    seqio.set_global_cache_dirs([str(tmp_path)])
+    source = seqio.TaskRegistry.get(TASK)._get_cached_source("train")
+    assert tokens(source.get_dataset("train", shuffle=False)) == tokens(tokenised("train"))
+
+
+def test_training_reads_the_cache(tmp_path, monkeypatch):
+    settings(tmp_path)
+    caching.cache(TASK)
+
+    def refuse(*_, **__):
+        raise AssertionError("the text is read")
+
+    monkeypatch.setattr(seqio.TaskRegistry.get(TASK).source, "get_dataset", refuse)
+    batch = next(iter(data.training_dataset(TASK, LENGTHS, 4, 0)))
+    assert batch["encoder_input_tokens"].shape == (4, 64)
+    assert data.evaluation_batches(TASK, LENGTHS, 4, 1)
+
+
+def test_a_command_that_was_cut_off_goes_on(tmp_path, monkeypatch, capsys):
+    settings(tmp_path / "whole")
+    caching.cache(TASK, min_shards=6)
+    settings(tmp_path / "cut")
+    write, calls = caching._write_part, []
+
+    def cut_off(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            for shard in arguments[1]:
+                pathlib.Path(shard + ".writing").write_text("half of a shard")
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(caching, "_write_part", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        caching.cache(TASK, min_shards=6)
+    assert not (tmp_path / "cut" / TASK / "COMPLETED").exists()
+    with pytest.raises(SettingError, match="has not all of cached_span_corruption, split 'train': run `switch-tf ca"):
+        data.training_dataset(TASK, LENGTHS, 4, 0)
+    caching.cache(TASK, min_shards=6)
+    assert len(calls) == 2 + 2 + 1  # The first part was whole.
+    names = {path.name for path in (tmp_path / "whole" / TASK).iterdir()}
+    assert {path.name for path in (tmp_path / "cut" / TASK).iterdir()} == names
+    for name in names:
+        assert (tmp_path / "cut" / TASK / name).read_bytes() == (tmp_path / "whole" / TASK / name).read_bytes()
+    caching.cache(TASK, min_shards=6)
+    assert len(calls) == 5 and "is there" in capsys.readouterr().out
+
+
+def test_another_vocabulary_is_refused(text, tmp_path):
+    settings(tmp_path)
+    caching.cache(TASK, splits=["train"])
+    (tmp_path / "other").write_bytes(train_sentencepiece(tests.tiny_task.TOPICS, 390))
+    vocabularies.select_vocabulary(str(tmp_path / "other"))
+    for attempt in (
+        lambda: data.training_dataset(TASK, LENGTHS, 4, 0),
+        lambda: caching.cache(TASK, splits=["validation"]),
+    ):
+        with pytest.raises(SettingError, match="cached_span_corruption was cached with another vocabulary"):
+            attempt()
+    vocabularies.select_vocabulary(str(text / "vocabulary"))
+    data.training_dataset(TASK, LENGTHS, 4, 0)
+
+
+def test_the_folder_keeps_the_vocabulary(text, tmp_path):
+    settings(tmp_path)
+    caching.cache(TASK, vocabularies.VocabularyFile(str(text / "vocabulary")), splits=["validation"])
+    kept = tmp_path / "vocabulary" / vocabularies.FILE_NAME
+    assert kept.read_bytes() == (text / "vocabulary").read_bytes()
+    vocabularies.select_vocabulary(str(kept))
+    assert data.evaluation_batches(TASK, LENGTHS, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mixture_or_task": TASK, "splits": ["test"]}, "has no split 'test': it has train, validation"),
+        ({"mixture_or_task": "empty_span_corruption"}, "yields no example in its split 'train'"),
+        ({"mixture_or_task": "cached_span_coruption"}, "did you mean 'cached_span_corruption'"),
+        ({"mixture_or_task": TASK, "min_shards": 0}, "--min_shards=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_cached_is_said(tmp_path, arguments, message):
+    settings(tmp_path)
+    with pytest.raises(SettingError, match=message):
+        caching.cache(**arguments)
+
+
+def test_a_cache_needs_a_folder(tmp_path):
+    with pytest.raises(SettingError, match=r"needs --gin\.CACHE_DIR"):
+        caching.cache(TASK)
+    gin.bind_parameter("Cache.use", True)
+    with pytest.raises(SettingError, match="USE_CACHED = True needs CACHE_DIR"):
+        data.training_dataset(TASK, LENGTHS, 4, 0)
+    (tmp_path / "file").write_text("no folder")
+    settings(tmp_path / "file")
+    with pytest.raises(SettingError, match=r"CACHE_DIR = '.*file' cannot be written"):
+        caching.cache(TASK)
+
+
+def test_a_task_without_a_place_for_a_cache_is_refused(tmp_path):
+    settings(tmp_path)
+    import tasks.multilingual
+
+    assert cache.tasks_of(seqio.get_mixture_or_task("mc4_languages"))[0].name == tasks.multilingual.TASKS["af"]
+    with pytest.raises(SettingError, match="mc4 cannot be cached"):
+        caching.cache("mc4")
+    with pytest.raises(SettingError, match="mc4 cannot be cached: set it to False"):
+        data.training_dataset("mc4", LENGTHS, 4, 0)
+
+
+def test_numbers_and_bytes_are_written_as_seqio_writes_them():
+    example = {
+        "tokens": np.array([3, 4], np.int32),
+        "text": "naïve".encode(),
+        "weights": np.array([0.5], np.float32),
+        "flag": np.bool_(True),
+        "words": np.array([b"a", b"bc"], object),
+    }
+    assert caching._serialise(example) == seqio.dict_to_tfexample(example).SerializeToString()
