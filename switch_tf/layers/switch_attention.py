@@ -66,7 +66,10 @@ class AttentionExperts(layer.Layer):
         x = self.cast(slots)
         if self.kind == "feed_forward":
             x = tf.nn.relu(batched_product(x, self.cast(self.wi)))
-        return tf.concat([batched_product(x, self.cast(kernel)) for kernel in (self.query, self.key_value)], axis=-1)
+        products = [batched_product(x, self.cast(kernel)) for kernel in (self.query, self.key_value)]
+        # Whole before they are joined: what splits heads does not split the pair.
+        whole = (axes.EXPERTS, axes.GROUPS, axes.SLOTS, None)
+        return tf.concat([axes.constrain(product, whole) for product in products], axis=-1)
 
     def apply_one(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
         """Applies one expert (int32 scalar) to [B, M] tokens: [B, 2 N K]."""
@@ -108,7 +111,12 @@ class SwitchSelfAttention(Attention):
         """Sends every token of [B, L, M] through its expert; see `Attention.project_self`."""
         y, routing = self.projections(x, token_mask=token_mask, training=training, seed=seed, dropless=dropless)
         batch, length, _ = y.shape
-        heads = tf.reshape(y, [batch, length, 2, self.num_heads, self.d_kv])
-        heads = tf.transpose(heads, [2, 0, 3, 1, 4])
-        query, key_value = (axes.constrain(part, HEAD_AXES) for part in tf.unstack(heads))
+
+        def heads(part: tf.Tensor) -> tf.Tensor:
+            # Whole until it is cut into heads: what splits heads does not split the pair of query and key.
+            part = axes.constrain(part, (axes.BATCH, axes.LENGTH, None))
+            part = tf.reshape(part, [batch, length, self.num_heads, self.d_kv])
+            return axes.constrain(tf.transpose(part, [0, 2, 1, 3]), HEAD_AXES)
+
+        query, key_value = (heads(part) for part in tf.split(y, 2, axis=-1))
         return query, KeyValues(key_value, key_value), routing

@@ -117,7 +117,7 @@ def main(output: str, settings: dict) -> None:
             results["collectives"] = json.dumps(collectives(metadata, engine.layout.num_devices))
         results["losses"].append(metrics.loss)
         results["gradient_norms"].append(metrics.gradient_norm)
-        results["expert_load"] = metrics.routing["encoder/layer_1"].expert_load
+        results["expert_load"] = [routing.expert_load for routing in metrics.routing.values()]
     if settings.get("everything", True):
         evaluate = engine.compile(
             lambda features: evaluation_step([tf.convert_to_tensor(weight) for weight in weights], features)

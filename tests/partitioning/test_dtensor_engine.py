@@ -88,6 +88,29 @@ def test_a_mesh_trains_evaluates_and_decodes_as_one_device(results, mesh):
     assert_same(results(dtensor(mesh)), results(SINGLE))
 
 
+VARIANTS = {
+    "top_n": {"router": "top_n", "capacity_factor": 2.0},
+    "no_token_left_behind": {"router": "no_token_left_behind"},
+    "expert_choice": {"router": "expert_choice", "decoder_router": "switch"},
+    "priority_by_gate": {"router_priority": "gate", "decoder_router_priority": "position"},
+    "balance_bias": {"balance_bias_rate": 0.01},
+    "sampling": {"router_policy": "sample"},
+    "einsum": {"dispatcher": "einsum"},
+    "dropless": {"eval_capacity_factor": None},
+    "untied_geglu": {"tied_logits": False, "activation": "gated_gelu"},
+    "switch_attention": {"switch_attention": "linear"},
+    "dense": {"num_experts": 0},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_on_a_mesh(results, variant):
+    rules = {"rules": "batch:data,heads:model,mlp:model,vocab:model"} if variant == "dense" else {}
+    settings = {"steps": 2, "config": VARIANTS[variant]}
+    assert_same(results(dtensor("data:4,model:2", **settings, **rules)), results({**SINGLE, **settings}))
+
+
 def test_microbatches_on_a_mesh(results):
     mesh = dtensor("data:4,model:2", microbatches=2, steps=2, everything=False)
     assert_same(results(mesh), results({**SINGLE, "microbatches": 2, "steps": 2, "everything": False}))
