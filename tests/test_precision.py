@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from switch_tf import configuration
+from switch_tf.decoding import greedy
 from switch_tf.layers.moe import SwitchFeedForward
 from switch_tf.model import EncoderDecoder
 from switch_tf.model_config import ModelConfig
@@ -68,3 +69,14 @@ def test_selective_precision_chooses_as_float32_does_and_bfloat16_does_not():
         chosen[precision] = router(tokens, tf.ones([4, 512]), capacity=512).expert.numpy()
     np.testing.assert_array_equal(chosen["selective"], chosen["float32"])
     assert np.mean(chosen["bfloat16"] != chosen["float32"]) > 0
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "selective"])
+def test_decoding_reads_weights_as_they_are(precision):
+    """No layer calls the ones that decoding calls, where Keras would cast their weights."""
+    model, features = model_in(precision), random_features(vocab_size=128)
+    decoded = tf.function(lambda tokens: greedy(model, tokens, 4))(features["encoder_input_tokens"])
+    assert decoded.shape == [4, 4]
+    bias = model.decoder.position_bias(tf.range(3), tf.range(3))
+    weights = model.decoder.position_bias.embedding.value
+    assert weights.dtype == bias.dtype == tf.float32 and not is_rounded(bias)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
+from keras.src.backend import AutocastScope  # Not public, and nothing public does what it does.
 
 from switch_tf.layers import randomness
 from switch_tf.partitioning import axes as axis_names
@@ -63,6 +64,11 @@ class Layer(keras.layers.Layer):
 
     def __init__(self, *, dtype: str | keras.DTypePolicy | None = None, name: str | None = None):
         super().__init__(dtype=dtype, autocast=False, name=name)
+
+    def __call__(self, *args, **kwargs):
+        # Keras overlooks autocast=False in a layer that no other one calls, as in decoding: its weights would be cast.
+        with AutocastScope(None):
+            return super().__call__(*args, **kwargs)
 
     def weight(self, name: str, shape: tuple[int, ...], axes: axis_names.Axes, initializer: Initializer):
         """Makes a trainable float32 weight: the one way in which layers make weights.
