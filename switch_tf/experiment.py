@@ -107,7 +107,10 @@ class Experiment:
         data.check_vocabulary(self.mixture_or_task, self.model.vocab_size)
 
     def fixed_settings(self) -> dict[str, object]:
-        """Returns what must stay as it was when a run resumes, by macro: data position and noise hang on it."""
+        """Returns what must stay as it was when a run resumes, by macro: data position and noise hang on it.
+
+        `data.data_settings` adds what the data themselves hang on.
+        """
         return {
             "SEED": self.seed,
             "MIXTURE_OR_TASK": self.mixture_or_task,
@@ -207,6 +210,7 @@ class Run:
             "format": _FORMAT,
             "step": int(self.step.numpy()),
             "settings": self.experiment.fixed_settings(),
+            "data": data.data_settings(self.experiment.mixture_or_task),
             "model": dataclasses.asdict(self.experiment.model),
             "shapes": {name: variable.shape.as_list() for name, variable in variables.items()},
             "vocabulary": self.experiment.vocabulary_digest(),
@@ -250,11 +254,16 @@ class Run:
             )
         if self.optimizer is None:
             return
-        for name, value in self.experiment.fixed_settings().items():
-            if manifest["settings"][name] != value:
+        self._check_same(manifest["settings"], self.experiment.fixed_settings())
+        if "data" in manifest:  # Earlier versions did not keep it.
+            self._check_same(manifest["data"], data.data_settings(self.experiment.mixture_or_task))
+
+    def _check_same(self, theirs: Mapping[str, object], ours: Mapping[str, object]) -> None:
+        for name in ours | theirs:
+            if theirs.get(name) != ours.get(name):
                 raise SettingError(
-                    f"MODEL_DIR = '{self.experiment.model_dir}' holds a run with {name} = "
-                    f"{manifest['settings'][name]!r}, not {value!r}: set it back, or use another MODEL_DIR."
+                    f"MODEL_DIR = '{self.experiment.model_dir}' holds a run with {name} = {theirs.get(name)!r}, not "
+                    f"{ours.get(name)!r}: set it back, or use another MODEL_DIR."
                 )
 
     def restore(self, step: int, batches: data.TrainingBatches | None = None) -> None:

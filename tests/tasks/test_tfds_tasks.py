@@ -10,11 +10,11 @@ import t5.data.mixtures  # noqa: F401
 import tensorflow as tf
 
 import tasks.all  # noqa: F401
-from tasks.tfds_source import PreparedTfds
+from tasks.tfds_source import data_set_of
 from tests.tasks import tiny_tfds
 
 NAMES = sorted(
-    name for name in seqio.TaskRegistry.names() if isinstance(seqio.TaskRegistry.get(name).source, PreparedTfds)
+    name for name in seqio.TaskRegistry.names() if data_set_of(seqio.TaskRegistry.get(name)) in tiny_tfds.DATA_SETS
 )
 LENGTHS = {"inputs": 48, "targets": 12}
 MNLI = (
