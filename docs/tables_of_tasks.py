@@ -145,7 +145,7 @@ def row(name: str) -> tuple[str, ...]:
 def row_of_languages() -> tuple[str, ...]:
     """Returns the cells of the one row for all `mc4.<code>`, which differ in nothing but the code."""
     cells = row(multilingual.TASKS[CODE])
-    return tuple(cell.replace(f"mc4.{CODE}", "mc4.<code>").replace(f"= {CODE}", "= <code>") for cell in cells)
+    return tuple(cell.replace(f"mc4.{CODE}", "mc4.<code>").replace(f"= {CODE}", "= `<code>`") for cell in cells)
 
 
 def codes() -> str:

@@ -1,8 +1,6 @@
 """Batches from seqio tasks and mixtures: deterministic, endless for training, padded at the end for evaluation."""
 
-import hashlib
 import itertools
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -323,9 +321,3 @@ def empty_split(mixture_or_task: str, split: str, num_shards: int = 1) -> Settin
         f"MIXTURE_OR_TASK = '{mixture_or_task}' yields no example in its split '{split}'{part}: is its text there, and "
         "long enough for TASK_FEATURE_LENGTHS?"
     )
-
-
-def file_digest(path: pathlib.Path | str) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
-    with tf.io.gfile.GFile(str(path), "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()

@@ -5,13 +5,13 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import gin
 import numpy as np
 import tensorflow as tf
 
 from switch_tf import data
+from switch_tf.cache import file_digest
 from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder, weight_name
 from switch_tf.model_config import ModelConfig
@@ -26,6 +26,7 @@ from switch_tf.training import state_files
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.checkpoints import checkpoints_of, write_error
 from switch_tf.training.saving import CheckpointWriter
+from switch_tf.vocabulary import Vocabulary, path_in
 
 _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
 
@@ -34,13 +35,6 @@ _SLOTS = "/slots/"
 
 # Of checkpoints: names and places of tensors, keys of the manifest.
 _FORMAT = 2
-
-
-class Vocabulary(Protocol):
-    """Where a run's vocabulary comes from."""
-
-    def install(self, model_dir: str) -> str:
-        """Puts the vocabulary into `model_dir`, selects it for the tasks and returns its path."""
 
 
 @gin.configurable
@@ -90,7 +84,7 @@ class Experiment:
     @property
     def vocabulary_path(self) -> str:
         """Where the run keeps its vocabulary."""
-        return os.path.join(self.model_dir, "vocabulary", "sentencepiece.model")
+        return path_in(self.model_dir)
 
     def install_vocabulary(self) -> None:
         """Gives the tasks the run's vocabulary and checks that it fits the model.
@@ -151,7 +145,7 @@ class Experiment:
 
     def vocabulary_digest(self) -> str | None:
         """Returns the SHA-256 of the run's vocabulary, None where it keeps none."""
-        return data.file_digest(self.vocabulary_path) if tf.io.gfile.exists(self.vocabulary_path) else None
+        return file_digest(self.vocabulary_path) if tf.io.gfile.exists(self.vocabulary_path) else None
 
 
 class Run:

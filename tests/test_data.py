@@ -235,7 +235,7 @@ def test_slow_data_are_waited_for(monkeypatch):
 @pytest.mark.parametrize(
     ("task", "lengths", "split", "message"),
     [
-        ("tiny_span_coruption", LENGTHS, "train", "not registered.*did you mean 'tiny_span_corruption'.*import tasks.all"),
+        ("tiny_span_coruption", LENGTHS, "train", "not registered.*mean 'tiny_span_corruption'.*import tasks.all"),
         (TASK, {"inputs": 64}, "train", "TASK_FEATURE_LENGTHS.*names no length for targets"),
         (TASK, {"inputs": 512, "targets": 64}, "train", "TASK_FEATURE_LENGTHS.*114"),
         (TASK, LENGTHS, "test", "has no split 'test': it has train, validation"),

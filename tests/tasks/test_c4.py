@@ -59,7 +59,9 @@ def test_c4_gives_every_document_and_full_examples(folder, task):
 def test_what_is_not_there_is_said(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
-        with pytest.raises(SettingError, match=rf"c4/en:3\.1\.0 is not prepared in {tmp_path}.*Beam job.* hub's json\.gz"):
+        with pytest.raises(
+            SettingError, match=rf"c4/en:3\.1\.0 is not prepared in {tmp_path}.*Beam job.* hub's json\.gz"
+        ):
             data.training_dataset("c4_span_corruption", LENGTHS, 8, 0)
     with pytest.raises(SettingError, match="needs C4_FOLDER"):
         data.training_dataset("c4_files_span_corruption", LENGTHS, 8, 0)

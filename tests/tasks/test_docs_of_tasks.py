@@ -29,7 +29,9 @@ def test_tables_are_up_to_date(tmp_path, monkeypatch):
     monkeypatch.setattr(vocabularies, "_selected_file", None)
     tables_of_tasks.write_examples(str(tmp_path))
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
-    assert tables_of_tasks.tables([*LISTED, *multilingual.TASKS.values()]) == TABLES, "run `python -m docs.tables_of_tasks`"
+    assert tables_of_tasks.tables([*LISTED, *multilingual.TASKS.values()]) == TABLES, (
+        "run `python -m docs.tables_of_tasks`"
+    )
 
 
 def test_every_data_set_has_a_size_and_an_example():

@@ -173,7 +173,9 @@ def test_held_out_blocks_end_and_have_every_document():
 def test_data_that_are_not_prepared_are_said(monkeypatch, tmp_path):
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
     for task in ("mc4", "mc4.sw"):
-        with pytest.raises(SettingError, match=r"c4/multilingual:3\.1\.0 is not prepared .*tasks\.prepare .*a Beam job"):
+        with pytest.raises(
+            SettingError, match=r"c4/multilingual:3\.1\.0 is not prepared .*tasks\.prepare .*a Beam job"
+        ):
             data.training_dataset(task, LENGTHS, 16, 0)
 
 
