@@ -16,6 +16,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import gin
+import seqio
 import tensorflow as tf
 
 from benchmarks.measuring import spread
@@ -38,7 +39,7 @@ def write_languages(folder: pathlib.Path) -> None:
         splits[code] = texts[index :: len(multilingual.CODES)]
         splits[f"{code}-validation"] = texts[:2]
     tiny_c4.make(multilingual.TFDS_NAME, folder, splits, 2)
-    tiny_c4.read_from(folder)
+    seqio.set_tfds_data_dir_override(str(folder))
 
 
 def open_pipeline(name: str, lengths: dict[str, int]) -> tf.data.Iterator:

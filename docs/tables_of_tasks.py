@@ -12,13 +12,17 @@ from collections.abc import Iterable
 import seqio
 
 import tasks.all  # noqa: F401
-from tasks.vocabularies import RunVocabulary
-from tests.tasks import tiny_tfds
+from switch_tf.vocabulary import train_sentencepiece
+from tasks import c4, multilingual
+from tasks.tfds_source import data_set_of
+from tasks.vocabularies import RunVocabulary, select_vocabulary
+from tests.tasks import tiny_c4, tiny_tfds
 
 PAGE = pathlib.Path(__file__).with_name("tasks.md")
 BEGIN, END = "<!-- begin: python -m docs.tables_of_tasks -->", "<!-- end -->"
 # Examples in each split, as the TensorFlow Datasets catalogue gives them: without the data they cannot be counted.
 SIZES: dict[str, dict[str, int]] = {
+    "c4/en": {"train": 364_868_892, "validation": 364_608},
     "glue/cola": {"train": 8_551, "validation": 1_043, "test": 1_063},
     "glue/sst2": {"train": 67_349, "validation": 872, "test": 1_821},
     "glue/mrpc": {"train": 3_668, "validation": 408, "test": 1_725},
@@ -59,6 +63,16 @@ SIZES: dict[str, dict[str, int]] = {
         **{"validation": 1_267, "test": 1_767},
     },
 }
+# Where the text comes from, for tasks that read no data set of TensorFlow Datasets.
+OTHERS = {
+    "c4_files_span_corruption": "the hub's json.gz files of C4, in `C4_FOLDER`",
+    "files_span_corruption": "text files of your own, `TRAIN_FILES` and `VALIDATION_FILES`",
+    "python_docs_span_corruption": "the documentation that comes with Python",
+}
+# T5's example (Raffel et al. 2020, Fig. 2), and the same in one of mC4's languages.
+SENTENCE = "Thank you for inviting me to your party last week."
+CODE, SENTENCE_OF_CODE = "de", "Danke, dass du mich letzte Woche zu deiner Feier eingeladen hast."
+_LENGTHS = {"inputs": 64, "targets": 16}
 _CUT = 160
 
 
@@ -87,28 +101,38 @@ def cell(text: str) -> str:
 
 def data_of(task: seqio.Task) -> str:
     """Names a task's data set and version, and where they differ from the data set's the slices that are its splits."""
-    if not isinstance(task.source, seqio.TfdsDataSource):
-        return type(task.source).__name__
     slices = getattr(task.source, "slices", {})
     renamed = [f"{split} = {taken}" for split, taken in slices.items() if split != taken]
-    return "; ".join([task.source.tfds_dataset.name, *renamed])
+    return "; ".join([data_set_of(task) or OTHERS[task.name], *renamed])
 
 
 def sizes_of(task: seqio.Task) -> str:
     """Gives the examples in each split, from `SIZES` where the task's data set is in it."""
-    source = task.source
-    name = source.tfds_dataset.name.split(":")[0] if isinstance(source, seqio.TfdsDataSource) else ""
+    name = (data_set_of(task) or "").split(":")[0]
+    if multilingual.TFDS_NAME.startswith(f"{name}:"):
+        return f"train {sum(multilingual.PAGES.values()):,} in all languages"
     if name not in SIZES:
         return ""
-    return ", ".join(f"{split} {size(taken, SIZES[name]):,}" for split, taken in source.slices.items())
+    return ", ".join(f"{split} {size(taken, SIZES[name]):,}" for split, taken in task.source.slices.items())
 
 
 def example_of(task: seqio.Task) -> tuple[str, str]:
     """Returns an example as text, input and target; empty where there is no tiny data set."""
-    if not isinstance(task.source, seqio.TfdsDataSource) or task.source.tfds_dataset.name not in tiny_tfds.DATA_SETS:
+    if data_set_of(task) in tiny_tfds.DATA_SETS:
+        inputs, targets = tiny_tfds.written(task, task.splits[0])[0]
+    elif isinstance(task.source, seqio.TfdsDataSource):
+        inputs, targets = corrupted(task)
+    else:
         return "", ""
-    inputs, targets = tiny_tfds.written(task, task.splits[0])[0]
     return f"`{cell(inputs)}`", f"`{cell(targets)}`"
+
+
+def corrupted(task: seqio.Task) -> tuple[str, str]:
+    """Returns the first example of a span corruption task as text, its spans drawn with seed 0."""
+    dataset = task.get_dataset(_LENGTHS, "train", shuffle=False, seed=0)
+    example = next(dataset.as_numpy_iterator())
+    vocabulary = task.output_features["targets"].vocabulary
+    return tuple(vocabulary.decode(example[feature].tolist()) for feature in ("inputs", "targets"))
 
 
 def row(name: str) -> tuple[str, ...]:
@@ -116,6 +140,18 @@ def row(name: str) -> tuple[str, ...]:
     task = seqio.TaskRegistry.get(name)
     metrics = [metric for function in task.metric_fns for metric in getattr(function, "names", [function.__name__])]
     return (f"`{name}`", cell(data_of(task)), sizes_of(task), ", ".join(metrics), *example_of(task))
+
+
+def row_of_languages() -> tuple[str, ...]:
+    """Returns the cells of the one row for all `mc4.<code>`, which differ in nothing but the code."""
+    cells = row(multilingual.TASKS[CODE])
+    return tuple(cell.replace(f"mc4.{CODE}", "mc4.<code>").replace(f"= {CODE}", "= `<code>`") for cell in cells)
+
+
+def codes() -> str:
+    """Lists the codes of mC4's languages, with the pages of each."""
+    listed = ", ".join(f"`{code}` {pages:,}" for code, pages in sorted(multilingual.PAGES.items()))
+    return f"Codes, with the pages in their `train` split (a task's name has `_` for `-`, `mc4.zh_Latn`): {listed}."
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -129,7 +165,9 @@ def mixtures(names: Iterable[str]) -> list[tuple[str, ...]]:
     for name in sorted(seqio.MixtureRegistry.names()):
         mixture = seqio.MixtureRegistry.get(name)
         members = sorted(task.name for task in mixture.tasks)
-        if set(members) <= set(names):
+        if set(members) == set(multilingual.TASKS.values()):
+            rows.append((f"`{name}`", "every `mc4.<code>`, in proportion to pages^`ALPHA`", ""))
+        elif set(members) <= set(names):
             rates = {member: mixture.get_rate(seqio.TaskRegistry.get(member)) for member in members}
             total = sum(rates.values())
             trained = [f"{member} {100 * rate / total:.2f} %" for member, rate in rates.items() if rate]
@@ -142,7 +180,7 @@ def tables(names: Iterable[str]) -> str:
     """Writes the tables of the named tasks, by data set, and of the mixtures of them; `write_examples` must be in use.
 
     Args:
-      names: of registered tasks.
+      names: of registered tasks; those of mC4's languages have one row.
 
     Returns:
       Markdown.
@@ -150,23 +188,35 @@ def tables(names: Iterable[str]) -> str:
     names = sorted(names)
     groups = collections.defaultdict(list)
     for name in names:
-        source = seqio.TaskRegistry.get(name).source
-        is_tfds = isinstance(source, seqio.TfdsDataSource)
-        groups[source.tfds_dataset.name.split("/")[0].split(":")[0] if is_tfds else "other"].append(name)
+        if name not in multilingual.TASKS.values():
+            data_set = data_set_of(seqio.TaskRegistry.get(name)) or "other"
+            groups[data_set.split("/")[0].split(":")[0]].append(row(name))
+    groups["c4"].append(row_of_languages())
     header = ("task", "data", "examples", "metrics", "in", "out")
-    parts = [f"### {group}\n\n{table(header, map(row, members))}" for group, members in sorted(groups.items())]
+    tables_of = {group: table(header, rows) for group, rows in groups.items()}
+    tables_of["c4"] += f"\n\n{codes()}"
+    parts = [f"### {group}\n\n{written}" for group, written in sorted(tables_of.items())]
     mixed = table(("mixture", "trains on", "at rate 0"), mixtures(names))
     return "\n\n".join([*parts, f"### Mixtures\n\n{mixed}"])
 
 
 def write_examples(folder: str) -> None:
-    """Prepares the tiny data sets with their first examples only: TensorFlow Datasets has an order of its own."""
+    """Prepares the tiny data sets with their first examples only: TensorFlow Datasets has an order of its own.
+
+    Selects a vocabulary, too, for the examples of span corruption.
+    """
     first = {
         # Twice, so that a task whose splits are halves of one has an example in each.
         name: {split: examples[:1] * 2 for split, examples in splits.items()}
         for name, splits in tiny_tfds.DATA_SETS.items()
     }
     tiny_tfds.write(folder, first)
+    root = pathlib.Path(folder)
+    tiny_c4.make(c4.TFDS_NAME, root, {"train": [SENTENCE]}, 1)
+    tiny_c4.make(multilingual.TFDS_NAME, root, {CODE: [SENTENCE_OF_CODE]}, 1)
+    texts = [*tiny_tfds.texts(), SENTENCE, SENTENCE_OF_CODE]
+    (root / "vocabulary").write_bytes(train_sentencepiece(texts, 400))
+    select_vocabulary(str(root / "vocabulary"))
 
 
 def main() -> None:

@@ -26,6 +26,12 @@ class Cache:
     use: bool = False
 
 
+def file_digest(path: str) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
 def tasks_of(provider: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
     """Returns a mixture's tasks, or the task alone."""
     return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
@@ -43,8 +49,7 @@ def digests(task: seqio.Task) -> dict[str, str]:
         vocabulary = feature.vocabulary
         if isinstance(vocabulary, seqio.SentencePieceVocabulary):
             vocabulary.load_model()
-            with tf.io.gfile.GFile(vocabulary.sentencepiece_model_file, "rb") as file:
-                kind = hashlib.sha256(file.read()).hexdigest()
+            kind = file_digest(vocabulary.sentencepiece_model_file)
         else:
             kind = type(vocabulary).__name__
         found[name] = f"{kind}+{vocabulary.extra_ids}"

@@ -7,7 +7,6 @@ is cut off goes on after the last whole part.
 import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import gin
 import numpy as np
@@ -18,18 +17,12 @@ import tqdm
 from switch_tf import data
 from switch_tf.cache import Cache, check_digests, digests, digests_file, tasks_of
 from switch_tf.errors import SettingError
+from switch_tf.vocabulary import Vocabulary
 
 # As many as seqio's job makes at least: training shuffles the shards.
 MIN_SHARDS = 64
 
 _UNWRITABLE = (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError, tf.errors.FailedPreconditionError)
-
-
-class Vocabulary(Protocol):
-    """Where the tokens' vocabulary comes from."""
-
-    def install(self, model_dir: str) -> str:
-        """Puts the vocabulary into a folder, selects it for the tasks and returns its path."""
 
 
 def _write_text(path: str, text: str) -> None:

@@ -1,19 +1,21 @@
 """Batches from seqio tasks and mixtures: deterministic, endless for training, padded at the end for evaluation."""
 
-import hashlib
 import itertools
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from multiprocessing.pool import ThreadPool
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from switch_tf.cache import use_cached
+from switch_tf.cache import Cache, tasks_of, use_cached
 from switch_tf.errors import SettingError, nearest
 
 Batch = dict[str, np.ndarray]
+
+# A first batch that takes longer than that may never come.
+_PATIENCE_SECONDS = 60.0
 
 # What the model reads of what seqio's converter makes.
 _FEATURES = (
@@ -37,9 +39,36 @@ def find_task(mixture_or_task: str) -> seqio.Task | seqio.Mixture:
         hint = nearest(mixture_or_task, known)
         raise SettingError(
             f"MIXTURE_OR_TASK = '{mixture_or_task}' is not registered{hint}; a gin file that imports the module "
-            "which registers it (`import tasks.python_docs`, say) is needed."
+            "which registers it is needed (`import tasks.all` for all of docs/tasks.md)."
         )
     return seqio.get_mixture_or_task(mixture_or_task)
+
+
+@runtime_checkable
+class Configured(Protocol):
+    """A seqio source whose examples hang on settings of the run."""
+
+    def settings(self) -> Mapping[str, object]:
+        """Returns them by macro, as JSON can hold them."""
+
+
+def data_settings(mixture_or_task: str) -> dict[str, object]:
+    """Returns what the examples hang on beside the task's name, by macro, as JSON can hold it.
+
+    Args:
+      mixture_or_task: a seqio name.
+
+    Returns:
+      Whether tokens come from a cache, the settings of the tasks' sources, and the rate of each task of a mixture.
+    """
+    provider = find_task(mixture_or_task)
+    settings: dict[str, object] = {"USE_CACHED": Cache().use}
+    for task in tasks_of(provider):
+        if isinstance(task.source, Configured):
+            settings |= task.source.settings()
+        if isinstance(provider, seqio.Mixture):
+            settings[f"the rate of {task.name}"] = provider.get_rate(task)
+    return settings
 
 
 def check_split(task: seqio.Task | seqio.Mixture, split: str) -> None:
@@ -133,12 +162,14 @@ class _Stream(NamedTuple):
 
     Attributes:
       iterator: over batches of the shard's rows.
+      shard: which; None where there is one alone.
       rows: which of them the process keeps.
       name: of its position in a checkpoint.
       is_saved_here: whether this is the process that saves the position.
     """
 
     iterator: Iterator[dict[str, tf.Tensor]]
+    shard: seqio.ShardInfo | None
     rows: slice
     name: str
     is_saved_here: bool
@@ -173,24 +204,22 @@ class TrainingBatches:
           process_index: which of them this is.
 
         Raises:
-          SettingError: for an unknown task, a missing length, or data (or a stream of them) without an example.
+          SettingError: for an unknown task or a missing length.
         """
+        self._task, self._lengths, self._seed, self._num_shards = mixture_or_task, lengths, seed, num_shards
+        self._has_begun = False
         rows = rows or [slice(0, batch_size)]
         mine, size = rows[process_index], batch_size // num_shards
         self._streams = []
         for stream in range(mine.start // size, -(-mine.stop // size)):
             first = stream * size
             shard = None if num_shards == 1 else seqio.ShardInfo(stream, num_shards)
-            # Another data set than the one that is trained on: whatever reads of that one too takes numbers from the
-            # generator of its order.
-            once = _dataset(mixture_or_task, lengths, "train", shuffle=False, num_epochs=1, seed=seed, shard_info=shard)
-            if next(iter(once), None) is None:
-                raise empty_split(mixture_or_task, "train", num_shards)
             dataset = training_dataset(mixture_or_task, lengths, size, seed, shard=shard)
             saved_by = next(process for process, theirs in enumerate(rows) if theirs.start <= first < theirs.stop)
             self._streams.append(
                 _Stream(
                     iter(dataset),
+                    shard,
                     slice(max(mine.start - first, 0), min(mine.stop - first, size)),
                     f"data/stream_{stream:05d}",
                     saved_by == process_index,
@@ -198,12 +227,38 @@ class TrainingBatches:
             )
 
     def __next__(self) -> Batch:
-        """Returns this process's rows of the next batch: int32 [rows, length] by feature."""
-        parts = [
-            {name: tensor.numpy()[stream.rows] for name, tensor in next(stream.iterator).items()}
-            for stream in self._streams
-        ]
+        """Returns this process's rows of the next batch: int32 [rows, length] by feature.
+
+        Raises:
+          SettingError: if the data, or a stream of them, yield no example.
+        """
+        take = (lambda stream: next(stream.iterator)) if self._has_begun else self._first
+        batches = [(stream.rows, take(stream)) for stream in self._streams]
+        self._has_begun = True
+        parts = [{name: tensor.numpy()[rows] for name, tensor in batch.items()} for rows, batch in batches]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _first(self, stream: _Stream) -> dict[str, tf.Tensor]:
+        """Takes the first batch of a stream, or finds that there is none.
+
+        Without examples an endless data set ends at once; where a filter drops them all anew in each epoch, it neither
+        ends nor yields. So it is given some time. Then one epoch is looked at, of another data set: whatever else reads
+        of the one that is trained on takes numbers from the generator of its order.
+        """
+        with ThreadPool(1) as thread:
+            taking = thread.apply_async(next, (stream.iterator, None))
+            taking.wait(_PATIENCE_SECONDS)
+            never = not taking.ready() and self._is_empty(stream.shard)
+            batch = None if never else taking.get()
+        if batch is None:
+            raise empty_split(self._task, "train", self._num_shards)
+        return batch
+
+    def _is_empty(self, shard: seqio.ShardInfo | None) -> bool:
+        once = _dataset(
+            self._task, self._lengths, "train", shuffle=False, num_epochs=1, seed=self._seed, shard_info=shard
+        )
+        return next(iter(once), None) is None
 
     def positions(self) -> dict[str, tf.Tensor]:
         """Returns the positions of the streams that this process saves, by name: variants, copies of what is there."""
@@ -266,9 +321,3 @@ def empty_split(mixture_or_task: str, split: str, num_shards: int = 1) -> Settin
         f"MIXTURE_OR_TASK = '{mixture_or_task}' yields no example in its split '{split}'{part}: is its text there, and "
         "long enough for TASK_FEATURE_LENGTHS?"
     )
-
-
-def file_digest(path: pathlib.Path | str) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
-    with tf.io.gfile.GFile(str(path), "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()

@@ -5,13 +5,13 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import gin
 import numpy as np
 import tensorflow as tf
 
 from switch_tf import data
+from switch_tf.cache import file_digest
 from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder, weight_name
 from switch_tf.model_config import ModelConfig
@@ -26,6 +26,7 @@ from switch_tf.training import state_files
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.checkpoints import checkpoints_of, write_error
 from switch_tf.training.saving import CheckpointWriter
+from switch_tf.vocabulary import Vocabulary, path_in
 
 _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
 
@@ -34,13 +35,6 @@ _SLOTS = "/slots/"
 
 # Of checkpoints: names and places of tensors, keys of the manifest.
 _FORMAT = 2
-
-
-class Vocabulary(Protocol):
-    """Where a run's vocabulary comes from."""
-
-    def install(self, model_dir: str) -> str:
-        """Puts the vocabulary into `model_dir`, selects it for the tasks and returns its path."""
 
 
 @gin.configurable
@@ -90,7 +84,7 @@ class Experiment:
     @property
     def vocabulary_path(self) -> str:
         """Where the run keeps its vocabulary."""
-        return os.path.join(self.model_dir, "vocabulary", "sentencepiece.model")
+        return path_in(self.model_dir)
 
     def install_vocabulary(self) -> None:
         """Gives the tasks the run's vocabulary and checks that it fits the model.
@@ -107,7 +101,10 @@ class Experiment:
         data.check_vocabulary(self.mixture_or_task, self.model.vocab_size)
 
     def fixed_settings(self) -> dict[str, object]:
-        """Returns what must stay as it was when a run resumes, by macro: data position and noise hang on it."""
+        """Returns what must stay as it was when a run resumes, by macro: data position and noise hang on it.
+
+        `data.data_settings` adds what the data themselves hang on.
+        """
         return {
             "SEED": self.seed,
             "MIXTURE_OR_TASK": self.mixture_or_task,
@@ -148,7 +145,7 @@ class Experiment:
 
     def vocabulary_digest(self) -> str | None:
         """Returns the SHA-256 of the run's vocabulary, None where it keeps none."""
-        return data.file_digest(self.vocabulary_path) if tf.io.gfile.exists(self.vocabulary_path) else None
+        return file_digest(self.vocabulary_path) if tf.io.gfile.exists(self.vocabulary_path) else None
 
 
 class Run:
@@ -207,6 +204,7 @@ class Run:
             "format": _FORMAT,
             "step": int(self.step.numpy()),
             "settings": self.experiment.fixed_settings(),
+            "data": data.data_settings(self.experiment.mixture_or_task),
             "model": dataclasses.asdict(self.experiment.model),
             "shapes": {name: variable.shape.as_list() for name, variable in variables.items()},
             "vocabulary": self.experiment.vocabulary_digest(),
@@ -250,11 +248,16 @@ class Run:
             )
         if self.optimizer is None:
             return
-        for name, value in self.experiment.fixed_settings().items():
-            if manifest["settings"][name] != value:
+        self._check_same(manifest["settings"], self.experiment.fixed_settings())
+        if "data" in manifest:  # Earlier versions did not keep it.
+            self._check_same(manifest["data"], data.data_settings(self.experiment.mixture_or_task))
+
+    def _check_same(self, theirs: Mapping[str, object], ours: Mapping[str, object]) -> None:
+        for name in ours | theirs:
+            if theirs.get(name) != ours.get(name):
                 raise SettingError(
-                    f"MODEL_DIR = '{self.experiment.model_dir}' holds a run with {name} = "
-                    f"{manifest['settings'][name]!r}, not {value!r}: set it back, or use another MODEL_DIR."
+                    f"MODEL_DIR = '{self.experiment.model_dir}' holds a run with {name} = {theirs.get(name)!r}, not "
+                    f"{ours.get(name)!r}: set it back, or use another MODEL_DIR."
                 )
 
     def restore(self, step: int, batches: data.TrainingBatches | None = None) -> None:

@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
@@ -17,6 +19,18 @@ from switch_tf.text_files import Patterns, matching_files, read_documents
 NUM_SENTINELS = 100
 # Enough for 32,000 pieces, and minutes to train on; large corpora go on without an end.
 MAX_CHARACTERS = 20_000_000
+
+
+class Vocabulary(Protocol):
+    """Where the vocabulary of a run, or of a cache, comes from."""
+
+    def install(self, model_dir: str) -> str:
+        """Puts the vocabulary into `path_in(model_dir)`, selects it for the tasks and returns that path."""
+
+
+def path_in(model_dir: str) -> str:
+    """Returns where a model directory, or a folder of cached tasks, keeps its vocabulary; local or in a bucket."""
+    return os.path.join(model_dir, "vocabulary", "sentencepiece.model")
 
 
 def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> bytes:

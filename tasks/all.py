@@ -1,6 +1,9 @@
 """Registers every task and mixture of this package: for a gin file that may be asked for any (`import tasks.all`)."""
 
+import tasks.c4
+import tasks.files
 import tasks.glue
+import tasks.multilingual
 import tasks.python_docs
 import tasks.question_answering
 import tasks.reasoning

@@ -7,8 +7,8 @@ import gin
 from switch_tf.errors import SettingError
 from switch_tf.text_files import Patterns
 from tasks.files import ConfiguredFiles
-from tasks.prepared import PreparedTfds
 from tasks.pretraining import add_span_corruption_task
+from tasks.tfds_source import PreparedTfds, same_splits
 
 TFDS_NAME = "c4/en:3.1.0"
 
@@ -36,8 +36,8 @@ def c4_files(folder: str | None = None) -> dict[str, Patterns]:
 
 _tfds = PreparedTfds(
     TFDS_NAME,
-    {"train": "train", "validation": "validation"},
-    ", a Beam job over Common Crawl; or take the hub's json.gz files (docs/data.md)",
+    same_splits("train", "validation"),
+    ", a Beam job over Common Crawl, or take the hub's json.gz files (docs/data.md)",
 )
 add_span_corruption_task("c4_span_corruption", _tfds)
 # In the style of t5's own `c4_v220_span_corruption`, which reads a version that TFDS no longer makes.

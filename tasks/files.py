@@ -15,7 +15,7 @@ HELD_OUT_EVERY = 100
 
 
 @gin.configurable
-def text_files(train: Patterns = gin.REQUIRED, validation: Patterns | None = None) -> dict[str, Patterns]:
+def own_files(train: Patterns = gin.REQUIRED, validation: Patterns | None = None) -> dict[str, Patterns]:
     """Names the files of each split.
 
     Args:
@@ -69,4 +69,4 @@ class ConfiguredFiles(seqio.FileDataSource):
         return dataset.filter(belongs)
 
 
-add_span_corruption_task("files_span_corruption", ConfiguredFiles(text_files, "TRAIN_FILES or VALIDATION_FILES"))
+add_span_corruption_task("files_span_corruption", ConfiguredFiles(own_files, "TRAIN_FILES or VALIDATION_FILES"))

@@ -8,6 +8,7 @@ mixture, for evaluation by language.
 
 import dataclasses
 import functools
+import inspect
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,8 @@ import seqio
 import tensorflow as tf
 
 from switch_tf.errors import SettingError, nearest
-from tasks.prepared import PreparedTfds
 from tasks.pretraining import add_span_corruption_task, span_corruption, text_features
+from tasks.tfds_source import PreparedTfds
 
 TFDS_NAME = "c4/multilingual:3.1.0"
 # Pages of each language's train split, by the catalogue of TFDS.
@@ -29,6 +30,8 @@ TASKS = {code: f"mc4.{code.replace('-', '_')}" for code in CODES}
 SPLITS = ("train", "validation")
 
 Shares = Mapping[str, float]
+
+_MACROS = {"power_law.alpha": "ALPHA"}
 
 
 @gin.configurable
@@ -91,6 +94,19 @@ class Languages:
         """Returns the share of each language; they add up to 1."""
         return dict(self.shares({code: PAGES[code] for code in self.codes or CODES}))
 
+    def settings(self) -> dict[str, object]:
+        """Returns all that the text hangs on, by macro; a parameter of `shares` without one by its name in gin."""
+        rule = self.shares.__name__
+        parameters = inspect.signature(self.shares).parameters.values()
+        values = {parameter.name: parameter.default for parameter in parameters if parameter.name != "pages"}
+        values |= gin.get_bindings(rule)
+        return {
+            "LANGUAGES": self.codes and list(self.codes),
+            "SHARES": rule,
+            "BLOCK_SIZE": self.block_size,
+            **{_MACROS.get(f"{rule}.{name}", f"{rule}.{name}"): value for name, value in values.items()},
+        }
+
 
 class BlockSampler(seqio.DataSource):
     """Blocks of documents of one language, the languages sampled anew for each block.
@@ -107,6 +123,12 @@ class BlockSampler(seqio.DataSource):
         # An endless stream cannot be cached; the languages' own tasks can.
         super().__init__(SPLITS, caching_permitted=False)
         self._sources = sources
+        # The languages are splits of one data set.
+        self.tfds_dataset = next(iter(sources.values())).tfds_dataset
+
+    def settings(self) -> dict[str, object]:
+        """Returns what the examples hang on, by macro: it must stay as it was when a run resumes."""
+        return Languages().settings()
 
     @property
     def supports_arbitrary_sharding(self) -> bool:

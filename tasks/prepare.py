@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 import tasks.all  # noqa: F401
 from switch_tf.errors import SettingError, nearest
-from tasks.tfds_source import open_builder
+from tasks.tfds_source import data_set_of, open_builder
 
 # Any answer of it, an error too, shows that there is a network.
 _PROBE = "https://www.tensorflow.org/datasets"
@@ -36,11 +36,11 @@ def data_sets_of(name: str) -> list[str]:
             f"{name} is no task or mixture{nearest(name, known)}; a data set is named with its version, as in "
             "glue/cola:2.0.0."
         )
-    found = [task.source for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))]
-    names = [source.tfds_dataset.name for source in found if isinstance(source, seqio.TfdsDataSource)]
+    names = dict.fromkeys(map(data_set_of, seqio.get_subtasks(seqio.get_mixture_or_task(name))))
+    names.pop(None, None)
     if not names:
         raise SettingError(f"{name} reads no data set of TensorFlow Datasets: there is nothing to prepare.")
-    return list(dict.fromkeys(names))
+    return list(names)
 
 
 def prepare(tfds_name: str) -> str:

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pathlib
 import re
 
 import gin
@@ -12,9 +11,15 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from switch_tf.errors import SettingError
-from switch_tf.vocabulary import MAX_CHARACTERS, NUM_SENTINELS, first_texts, texts_of_task, train_sentencepiece
+from switch_tf.vocabulary import (
+    MAX_CHARACTERS,
+    NUM_SENTINELS,
+    first_texts,
+    path_in,
+    texts_of_task,
+    train_sentencepiece,
+)
 
-FILE_NAME = "sentencepiece.model"
 _SENTINEL = re.compile("▁?<extra_id_[0-9]+>")
 
 _selected_file: str | None = None
@@ -84,8 +89,7 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
 
 def _install(model_dir: str, contents: bytes, source: str) -> str:
     """Puts `contents` into the model directory, or checks that the vocabulary there is the same; selects it."""
-    folder = os.path.join(model_dir, "vocabulary")
-    path = os.path.join(folder, FILE_NAME)
+    path = path_in(model_dir)
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path, "rb") as file:
             if file.read() != contents:
@@ -94,7 +98,7 @@ def _install(model_dir: str, contents: bytes, source: str) -> str:
                     f"for `switch-tf cache`), or set VocabularyFile.path = '{path}'."
                 )
     else:
-        tf.io.gfile.makedirs(folder)
+        tf.io.gfile.makedirs(os.path.dirname(path))
         # A rename is atomic: a run that is killed here leaves no half of a vocabulary.
         with tf.io.gfile.GFile(path + ".writing", "wb") as file:
             file.write(contents)
@@ -147,10 +151,10 @@ class TrainedVocabulary:
         Raises:
           SettingError: if the task's text is empty or too little.
         """
-        path = pathlib.Path(model_dir) / "vocabulary" / FILE_NAME
-        if tf.io.gfile.exists(str(path)):
-            select_vocabulary(str(path))
-            return str(path)
+        path = path_in(model_dir)
+        if tf.io.gfile.exists(path):
+            select_vocabulary(path)
+            return path
         print(f"Training a vocabulary of {self.num_pieces} pieces on {self.task} ...", flush=True)
         texts = first_texts(texts_of_task(self.task, self.split), self.max_characters)
         model = train_sentencepiece((line for text in texts for line in text.splitlines()), self.num_pieces)

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tests.tiny_task
 from switch_tf import cache, caching, data
 from switch_tf.errors import SettingError
-from switch_tf.vocabulary import train_sentencepiece
+from switch_tf.vocabulary import path_in, train_sentencepiece
 from tasks import vocabularies
 from tasks.pretraining import add_span_corruption_task, text_files
 
@@ -149,7 +149,7 @@ def test_another_vocabulary_is_refused(text, tmp_path):
 def test_the_folder_keeps_the_vocabulary(text, tmp_path):
     settings(tmp_path)
     caching.cache(TASK, vocabularies.VocabularyFile(str(text / "vocabulary")), splits=["validation"])
-    kept = tmp_path / "vocabulary" / vocabularies.FILE_NAME
+    kept = pathlib.Path(path_in(str(tmp_path)))
     assert kept.read_bytes() == (text / "vocabulary").read_bytes()
     vocabularies.select_vocabulary(str(kept))
     assert data.evaluation_batches(TASK, LENGTHS, 4, 1)

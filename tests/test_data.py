@@ -1,6 +1,9 @@
 """Batches: lengths, determinism, resumption, and what is refused."""
 
 import itertools
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -172,18 +175,67 @@ def test_evaluation_batches_are_always_the_same_and_padded_to_one_shape():
 
 
 def test_an_empty_corpus_is_refused():
+    started = time.perf_counter()
     with pytest.raises(SettingError, match="'empty_span_corruption' yields no example in its split 'train': is its"):
-        data.TrainingBatches("empty_span_corruption", LENGTHS, 4, 0)
+        next(data.TrainingBatches("empty_span_corruption", LENGTHS, 4, 0))
     with pytest.raises(SettingError, match="split 'train' for one of NUM_DATA_SHARDS = 2"):
-        data.TrainingBatches("empty_span_corruption", LENGTHS, 4, 0, num_shards=2)
+        next(data.TrainingBatches("empty_span_corruption", LENGTHS, 4, 0, num_shards=2))
+    assert time.perf_counter() - started < 30  # It need not be waited for.
     with pytest.raises(SettingError, match="yields no example in its split 'validation'"):
         data.evaluation_batches("empty_span_corruption", LENGTHS, 4, None)
+
+
+ENDLESSLY_EMPTY = """
+import sys
+import seqio
+import tensorflow as tf
+import tests.tiny_task
+from switch_tf import data
+from switch_tf.errors import SettingError
+from tasks import vocabularies
+
+vocabularies.select_vocabulary(sys.argv[1])
+seqio.TaskRegistry.add(
+    "blank",
+    seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors({"inputs": "a", "targets": "a"}), ["train"]
+    ),
+    preprocessors=[
+        seqio.preprocessors.tokenize,
+        seqio.CacheDatasetPlaceholder(),
+        lambda dataset: dataset.filter(lambda example: tf.size(example["targets"]) > 1000),
+    ],
+    output_features=data.find_task("tiny_span_corruption").output_features,
+)
+data._PATIENCE_SECONDS = 1.0
+try:
+    next(data.TrainingBatches("blank", {"inputs": 8, "targets": 8}, 4, 0))
+except SettingError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_data_that_a_filter_empties_in_every_epoch_are_refused(vocabulary):
+    """In a process of its own: what waits for such data cannot be stopped, and must not keep a run from ending."""
+    command = [sys.executable, "-c", ENDLESSLY_EMPTY, vocabulary.sentencepiece_model_file]
+    finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=90)
+    assert finished.returncode == 1
+    assert "'blank' yields no example in its split 'train'" in finished.stderr
+
+
+def test_slow_data_are_waited_for(monkeypatch):
+    monkeypatch.setattr(data, "_PATIENCE_SECONDS", 0.0)
+    one = streams(2)
+    first = [next(one) for _ in range(3)]
+    monkeypatch.undo()
+    other = streams(2)
+    assert_equal(first, [next(other) for _ in range(3)])
 
 
 @pytest.mark.parametrize(
     ("task", "lengths", "split", "message"),
     [
-        ("tiny_span_coruption", LENGTHS, "train", "not registered.*did you mean 'tiny_span_corruption'"),
+        ("tiny_span_coruption", LENGTHS, "train", "not registered.*mean 'tiny_span_corruption'.*import tasks.all"),
         (TASK, {"inputs": 64}, "train", "TASK_FEATURE_LENGTHS.*names no length for targets"),
         (TASK, {"inputs": 512, "targets": 64}, "train", "TASK_FEATURE_LENGTHS.*114"),
         (TASK, LENGTHS, "test", "has no split 'test': it has train, validation"),

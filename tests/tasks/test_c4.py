@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from switch_tf import configuration, data
 from switch_tf.errors import SettingError, sentence_inside
 from switch_tf.vocabulary import train_sentencepiece
 from tasks import vocabularies
-from tasks.prepared import PreparedTfds
 from tasks.pretraining import num_spans
 from tests.tasks import tiny_c4
 
@@ -24,15 +24,16 @@ LENGTHS = {"inputs": 128, "targets": 29}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory) -> pathlib.Path:
+def folder(tmp_path_factory) -> Iterator[pathlib.Path]:
     """A folder with C4 as TFDS has it, in `c4_files` as the hub has it; its vocabulary is selected."""
     root = tmp_path_factory.mktemp("c4")
     tiny_c4.make_c4(root)
     tiny_c4.make_c4_files(root / "c4_files")
-    tiny_c4.read_from(root)
     (root / "vocabulary").write_bytes(train_sentencepiece([tiny_c4.document("en", i) for i in range(50)], 280))
     vocabularies.select_vocabulary(str(root / "vocabulary"))
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(root))
+        yield root
 
 
 def texts(task: str, split: str) -> list[str]:
@@ -55,11 +56,13 @@ def test_c4_gives_every_document_and_full_examples(folder, task):
     assert np.all(batch["encoder_input_tokens"].numpy() != 0, axis=1).sum() >= 7  # One may be the end of a text.
 
 
-def test_what_is_not_there_is_said():
-    source = PreparedTfds("c4/realnewslike:3.1.0", {"train": "train"})
-    source.tfds_dataset.override_data_dir("nowhere")
-    with pytest.raises(SettingError, match=r"c4/realnewslike:3\.1\.0 is not in .*nowhere: .*`tfds build c4/realnews"):
-        source.get_dataset("train")
+def test_what_is_not_there_is_said(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
+        with pytest.raises(
+            SettingError, match=rf"c4/en:3\.1\.0 is not prepared in {tmp_path}.*Beam job.* hub's json\.gz"
+        ):
+            data.training_dataset("c4_span_corruption", LENGTHS, 8, 0)
     with pytest.raises(SettingError, match="needs C4_FOLDER"):
         data.training_dataset("c4_files_span_corruption", LENGTHS, 8, 0)
     configuration.load(["gin/runs/pretrain_c4.gin"], ['C4_FOLDER = "nowhere"'])

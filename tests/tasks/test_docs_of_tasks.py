@@ -6,7 +6,8 @@ import pytest
 import seqio
 
 from docs import tables_of_tasks
-from tasks.tfds_source import PreparedTfds
+from tasks import c4, multilingual, vocabularies
+from tasks.tfds_source import data_set_of
 from tests.tasks import tiny_tfds
 
 PAGE = tables_of_tasks.PAGE.read_text()
@@ -16,23 +17,30 @@ LISTED = re.findall(r"^\| `(\w[\w.-]*)` \|", TABLES.split("### Mixtures")[0], re
 
 def test_every_task_is_listed():
     """Those that other tests register are none of the package's."""
-    ours = {name for name in tables_of_tasks.own_names() if not name.startswith(("tiny_", "empty_", "my_", "test_"))}
-    assert set(LISTED) == ours
+    others = ("tiny_", "empty_", "cached_", "my_", "test_")
+    ours = {name for name in tables_of_tasks.own_names() if not name.startswith(others)}
+    assert {*LISTED, *multilingual.TASKS.values()} == ours
+    assert "| `mc4.<code>` |" in TABLES
+    assert all(f"`{code}` {pages:,}" in TABLES for code, pages in multilingual.PAGES.items())
 
 
 @pytest.mark.usefixtures("tiny_data")
 def test_tables_are_up_to_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabularies, "_selected_file", None)
     tables_of_tasks.write_examples(str(tmp_path))
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
-    assert tables_of_tasks.tables(LISTED) == TABLES, "run `python -m docs.tables_of_tasks`"
+    assert tables_of_tasks.tables([*LISTED, *multilingual.TASKS.values()]) == TABLES, (
+        "run `python -m docs.tables_of_tasks`"
+    )
 
 
 def test_every_data_set_has_a_size_and_an_example():
     for name in LISTED:
-        source = seqio.TaskRegistry.get(name).source
-        if isinstance(source, PreparedTfds) and not source.tfds_dataset.name.startswith("c4"):
-            assert source.tfds_dataset.name in tiny_tfds.DATA_SETS
-            assert tables_of_tasks.sizes_of(seqio.TaskRegistry.get(name))
+        task = seqio.TaskRegistry.get(name)
+        data_set = data_set_of(task)
+        if data_set is not None:
+            assert data_set in {*tiny_tfds.DATA_SETS, c4.TFDS_NAME, multilingual.TFDS_NAME}
+            assert tables_of_tasks.sizes_of(task)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 import pathlib
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import gin
 import numpy as np
@@ -22,15 +23,16 @@ LENGTHS = {"inputs": 128, "targets": 29}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory) -> pathlib.Path:
+def folder(tmp_path_factory) -> Iterator[pathlib.Path]:
     """A folder with mC4; its vocabulary is selected."""
     root = tmp_path_factory.mktemp("mc4")
     tiny_c4.make_mc4(root)
-    tiny_c4.read_from(root)
     lines = [tiny_c4.document(code, index) for code in multilingual.CODES for index in range(4)]
     (root / "vocabulary").write_bytes(train_sentencepiece(lines, 340))
     vocabularies.select_vocabulary(str(root / "vocabulary"))
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(root))
+        yield root
 
 
 def load(*bindings: str) -> None:
@@ -166,6 +168,33 @@ def test_held_out_blocks_end_and_have_every_document():
     expected = {tiny_c4.document(code, index).encode() for code in ("de", "fr", "sw") for index in tiny_c4.HELD_OUT}
     assert len(texts) == len(expected) and set(texts) == expected
     assert data.evaluation_batches("mc4", LENGTHS, 8, None)
+
+
+def test_data_that_are_not_prepared_are_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
+    for task in ("mc4", "mc4.sw"):
+        with pytest.raises(
+            SettingError, match=r"c4/multilingual:3\.1\.0 is not prepared .*tasks\.prepare .*a Beam job"
+        ):
+            data.training_dataset(task, LENGTHS, 16, 0)
+
+
+def test_what_a_run_must_keep():
+    load('LANGUAGES = ["de", "sw"]', "ALPHA = 0.7")
+    kept = {"LANGUAGES": ["de", "sw"], "SHARES": "power_law", "BLOCK_SIZE": 16, "ALPHA": 0.7}
+    assert data.data_settings("mc4") == {"USE_CACHED": False} | kept
+    shares = multilingual.Languages().sampling()
+    rates = data.data_settings("mc4_languages")
+    assert rates["the rate of mc4.de"] == shares["de"] and rates["the rate of mc4.fr"] == 0.0
+    gin.clear_config()
+    defaults = data.data_settings("mc4")
+    load()
+    assert data.data_settings("mc4") == defaults
+    load("SHARES = @unimax", "unimax.budget = 1000")
+    kept = {"LANGUAGES": None, "SHARES": "unimax", "BLOCK_SIZE": 16}
+    kept |= {"unimax.budget": 1000, "unimax.max_epochs": 4.0}
+    assert data.data_settings("mc4") == {"USE_CACHED": False} | kept
+    assert data.data_settings("mc4.sw") == {"USE_CACHED": False}
 
 
 def test_subsets_and_other_shares():

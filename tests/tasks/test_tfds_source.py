@@ -98,6 +98,7 @@ def test_data_sets_of_a_mixture():
     assert prepare.data_sets_of("squad") == ["squad/v1.1:3.0.0"] == prepare.data_sets_of("squad/v1.1:3.0.0")
     found = prepare.data_sets_of("super_glue")
     assert found.count("super_glue/wsc.fixed:1.0.2") == 1 and "definite_pronoun_resolution:1.1.0" in found
+    assert prepare.data_sets_of("mc4") == ["c4/multilingual:3.1.0"] == prepare.data_sets_of("mc4_languages")
     with pytest.raises(SettingError, match="did you mean 'squad'"):
         prepare.data_sets_of("sqaud")
     with pytest.raises(SettingError, match="nothing to prepare"):

@@ -306,20 +306,24 @@ DATA_SETS: dict[str, dict[str, Examples]] = {
 }
 
 
-def write(data_dir: str, data_sets: Mapping[str, Mapping[str, Examples]] = DATA_SETS) -> None:
+def write(
+    data_dir: str, data_sets: Mapping[str, Mapping[str, Examples]] = DATA_SETS, num_files: int | None = None
+) -> None:
     """Prepares data sets in `data_dir` as TensorFlow Datasets does, with the given examples in the place of downloads.
 
     Args:
       data_dir: what TFDS_DATA_DIR would be.
       data_sets: name, configuration and version -> split -> raw examples.
+      num_files: of each split; None for as many as TensorFlow Datasets thinks good.
     """
+    download = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=num_files)
     tfds.disable_progress_bar()
     for name, splits in data_sets.items():
         builder = tfds.builder(name, data_dir=data_dir)
         generators = {split: list(enumerate(examples)) for split, examples in splits.items()}
-        builder._split_generators = lambda _, generators=generators: generators
+        builder._split_generators = lambda *_, generators=generators: generators
         with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+            builder.download_and_prepare(download_config=download)
 
 
 def use(data_dir: str) -> None:

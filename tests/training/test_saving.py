@@ -1,13 +1,18 @@
 """Checkpoints are written while training goes on, by many processes, and hold the state at their step."""
 
+import dataclasses
 import itertools
+import json
 import os
+import pathlib
 import threading
 
+import gin
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import tasks.multilingual  # noqa: F401 (registers tasks)
 import tests.tiny_task  # noqa: F401 (registers tasks)
 from switch_tf.errors import SettingError
 from switch_tf.experiment import Experiment, Run
@@ -208,14 +213,57 @@ def assert_rows(parts: list[list[dict]], whole: list[dict]) -> None:
 def test_a_process_that_does_not_write_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "_PATIENCE_SECONDS", 0.2)
     folder = CheckpointFolder(str(tmp_path), keep=1)
-    engine = SingleEngine(Layout({}, {}))
-    engine.num_processes = 3
+    engine = SingleEngine(Layout({}, {}), processes=Processes(("a:1", "b:1", "c:1"), 0))
     writer = CheckpointWriter(folder, engine)
     writer.start(10, [Piece("a", "", np.ones(3))], {})
     state_files.write_part(folder.prefix(10), 1, [])
     with pytest.raises(SettingError, match="step_00000010 lacks the part of process 2"):
         writer.wait()
     assert folder.latest() is None
+
+
+class NoBatches:
+    """Training data that nobody takes."""
+
+    def positions(self) -> dict[str, tf.Tensor]:
+        return {}
+
+
+@pytest.fixture
+def saved(experiment) -> Run:
+    """A run on some of mC4's languages, and its checkpoint of step 0."""
+    run = run_of(dataclasses.replace(experiment, mixture_or_task="mc4"))
+    gin.bind_parameter("Languages.codes", ["de", "sw"])
+    gin.bind_parameter("power_law.alpha", 0.3)
+    run.save(NoBatches())
+    run.writer.finish()
+    run.check(0)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("Cache.use = True", "USE_CACHED = False, not True"),
+        ("Languages.codes = None", r"LANGUAGES = \['de', 'sw'\], not None"),
+        ("power_law.alpha = 0.5", "ALPHA = 0.3, not 0.5"),
+        ("Languages.block_size = 4", "BLOCK_SIZE = 16, not 4"),
+        ("Languages.shares = @unimax\nunimax.budget = 10", "SHARES = 'power_law', not 'unimax'"),
+    ],
+)
+def test_other_settings_of_the_data_are_refused(saved, binding, message):
+    gin.parse_config(binding)
+    with pytest.raises(SettingError, match=f"holds a run with {message}: set it back, or use another MODEL_DIR"):
+        saved.check(0)
+
+
+def test_a_checkpoint_without_settings_of_the_data_is_read(saved):
+    path = pathlib.Path(saved.checkpoints.path(0)) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["data"]
+    path.write_text(json.dumps(manifest))
+    gin.parse_config("Languages.block_size = 4")
+    saved.check(0)
 
 
 def test_evaluation_reads_no_slots(experiment):
