@@ -36,6 +36,12 @@ def open_builder(tfds_name: str, data_dir: str | None = None) -> tfds.core.Datas
 class _PreparedLoader(seqio.LazyTfdsLoader):
     """All that seqio asks of TensorFlow Datasets comes through `_get_builder`."""
 
+    @property
+    def data_dir(self) -> str | None:
+        # seqio's loader keeps the first override that it sees, whatever is set later.
+        self._data_dir_override = None
+        return super().data_dir
+
     def _get_builder(self, split: str | None = None) -> tfds.core.DatasetBuilder:
         name, data_dir = self.get_split_params(split)
         key = self._get_builder_key(name, data_dir)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import tasks.all
 from tasks.tfds_source import PreparedTfds
+from tests.tasks import tiny_tfds
 
 NAMES = sorted(
     name for name in seqio.TaskRegistry.names() if isinstance(seqio.TaskRegistry.get(name).source, PreparedTfds)
@@ -157,15 +158,6 @@ def converter() -> seqio.EncDecFeatureConverter:
     return seqio.EncDecFeatureConverter(pack=False)
 
 
-def written(name: str, split: str) -> list[tuple[str, str]]:
-    """What a task writes, before it is tokenized and cut."""
-    task = seqio.TaskRegistry.get(name)
-    dataset = task.source.get_dataset(split, shuffle=False)
-    for preprocessor in task.preprocessors[: task.preprocessors.index(seqio.preprocessors.tokenize)]:
-        dataset = preprocessor(dataset)
-    return [(row["inputs"].decode(), row["targets"].decode()) for row in dataset.as_numpy_iterator()]
-
-
 @functools.cache
 def make_evaluator(name: str, split: str) -> seqio.Evaluator:
     return seqio.Evaluator(name, converter(), split, sequence_length=None, logger_cls=[])
@@ -199,7 +191,8 @@ def test_there_is_a_published_text_for_every_task():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_text(name):
-    assert TEXTS[name] in written(name, seqio.TaskRegistry.get(name).splits[0])
+    task = seqio.TaskRegistry.get(name)
+    assert TEXTS[name] in tiny_tfds.written(task, task.splits[0])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -347,3 +347,11 @@ def texts(data_sets: Mapping[str, Mapping[str, Examples]] = DATA_SETS) -> list[s
 
     visit(list(data_sets.values()))
     return list(found)
+
+
+def written(task: seqio.Task, split: str) -> list[tuple[str, str]]:
+    """Returns inputs and targets as a task writes them, before they are tokenized and cut."""
+    dataset = task.source.get_dataset(split, shuffle=False)
+    for preprocessor in task.preprocessors[: task.preprocessors.index(seqio.preprocessors.tokenize)]:
+        dataset = preprocessor(dataset)
+    return [(row["inputs"].decode(), row["targets"].decode()) for row in dataset.as_numpy_iterator()]

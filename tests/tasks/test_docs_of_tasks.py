@@ -1,0 +1,55 @@
+"""docs/tasks.md: its tables are what is registered, its example works."""
+
+import re
+
+import pytest
+import seqio
+
+from docs import tables_of_tasks
+from tasks.tfds_source import PreparedTfds
+from tests.tasks import tiny_tfds
+
+PAGE = tables_of_tasks.PAGE.read_text()
+TABLES = PAGE.split(tables_of_tasks.BEGIN)[1].split(tables_of_tasks.END)[0].strip()
+LISTED = re.findall(r"^\| `(\w[\w.-]*)` \|", TABLES.split("### Mixtures")[0], re.MULTILINE)
+
+
+def test_every_task_is_listed():
+    """Those that other tests register are none of the package's."""
+    ours = {name for name in tables_of_tasks.own_names() if not name.startswith(("tiny_", "empty_", "my_", "test_"))}
+    assert set(LISTED) == ours
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_tables_are_up_to_date(tmp_path, monkeypatch):
+    tables_of_tasks.write_examples(str(tmp_path))
+    monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
+    assert tables_of_tasks.tables(LISTED) == TABLES, "run `python -m docs.tables_of_tasks`"
+
+
+def test_every_data_set_has_a_size_and_an_example():
+    for name in LISTED:
+        source = seqio.TaskRegistry.get(name).source
+        if isinstance(source, PreparedTfds) and not source.tfds_dataset.name.startswith("c4"):
+            assert source.tfds_dataset.name in tiny_tfds.DATA_SETS
+            assert tables_of_tasks.sizes_of(seqio.TaskRegistry.get(name))
+
+
+@pytest.mark.parametrize(
+    ("taken", "expected"), [("train", 10), ("train[:7]", 7), ("train[7:]", 3), ("train+validation", 14)]
+)
+def test_sizes_of_slices(taken, expected):
+    assert tables_of_tasks.size(taken, {"train": 10, "validation": 4}) == expected
+
+
+def test_a_task_of_your_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reviews").mkdir()
+    (tmp_path / "reviews" / "train.tsv").write_text("A fine film\tgood\n")
+    (tmp_path / "reviews" / "held-out.tsv").write_text("Too long\tbad\n")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    try:
+        exec(code, {})
+        assert tiny_tfds.written(seqio.TaskRegistry.get("my_reviews"), "train") == [("review: A fine film", "good")]
+    finally:
+        seqio.TaskRegistry.remove("my_reviews")
