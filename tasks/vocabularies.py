@@ -164,7 +164,8 @@ class InitialVocabulary:
             if tf.io.gfile.exists(given):
                 return VocabularyFile(given).install(model_dir)
         raise SettingError(
-            f"INITIAL_CHECKPOINT = '{self.checkpoint}' is no model directory with a vocabulary, nor a checkpoint of one."
+            f"INITIAL_CHECKPOINT = '{self.checkpoint}' is neither a model directory with a vocabulary nor a checkpoint "
+            "in one."
         )
 
 

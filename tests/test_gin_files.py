@@ -14,14 +14,17 @@ MODELS = sorted(path.stem for path in (GIN / "models").glob("*.gin"))
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("run", ["pretrain", "quickstart"])
+@pytest.mark.parametrize("run", ["pretrain", "quickstart", "finetune"])
 def test_models_and_runs_compose(model, run):
     bindings = ['MODEL_DIR = "unused"', 'MIXTURE_OR_TASK = "unused"', "Experiment.model = @ModelConfig()"]
+    if run == "finetune":
+        bindings.append('INITIAL_CHECKPOINT = "unused"')
     configuration.load([f"gin/models/{model}.gin", f"gin/runs/{run}.gin"], bindings)
     configuration.check_required()
     experiment = Experiment()
     assert experiment.model == ModelConfig()
-    assert experiment.batch_size == {"pretrain": 2048, "quickstart": 16}[run]
+    assert experiment.batch_size == {"pretrain": 2048, "quickstart": 16, "finetune": 2048}[run]
+    assert experiment.model.dropout_rate == (0.1 if run == "finetune" else 0.0)
 
 
 @pytest.mark.parametrize("precision", sorted(path.stem for path in (GIN / "precision").glob("*.gin")))
