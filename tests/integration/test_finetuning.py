@@ -95,17 +95,20 @@ def fails(capsys, *arguments: str) -> str:
 
 
 def weights(model_dir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """The step and the weights of a checkpoint, by name."""
     reader = tf.train.load_checkpoint(checkpoints_of(str(model_dir)).prefix(step))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "/slots/" not in name}
+    names = [
+        name for name in reader.get_variable_to_shape_map() if "/slots/" not in name and not name.startswith("data/")
+    ]
+    return {name: reader.get_tensor(name) for name in names}
 
 
 def test_a_run_begins_from_the_weights_and_from_nothing_else(pretrained, tmp_path, capsys):
     command_line.main(arguments(tmp_path, pretrained, "LEARNING_RATE=0.0", "TRAIN_STEPS=1"))
     before, after = weights(pretrained, 12), weights(tmp_path, 1)
     assert before.pop("step") == 12 and after.pop("step") == 1
-    names = [name for name in before if not name.startswith("data/")]
-    assert len(names) > 20
-    for name in names:
+    assert len(before) > 20
+    for name in before:
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
     assert "Beginning from the weights of" in capsys.readouterr().out
     vocabulary = "vocabulary/sentencepiece.model"
@@ -136,15 +139,22 @@ def test_scores_are_recorded_while_the_run_trains(finetuned):
     assert manifest["score"] == {"metric": "rule_glue/average", "value": float(rows[-1]["value"])}
 
 
-def test_a_better_evaluation_makes_a_checkpoint_that_stays(pretrained, tmp_path, monkeypatch):
+def test_a_better_evaluation_makes_a_checkpoint_that_stays(pretrained, tmp_path):
     """At steps 2, 4, 6 and 8 the model is 10, 30, 20 and 20 % right, says the metric."""
     values = iter([0.0, 10.0, 30.0, 20.0, 20.0])  # The first is of the targets, before the first step.
-    task = seqio.TaskRegistry.get("glue_sst2")
-    monkeypatch.setattr(
-        type(task), "metric_fns", property(lambda self: [lambda targets, predictions: {"fixed": next(values)}])
+    sst2 = seqio.TaskRegistry.get("glue_sst2")
+    seqio.TaskRegistry.add(
+        "rises_and_falls",
+        sst2.source,
+        preprocessors=sst2.preprocessors,
+        output_features=sst2.output_features,
+        metric_fns=[lambda targets, predictions: {"score": next(values)}],
     )
-    settings = ('EVAL_TASK="glue_sst2"', 'BEST_METRIC="glue_sst2/fixed"', "CHECKPOINT_PERIOD=100", "KEEP_CHECKPOINTS=1")
-    command_line.main(arguments(tmp_path, pretrained, *settings))
+    settings = ('EVAL_TASK="rises_and_falls"', 'BEST_METRIC="rises_and_falls/score"', "KEEP_CHECKPOINTS=1")
+    try:
+        command_line.main(arguments(tmp_path, pretrained, *settings, "CHECKPOINT_PERIOD=100"))
+    finally:
+        seqio.TaskRegistry.remove("rises_and_falls")
     assert checkpoints_of(str(tmp_path)).steps() == [4, 8]
     assert checkpoints_of(str(tmp_path)).best() == 4
 
@@ -214,9 +224,9 @@ def test_any_model_directory_is_scored_on_any_task(pretrained, capsys):
 def test_a_checkpoint_in_the_middle_can_be_the_beginning(pretrained, tmp_path):
     initial = pretrained / "checkpoints" / "step_00000008"
     command_line.main(arguments(tmp_path, initial, "LEARNING_RATE=0.0", "TRAIN_STEPS=1"))
-    names = [name for name in weights(tmp_path, 1) if name != "step" and not name.startswith("data/")]
-    for name in names:
-        np.testing.assert_array_equal(weights(pretrained, 8)[name], weights(tmp_path, 1)[name])
+    before, after = weights(pretrained, 8), weights(tmp_path, 1)
+    for name in before.keys() - {"step"}:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
 
 
 @pytest.mark.parametrize(
