@@ -1,5 +1,6 @@
 """What `switch-tf evaluate` does: one, some or all checkpoints of a model directory, scored and compared."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,8 +13,16 @@ from switch_tf import data
 from switch_tf.commands import load_run
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import make_evaluator
-from switch_tf.experiment import Experiment, Run
-from switch_tf.task_evaluation import Scores, TaskEvaluation, TaskEvaluator, TaskResults, flat, has_metrics
+from switch_tf.experiment import Experiment
+from switch_tf.task_evaluation import (
+    Scores,
+    TaskEvaluation,
+    TaskEvaluator,
+    TaskResults,
+    flat,
+    has_metrics,
+    held_out_name,
+)
 from switch_tf.training.checkpoints import checkpoints_of
 
 
@@ -35,10 +44,12 @@ def evaluate(steps: Sequence[int | str], split: str, as_json: bool, output: str 
     steps = checkpoints_of(experiment.model_dir).choose(steps)
     run = load_run(experiment, steps[0])
     likelihood = make_evaluator(run)
-    batches = data.evaluation_batches(
-        experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size, None, split
-    )
-    task_evaluator = _task_evaluator(run, split)
+    settings = dataclasses.replace(TaskEvaluation(), best_metric=None)  # It is chosen while training.
+    held_out = held_out_name(experiment.mixture_or_task, settings, split)
+    batches = data.evaluation_batches(held_out, experiment.task_feature_lengths, experiment.batch_size, None, split)
+    task_evaluator = None
+    if settings.mixture_or_task is not None or has_metrics(experiment.mixture_or_task, split):
+        task_evaluator = TaskEvaluator(run, settings, split)
     is_silent = as_json or not run.engine.is_first_process
     found: list[tuple[dict[str, float], Scores]] = []
     for step in steps:
@@ -56,17 +67,10 @@ def evaluate(steps: Sequence[int | str], split: str, as_json: bool, output: str 
     if as_json:
         run.engine.say(json.dumps(_json_object(found), indent=2))
     else:
-        run.engine.say(f"{experiment.model_dir}, {experiment.mixture_or_task}, {split}")
+        run.engine.say(f"{experiment.model_dir}, {held_out}, {split}")
         for line in _table([values | flat(scores) for values, scores in found]):
             run.engine.say(line)
     run.engine.processes.close()
-
-
-def _task_evaluator(run: Run, split: str) -> TaskEvaluator | None:
-    settings = TaskEvaluation()
-    if settings.mixture_or_task is None and not has_metrics(run.experiment.mixture_or_task, split):
-        return None
-    return TaskEvaluator(run, settings, split)
 
 
 def _json_object(found: Sequence[tuple[dict[str, float], Scores]]) -> dict:

@@ -82,6 +82,15 @@ def has_metrics(mixture_or_task: str, split: str) -> bool:
     return bool(seqio.evaluation.get_valid_eval_tasks(tasks, split))
 
 
+def held_out_name(trained_on: str, settings: TaskEvaluation | None, split: str) -> str:
+    """Returns whose likelihood is measured: of the data that are trained on, or, if they lack the split, of the tasks.
+
+    MNLI is trained on as `glue_mnli`, which has no validation split, and scored as `glue_mnli_matched`.
+    """
+    scored = settings.mixture_or_task if settings is not None else None
+    return trained_on if scored is None or split in data.find_task(trained_on).splits else scored
+
+
 class TaskEvaluator:
     """Scores a run's current weights on tasks, as often as it is called; examples are read and kept at the start."""
 

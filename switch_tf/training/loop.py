@@ -11,7 +11,7 @@ from switch_tf import data
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import make_evaluator
 from switch_tf.experiment import Experiment, Run, write_description
-from switch_tf.task_evaluation import TaskEvaluation, TaskEvaluator, flat
+from switch_tf.task_evaluation import TaskEvaluation, TaskEvaluator, flat, held_out_name
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.progress import Progress, StopSignals
@@ -110,7 +110,7 @@ def train(
         experiment.install_vocabulary()
     batches = experiment.training_batches(engine)
     held_out = data.evaluation_batches(
-        experiment.mixture_or_task,
+        held_out_name(experiment.mixture_or_task, task_evaluation, eval_split),
         experiment.task_feature_lengths,
         experiment.batch_size,
         num_eval_batches,

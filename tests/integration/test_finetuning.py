@@ -22,6 +22,7 @@ from switch_tf.training.checkpoints import checkpoints_of
 from switch_tf.training.records import read_csv
 from tasks.vocabularies import train_sentencepiece
 from tests.integration import runs
+from tests.tasks import tiny_tfds
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ("TRAIN_STEPS=8", "EVAL_PERIOD=2", "CHECKPOINT_PERIOD=4", "NUM_EVAL_EXAMPLES=20", "NUM_EVAL_BATCHES=1")
@@ -219,6 +220,23 @@ def test_any_model_directory_is_scored_on_any_task(pretrained, capsys):
         "--json",
     )
     assert json.loads(out)["tasks"]["glue_sst2"]["accuracy"] <= 100
+
+
+def test_the_whole_of_glue_trains_and_is_scored(pretrained, tmp_path, capsys, monkeypatch):
+    """Its tasks have other splits than one another, and some have a rate of 0 or no metric."""
+    tiny_tfds.write(str(tmp_path / "tfds"), {k: v for k, v in tiny_tfds.DATA_SETS.items() if k.startswith("glue/")})
+    monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path / "tfds"))
+    settings = ('MIXTURE_OR_TASK="glue"', "EVAL_PERIOD=1", "TRAIN_STEPS=1")
+    command_line.main(arguments(tmp_path / "run", pretrained, *settings))
+    values = json.loads(call(capsys, "evaluate", f"--model_dir={tmp_path / 'run'}", "--json"))
+    scored = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli_matched", "mnli_mismatched", "qnli", "rte")
+    assert values["tasks"].keys() == {"glue", *(f"glue_{name}" for name in scored)}
+    assert list(values["tasks"]["glue"]) == ["average"]
+    # MNLI is trained on as one task and scored as two others.
+    mnli = ('MIXTURE_OR_TASK="glue_mnli"', 'EVAL_TASK="glue_mnli_matched"', "EVAL_PERIOD=1", "TRAIN_STEPS=1")
+    gin.clear_config()
+    command_line.main(arguments(tmp_path / "mnli", pretrained, *mnli))
+    assert [row["task"] for row in read_csv(str(tmp_path / "mnli" / "task_eval.csv"))] == ["glue_mnli_matched"] * 2
 
 
 def test_a_checkpoint_in_the_middle_can_be_the_beginning(pretrained, tmp_path):
