@@ -1,18 +1,15 @@
-"""What `switch-tf evaluate` and `switch-tf predict` do with a model directory."""
+"""What `switch-tf predict` does with a model directory."""
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import seqio
-import tqdm
 
 from switch_tf import data
 from switch_tf.decoding import make_greedy
 from switch_tf.errors import SettingError
-from switch_tf.evaluation import make_evaluator
 from switch_tf.experiment import Experiment, Run
 from switch_tf.training.checkpoints import checkpoints_of
 
@@ -33,37 +30,13 @@ def load_run(experiment: Experiment, step: int | None = None) -> Run:
     Raises:
       SettingError: if there is no such checkpoint, or it is of another model or vocabulary, or damaged.
     """
-    steps = checkpoints_of(experiment.model_dir).steps()
-    if not steps:
-        raise SettingError(f"MODEL_DIR = '{experiment.model_dir}' holds no checkpoint: train first.")
-    if step is not None and step not in steps:
-        raise SettingError(f"--step={step}: there is no such checkpoint; there are {', '.join(map(str, steps))}.")
+    steps = checkpoints_of(experiment.model_dir).choose([] if step is None else [step])
     engine = experiment.make_engine()
     with engine.first_process_first():
         experiment.install_vocabulary()
     run = Run(experiment, engine=engine)
-    run.restore(steps[-1] if step is None else step)
+    run.restore(steps[-1])
     return run
-
-
-def evaluate(step: int | None, split: str, as_json: bool) -> None:
-    """Prints the held-out likelihood of a checkpoint, as a table or as one JSON object."""
-    experiment = Experiment()
-    run = load_run(experiment, step)
-    batches = data.evaluation_batches(
-        experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size, None, split
-    )
-    is_silent = as_json or not run.engine.is_first_process
-    shown = batches if is_silent else tqdm.tqdm(batches, unit="batch", leave=False)
-    values = {"step": int(run.step.numpy())} | make_evaluator(run)(shown)
-    if as_json:
-        run.engine.say(json.dumps(values, indent=2))
-    else:
-        run.engine.say(f"{experiment.model_dir}, {experiment.mixture_or_task}, {split}")
-        for name, value in values.items():
-            number = f"{value:>14,.0f}" if float(value).is_integer() else f"{value:>14.4f}"
-            run.engine.say(f"{name:<44}{number}")
-    run.engine.processes.close()
 
 
 def fill(text: str, prediction: str) -> str:

@@ -28,8 +28,12 @@ _FEATURES = (
 )
 
 
-def find_task(mixture_or_task: str) -> seqio.Task | seqio.Mixture:
+def find_task(mixture_or_task: str, setting: str = "MIXTURE_OR_TASK") -> seqio.Task | seqio.Mixture:
     """Looks a name up in seqio's registries.
+
+    Args:
+      mixture_or_task: the name.
+      setting: what the user set it by, for the error.
 
     Raises:
       SettingError: if nothing of that name is registered.
@@ -38,7 +42,7 @@ def find_task(mixture_or_task: str) -> seqio.Task | seqio.Mixture:
     if mixture_or_task not in known:
         hint = nearest(mixture_or_task, known)
         raise SettingError(
-            f"MIXTURE_OR_TASK = '{mixture_or_task}' is not registered{hint}; a gin file that imports the module "
+            f"{setting} = '{mixture_or_task}' is not registered{hint}; a gin file that imports the module "
             "which registers it is needed (`import tasks.all` for all of docs/tasks.md)."
         )
     return seqio.get_mixture_or_task(mixture_or_task)

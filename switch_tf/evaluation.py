@@ -7,6 +7,9 @@ import tensorflow as tf
 
 from switch_tf.data import Batch
 from switch_tf.experiment import Run
+from switch_tf.model import EncoderDecoder
+from switch_tf.partitioning.engine import Engine
+from switch_tf.training.losses import cross_entropy, token_weights
 from switch_tf.training.records import routing_scalars
 from switch_tf.training.step import EvaluationSums, make_evaluation_step
 
@@ -41,6 +44,32 @@ def make_evaluator(run: Run) -> Callable[[Sequence[Batch]], dict[str, float]]:
         return _means(total)
 
     return evaluate
+
+
+def make_scorer(model: EncoderDecoder, engine: Engine) -> Callable[[Batch], np.ndarray]:
+    """Compiles the log likelihood of given targets.
+
+    Args:
+      model: built by the engine.
+      engine: where the model is.
+
+    Returns:
+      score(batch of int32 [B, L]) -> float32 [B], in nats, the sum over a target's tokens; B is a multiple of the
+      engine's `batch_multiple`.
+    """
+
+    def on_device(features):
+        negative_log_likelihood, _ = cross_entropy(model(features), features["decoder_target_tokens"])
+        return -tf.reduce_sum(negative_log_likelihood * token_weights(features), axis=-1)
+
+    compiled = engine.compile(on_device, gather=True)
+
+    def score(batch: Batch) -> np.ndarray:
+        rows = engine.local_rows(len(batch["decoder_target_tokens"]))
+        with engine.scope():
+            return engine.fetch(compiled(engine.feed({name: array[rows] for name, array in batch.items()})))
+
+    return score
 
 
 def _means(total: EvaluationSums) -> dict[str, float]:

@@ -24,7 +24,7 @@ from switch_tf.partitioning.processes import Processes
 from switch_tf.placement import check_placement
 from switch_tf.training import state_files
 from switch_tf.training.adafactor import Adafactor
-from switch_tf.training.checkpoints import checkpoints_of, write_error
+from switch_tf.training.checkpoints import CheckpointFolder, checkpoints_of, find_checkpoint, write_error
 from switch_tf.training.saving import CheckpointWriter
 from switch_tf.vocabulary import Vocabulary, path_in
 
@@ -189,10 +189,14 @@ class Run:
                     named[f"{name}{_SLOTS}{slot}"] = variable.value
         return named
 
-    def save(self, batches: data.TrainingBatches) -> None:
+    def save(self, batches: data.TrainingBatches, score: Mapping[str, object] | None = None) -> None:
         """Begins to write a checkpoint of the current step: variables, position of the data, and what they belong to.
 
         What is written has been copied when this returns; `writer` says when it is on the disk.
+
+        Args:
+          batches: the training data.
+          score: of these weights, as `CheckpointFolder.best` reads it; None where they have none.
 
         Raises:
           SettingError: if the disk cannot be written, or the checkpoint before could not be.
@@ -208,6 +212,7 @@ class Run:
             "model": dataclasses.asdict(self.experiment.model),
             "shapes": {name: variable.shape.as_list() for name, variable in variables.items()},
             "vocabulary": self.experiment.vocabulary_digest(),
+            "score": score,
             "versions": versions(),
         }
         pieces = [state_files.Piece(name, "", position) for name, position in batches.positions().items()]
@@ -222,23 +227,12 @@ class Run:
         Raises:
           SettingError: if it is of another.
         """
-        manifest = self.checkpoints.manifest(step)
-        if manifest.get("format") != _FORMAT:
+        manifest = _readable_manifest(self.checkpoints, step)
+        difference = _difference(manifest, self.variables(), with_slots=self.optimizer is not None)
+        if difference is not None:
             raise SettingError(
-                f"The checkpoint {self.checkpoints.path(step)} was made by another version of switch_tf: finish the "
-                "run with that version, or start anew in another MODEL_DIR."
-            )
-        theirs = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
-        if self.optimizer is None:
-            theirs = {name: shape for name, shape in theirs.items() if _SLOTS not in name}
-        ours = {name: tuple(variable.shape) for name, variable in self.variables().items()}
-        different = {name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)}
-        if different:
-            name = min(different)
-            raise SettingError(
-                f"MODEL_DIR = '{self.experiment.model_dir}' holds another model: {name} is "
-                f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here; use another MODEL_DIR, or "
-                "the gin files and macros of its config.gin."
+                f"MODEL_DIR = '{self.experiment.model_dir}' holds another model: {difference}; use another MODEL_DIR, "
+                "or the gin files and macros of its config.gin."
             )
         digest = self.experiment.vocabulary_digest()
         if manifest["vocabulary"] != digest:
@@ -273,12 +267,66 @@ class Run:
         self.check(step)
         prefix = self.checkpoints.prefix(step)
         try:
-            for name, variable in self.variables().items():
-                self.engine.load(variable, _reader(prefix, name, variable))
+            self._load(prefix, self.variables())
             if batches is not None:
                 batches.restore(lambda name: state_files.read(prefix, name, tf.variant))
         except tf.errors.OpError as error:
             raise self.checkpoints.damaged(step) from error
+
+    def _load(self, prefix: str, variables: Mapping[str, tf.Variable]) -> None:
+        for name, variable in variables.items():
+            self.engine.load(variable, _reader(prefix, name, variable))
+
+    def begin_from(self, initial: str) -> None:
+        """Reads the weights of another run's checkpoint, whatever engine and mesh wrote it; step and slots stay new.
+
+        Args:
+          initial: that run's model directory, for its newest checkpoint, or one of its checkpoints.
+
+        Raises:
+          SettingError: if there is none, it is of another model or vocabulary, or it is damaged.
+        """
+        checkpoints, step = find_checkpoint(initial)
+        manifest = _readable_manifest(checkpoints, step)
+        weights = {weight_name(weight): weight.value for weight in self.model.trainable_variables}
+        difference = _difference(manifest, {"step": self.step, **weights}, with_slots=False)
+        if difference is not None:
+            raise SettingError(
+                f"INITIAL_CHECKPOINT = '{initial}' holds another model: {difference}; use the model's gin files and "
+                "macros of its config.gin."
+            )
+        if manifest["vocabulary"] != self.experiment.vocabulary_digest():
+            raise SettingError(
+                f"INITIAL_CHECKPOINT = '{initial}' was trained with another vocabulary than "
+                f"{self.experiment.vocabulary_path}: set VOCABULARY = @InitialVocabulary() in another MODEL_DIR."
+            )
+        try:
+            self._load(checkpoints.prefix(step), weights)
+        except tf.errors.OpError as error:
+            raise SettingError(
+                f"INITIAL_CHECKPOINT = '{initial}': {checkpoints.path(step)} is damaged; take another checkpoint."
+            ) from error
+
+
+def _readable_manifest(checkpoints: CheckpointFolder, step: int) -> dict:
+    manifest = checkpoints.manifest(step)
+    if manifest.get("format") != _FORMAT:
+        raise SettingError(
+            f"The checkpoint {checkpoints.path(step)} was made by another version of switch_tf: finish the "
+            "run with that version, or start anew in another MODEL_DIR."
+        )
+    return manifest
+
+
+def _difference(manifest: Mapping, variables: Mapping[str, tf.Variable], with_slots: bool) -> str | None:
+    """Tells the first variable that is absent in a checkpoint, too many, or of another shape; None if all fit."""
+    theirs = {name: tuple(shape) for name, shape in manifest["shapes"].items() if with_slots or _SLOTS not in name}
+    ours = {name: tuple(variable.shape) for name, variable in variables.items()}
+    different = {name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)}
+    if not different:
+        return None
+    name = min(different)
+    return f"{name} is {theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here"
 
 
 def _reader(prefix: str, name: str, variable: tf.Variable) -> Callable[[Block], np.ndarray]:

@@ -84,12 +84,22 @@ def make_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model, or go on where the model directory stands")
     _common(train)
 
-    evaluate = commands.add_parser("evaluate", help="score a checkpoint on held-out data")
+    evaluate = commands.add_parser("evaluate", help="score checkpoints on held-out data, and on tasks by their metrics")
     _common(evaluate)
     _model_dir(evaluate)
     _json(evaluate)
-    evaluate.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    evaluate.add_argument(
+        "--step",
+        action="append",
+        type=lambda text: text if text == "best" else int(text),
+        metavar="STEP",
+        help="which checkpoint, by its step, or `best`; may be given several times; the newest by default",
+    )
+    evaluate.add_argument("--all", action="store_true", help="score every checkpoint that there is")
     evaluate.add_argument("--split", default="validation", help="which split of the data (default: %(default)s)")
+    evaluate.add_argument(
+        "--output", metavar="FOLDER", help="where predictions and TensorBoard's files go (default: the model directory)"
+    )
 
     predict = commands.add_parser("predict", help="fill the sentinels (<extra_id_0>, ...) of a text")
     _common(predict)
@@ -198,9 +208,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from switch_tf import commands
+    from switch_tf import scoring
 
-    commands.evaluate(options.step, options.split, options.json)
+    scoring.evaluate(["all"] if options.all else options.step or [], options.split, options.json, options.output)
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import gin
 import numpy as np
 import t5.data.glue_utils
 import t5.data.postprocessors
@@ -94,6 +95,7 @@ _ENTRIES: dict[str, list[list[tuple[str, str]]]] = {
 }
 
 
+@gin.configurable
 def benchmark_averages(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Averages GLUE and SuperGLUE over their tasks; a task with two metrics counts their mean, MNLI that of both sets.
 

@@ -130,6 +130,35 @@ class VocabularyFile:
 
 
 @gin.configurable
+class InitialVocabulary:
+    """The vocabulary of the run that this one begins from, copied once."""
+
+    def __init__(self, checkpoint: str = gin.REQUIRED):
+        self.checkpoint = checkpoint
+
+    def install(self, model_dir: str) -> str:
+        """Copies the model, unless `model_dir` has one already, and selects it; returns its path.
+
+        Raises:
+          SettingError: if neither has one.
+        """
+        path = path_in(model_dir)
+        if tf.io.gfile.exists(path):
+            select_vocabulary(path)
+            return path
+        checkpoint = self.checkpoint.rstrip("/")
+        # A model directory, or `checkpoints/step_...` in one.
+        for initial in (checkpoint, os.path.dirname(os.path.dirname(checkpoint))):
+            given = path_in(initial)
+            if tf.io.gfile.exists(given):
+                return VocabularyFile(given).install(model_dir)
+        raise SettingError(
+            f"INITIAL_CHECKPOINT = '{self.checkpoint}' is neither a model directory with a vocabulary nor a checkpoint "
+            "in one."
+        )
+
+
+@gin.configurable
 class TrainedVocabulary:
     """A SentencePiece model trained on the text of a task, once, when the model directory is made."""
 

@@ -12,18 +12,21 @@ from switch_tf.model_config import ModelConfig
 GIN = pathlib.Path(__file__).parents[1] / "gin"
 MODELS = sorted(path.stem for path in (GIN / "models").glob("*.gin"))
 # The sequences in a batch of each.
-RUNS = {"pretrain": 2048, "pretrain_c4": 2048, "pretrain_files": 2048, "pretrain_multilingual": 1024, "quickstart": 16}
+RUNS = {"pretrain": 2048, "pretrain_c4": 2048, "pretrain_files": 2048, "pretrain_multilingual": 1024, "quickstart": 16, "finetune": 2048}
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("run", RUNS)
 def test_models_and_runs_compose(model, run):
     bindings = ['MODEL_DIR = "unused"', 'MIXTURE_OR_TASK = "unused"', "Experiment.model = @ModelConfig()"]
+    if run == "finetune":
+        bindings.append('INITIAL_CHECKPOINT = "unused"')
     configuration.load([f"gin/models/{model}.gin", f"gin/runs/{run}.gin"], bindings)
     configuration.check_required(but=("TRAIN_FILES",))
     experiment = Experiment()
     assert experiment.model == ModelConfig()
     assert experiment.batch_size == RUNS[run]
+    assert experiment.model.dropout_rate == (0.1 if run == "finetune" else 0.0)
 
 
 @pytest.mark.parametrize("precision", sorted(path.stem for path in (GIN / "precision").glob("*.gin")))

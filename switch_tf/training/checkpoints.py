@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -14,7 +14,7 @@ _MANIFEST = "manifest.json"
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, by step. The newest `keep` stay."""
+    """The checkpoints of one run, by step. The newest `keep` stay, and the best one where they have scores."""
 
     def __init__(self, folder: str, keep: int = 3):
         """Opens a folder, which need not be there yet.
@@ -54,6 +54,50 @@ class CheckpointFolder:
         steps = self.steps()
         return steps[-1] if steps else None
 
+    def choose(self, steps: Sequence[int | str]) -> list[int]:
+        """Finds the checkpoints that a user asks for.
+
+        Args:
+          steps: each a step, "best" or "all"; empty for the newest.
+
+        Returns:
+          Their steps, oldest first.
+
+        Raises:
+          SettingError: if there is no checkpoint, or not the one that is asked for.
+        """
+        there = self.steps()
+        if not there:
+            raise SettingError(f"MODEL_DIR = '{os.path.dirname(self.folder)}' holds no checkpoint: train first.")
+        chosen = set() if steps else {there[-1]}
+        for step in steps:
+            found = {"all": there, "best": [self.best()]}.get(step, [step])
+            if not set(found) <= set(there):
+                missing = "none has a score" if step == "best" else f"there are {', '.join(map(str, there))}"
+                raise SettingError(f"--step={step}: there is no such checkpoint; {missing}.")
+            chosen |= set(found)
+        return sorted(chosen)
+
+    def best(self) -> int | None:
+        """Returns the step of the checkpoint with the highest score, None where none has one.
+
+        A score is in the manifest: {"score": {"metric": "glue/average", "value": 83.3}}. What counts is the metric of
+        the newest scored checkpoint; of equal scores, the oldest.
+        """
+        manifests = {step: self.manifest(step) for step in self.steps()}
+        scores = {step: manifest["score"] for step, manifest in manifests.items() if manifest.get("score")}
+        if not scores:
+            return None
+        metric = scores[max(scores)]["metric"]
+        values = {step: score["value"] for step, score in scores.items() if score["metric"] == metric}
+        return max(values, key=lambda step: (values[step], -step))
+
+    def best_value(self, metric: str) -> float | None:
+        """Returns the score of the best checkpoint, None where there is none by this metric."""
+        step = self.best()
+        score = self.manifest(step)["score"] if step is not None else {}
+        return score.get("value") if score.get("metric") == metric else None
+
     def manifest(self, step: int) -> dict:
         """Returns what `save` was told about a checkpoint.
 
@@ -85,7 +129,7 @@ class CheckpointFolder:
             raise write_error(self.path(step), error, self) from error
 
     def complete(self, step: int, manifest: Mapping[str, object]) -> None:
-        """Makes a checkpoint of a folder that has its tensors, and removes the oldest ones beyond `keep`.
+        """Makes a checkpoint of a folder that has its tensors, and removes older ones; see `clean`.
 
         The manifest comes last and by a rename, so that a folder without one is a write that was cut off.
 
@@ -111,8 +155,8 @@ class CheckpointFolder:
             tf.io.gfile.rmtree(self.path(step))
 
     def clean(self, step: int) -> None:
-        """Removes, of what is older than `step`, writes that were cut off and checkpoints beyond the newest `keep`."""
-        kept = set(self.steps()[-self.keep :])
+        """Removes what is older than `step`, but for the newest `keep` checkpoints and the best one."""
+        kept = {*self.steps()[-self.keep :], self.best()}
         for other in self._folders():
             # Another process may have begun with a later one.
             if other < step and other not in kept:
@@ -122,6 +166,30 @@ class CheckpointFolder:
 def checkpoints_of(model_dir: str, keep: int = 3) -> CheckpointFolder:
     """Returns the checkpoints of a model directory."""
     return CheckpointFolder(os.path.join(model_dir, "checkpoints"), keep)
+
+
+def find_checkpoint(initial: str) -> tuple[CheckpointFolder, int]:
+    """Finds the checkpoint that another run is to begin from.
+
+    Args:
+      initial: a model directory, for its newest checkpoint, or the folder of a checkpoint.
+
+    Returns:
+      (the folder that it is in, its step).
+
+    Raises:
+      SettingError: if there is none.
+    """
+    folder, name = os.path.split(initial.rstrip("/"))
+    match = _FOLDER.match(name)
+    checkpoints = CheckpointFolder(folder) if match else checkpoints_of(initial)
+    step = int(match.group(1)) if match else checkpoints.latest()
+    if step not in checkpoints.steps():
+        raise SettingError(
+            f"INITIAL_CHECKPOINT = '{initial}' holds no checkpoint: name a model directory, or one of its "
+            "checkpoints/step_... ."
+        )
+    return checkpoints, step
 
 
 def write_error(path: str, error: Exception, checkpoints: CheckpointFolder) -> SettingError:

@@ -1,5 +1,6 @@
 """The training loop: reads and assigns variables around the pure step, evaluates, saves, resumes, stops when told."""
 
+import math
 import signal
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from switch_tf import data
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import make_evaluator
 from switch_tf.experiment import Experiment, Run, write_description
+from switch_tf.task_evaluation import TaskEvaluation, TaskEvaluator, flat, held_out_name
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.progress import Progress, StopSignals
@@ -65,10 +67,12 @@ def train(
     steps: int = gin.REQUIRED,
     optimizer: Callable[[], Adafactor] = gin.REQUIRED,
     objective: Objective = gin.REQUIRED,
+    initial_checkpoint: str | None = None,
     num_microbatches: int = 1,
     eval_period: int = 1000,
     num_eval_batches: int | None = None,
     eval_split: str = "validation",
+    task_evaluation: TaskEvaluation | None = None,
     checkpoint_period: int = 1000,
     keep_checkpoints: int = 3,
     log_period: int = 10,
@@ -80,12 +84,14 @@ def train(
       steps: updates in all, those before a restart included.
       optimizer: makes T5's Adafactor, with its schedule: Keras makes variables with it, so the devices come first.
       objective: weights of z-loss and balance loss.
+      initial_checkpoint: a model directory, or one of its checkpoints, whose weights the first step begins from.
       num_microbatches: gradient accumulation: parts of a batch that are in memory one after the other.
       eval_period: updates between evaluations on held-out data.
       num_eval_batches: batches of one evaluation; None for the whole split.
       eval_split: which split is held out.
+      task_evaluation: which tasks are scored by their metrics at each evaluation, on the same split.
       checkpoint_period: updates between checkpoints.
-      keep_checkpoints: how many of the newest checkpoints stay.
+      keep_checkpoints: how many of the newest checkpoints stay, besides the best one.
       log_period: updates between writes to the log files; every update gets its row.
 
     Raises:
@@ -104,7 +110,7 @@ def train(
         experiment.install_vocabulary()
     batches = experiment.training_batches(engine)
     held_out = data.evaluation_batches(
-        experiment.mixture_or_task,
+        held_out_name(experiment.mixture_or_task, task_evaluation, eval_split),
         experiment.task_feature_lengths,
         experiment.batch_size,
         num_eval_batches,
@@ -117,6 +123,12 @@ def train(
     if start:
         run.restore(start, batches)
         engine.say(f"Resuming {experiment.model_dir} from step {start}.")
+    elif initial_checkpoint is not None:
+        run.begin_from(initial_checkpoint)
+        engine.say(f"Beginning from the weights of {initial_checkpoint}.")
+    task_evaluator = None
+    if task_evaluation is not None and task_evaluation.mixture_or_task is not None:
+        task_evaluator = TaskEvaluator(run, task_evaluation, eval_split)
     if engine.is_first_process:
         write_description(experiment.model_dir)
     if start >= steps:
@@ -126,7 +138,8 @@ def train(
 
     update = make_update(run, objective, num_microbatches)
     with StopSignals() as stop, Progress(start, steps, is_shown=engine.is_first_process) as progress:
-        trainer = _Trainer(run, batches, held_out, update, progress)
+        best = task_evaluation.best_name if task_evaluator is not None else None
+        trainer = _Trainer(run, batches, held_out, update, progress, task_evaluator, best)
         try:
             stopped_by = trainer.run_until_done(steps, stop, eval_period, checkpoint_period, log_period)
         except tf.errors.OpError:
@@ -151,19 +164,28 @@ class _Trainer:
         held_out: list[data.Batch],
         update: Callable,
         progress: Progress,
+        task_evaluator: TaskEvaluator | None,
+        best_metric: str | None,
     ):
         self.run = run
         self.batches = batches
         self.held_out = held_out
         self.update = update
         self.evaluate = make_evaluator(run)
+        self.task_evaluator = task_evaluator
+        self.best_metric = best_metric
+        self.best_value = run.checkpoints.best_value(best_metric) if best_metric is not None else None
+        # Of the weights as they are now, by the best metric.
+        self.score: dict[str, object] | None = None
         self.step = int(run.step.numpy())
         self.pending: list[tuple[int, object]] = []
         experiment = run.experiment
         # The first process writes for all of them.
         self.recorder = None
         if run.engine.is_first_process:
-            self.recorder = RunRecorder(experiment.model_dir, experiment.model, self.step)
+            self.recorder = RunRecorder(
+                experiment.model_dir, experiment.model, self.step, scores_tasks=task_evaluator is not None
+            )
         self.progress = progress
 
     def run_until_done(
@@ -188,9 +210,8 @@ class _Trainer:
             is_last = self.step == steps
             if is_last or self.step % log_period == 0:
                 self.flush()
-            if is_last or self.step % eval_period == 0:
-                self.hold_out()
-            if is_last or self.step % checkpoint_period == 0:
+            is_better = (is_last or self.step % eval_period == 0) and self.hold_out()
+            if is_last or is_better or self.step % checkpoint_period == 0:
                 self.save()
         self.run.writer.finish()
         return None
@@ -204,6 +225,7 @@ class _Trainer:
         with self.run.engine.scope():
             metrics = self.update(self.run.engine.feed(batch))
         self.step += 1
+        self.score = None
         self.pending.append((self.step, metrics))
         self.progress.advance(self.run.experiment.batch_size * sum(batch[name].shape[1] for name in _TOKEN_FEATURES))
 
@@ -229,9 +251,15 @@ class _Trainer:
                     "ModelConfig.initializer_scale = 0.1."
                 )
 
-    def hold_out(self) -> None:
-        """Evaluates on the held-out batches and records the result."""
+    def hold_out(self) -> bool:
+        """Evaluates on the held-out batches and the tasks, and records the results.
+
+        Returns:
+          Whether the best metric is higher than ever.
+        """
         self.flush()
+        # Before `eval.csv` gets its row, which says that the evaluation is complete.
+        is_better = self.task_evaluator is not None and self.score_tasks(self.task_evaluator)
         values = self.evaluate(self.held_out)
         if self.recorder is not None:
             self.recorder.write_evaluation(self.step, values)
@@ -240,9 +268,29 @@ class _Trainer:
             f"accuracy {values['accuracy']:.4f}"
         )
         self.progress.restart_clock()
+        return is_better
+
+    def score_tasks(self, task_evaluator: TaskEvaluator) -> bool:
+        """Scores the tasks and records the scores; see `hold_out`."""
+        scores = task_evaluator().scores
+        if self.recorder is not None:
+            self.recorder.write_task_scores(self.step, scores)
+        values = flat(scores)
+        self.progress.say(f"step {self.step}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
+        if self.best_metric is None:
+            return False
+        value = values[self.best_metric]
+        if math.isnan(value):
+            return False
+        self.score = {"metric": self.best_metric, "value": value}
+        # A metric may draw samples (ROUGE does), and all processes must save or none.
+        is_better = self.run.engine.processes.any(self.best_value is None or value > self.best_value)
+        if is_better:
+            self.best_value = value
+        return is_better
 
     def save(self) -> None:
         """Begins with a checkpoint, after the rows of all steps that are in it."""
         self.flush()
-        self.run.save(self.batches)
+        self.run.save(self.batches, self.score)
         self.progress.restart_clock()

@@ -59,8 +59,24 @@ def token_weights(features: Mapping[str, tf.Tensor]) -> tf.Tensor:
     return tf.cast(weights, tf.float32)
 
 
-def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> TokenLosses:
+def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Cross-entropy by hand: it keeps every layout, a vocabulary that is split over devices included.
+
+    Args:
+      logits: float32 [B, L, V].
+      targets: int32 [B, L].
+
+    Returns:
+      (negative log likelihood of each target in nats, log Z), float32 [B, L].
+    """
+    highest = tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
+    log_z = tf.squeeze(highest, -1) + tf.math.log(tf.reduce_sum(tf.exp(logits - highest), axis=-1))
+    of_target = tf.reduce_sum(logits * tf.one_hot(targets, logits.shape[-1], dtype=logits.dtype), axis=-1)
+    return log_z - of_target, log_z
+
+
+def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> TokenLosses:
+    """Sums what the objective and the evaluation need of a batch.
 
     Args:
       logits: float32 [B, L, V].
@@ -70,12 +86,10 @@ def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> T
     Returns:
       Sums over the batch.
     """
-    highest = tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
-    log_z = tf.squeeze(highest, -1) + tf.math.log(tf.reduce_sum(tf.exp(logits - highest), axis=-1))
-    of_target = tf.reduce_sum(logits * tf.one_hot(targets, logits.shape[-1], dtype=logits.dtype), axis=-1)
+    negative_log_likelihood, log_z = cross_entropy(logits, targets)
     hits = tf.equal(first_highest(logits), targets)
     return TokenLosses(
-        negative_log_likelihood=tf.reduce_sum((log_z - of_target) * weights),
+        negative_log_likelihood=tf.reduce_sum(negative_log_likelihood * weights),
         squared_log_z=tf.reduce_sum(tf.square(log_z) * weights),
         correct=tf.reduce_sum(tf.cast(hits, tf.float32) * weights),
         tokens=tf.reduce_sum(weights),

@@ -89,15 +89,16 @@ def routing_scalars(routing: Mapping[str, RoutingMetrics]) -> dict[str, float]:
 
 
 class RunRecorder:
-    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, and all of them to TensorBoard."""
+    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `task_eval.csv`, and TensorBoard's."""
 
-    def __init__(self, model_dir: str, config: ModelConfig, resume_step: int):
+    def __init__(self, model_dir: str, config: ModelConfig, resume_step: int, scores_tasks: bool = False):
         """Opens the files of a run.
 
         Args:
           model_dir: where they are.
           config: names the sparse layers.
           resume_step: the last step whose rows stay.
+          scores_tasks: whether there will be scores of tasks.
 
         Raises:
           SettingError: if they cannot be written.
@@ -114,6 +115,7 @@ class RunRecorder:
         self._metrics = record("metrics.csv", [*scalars, *per_layer, "tokens_per_second"])
         self._evaluations = record("eval.csv", [*EVALUATION_SCALARS, *per_layer])
         self._experts = record("experts.csv", ["layer", *loads]) if self._layers else None
+        self._task_scores = record("task_eval.csv", ["task", "metric", "value"]) if scores_tasks else None
         self._board = tf.summary.create_file_writer(model_dir)
 
     def write(self, steps: Sequence[tuple[int, StepMetrics]], tokens_per_second: float) -> None:
@@ -154,6 +156,18 @@ class RunRecorder:
         with self._writing_board():
             for name, value in values.items():
                 tf.summary.scalar(f"eval/{name}", value, step=step)
+
+    def write_task_scores(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Writes the scores of tasks, one row for each metric of each task."""
+        rows = [
+            {"step": step, "task": task, "metric": metric, "value": value}
+            for task, values in scores.items()
+            for metric, value in values.items()
+        ]
+        self._task_scores.append(rows)
+        with self._writing_board():
+            for row in rows:
+                tf.summary.scalar(f"tasks/{row['task']}/{row['metric']}", row["value"], step=step)
 
     @contextlib.contextmanager
     def _writing_board(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from switch_tf.errors import SettingError
-from switch_tf.training.records import CsvRecord, read_csv
+from switch_tf.training.records import CsvRecord, RunRecorder, read_csv
 
 
 def test_rows_after_the_resumed_step_are_forgotten(tmp_path):
@@ -35,3 +35,17 @@ def test_floats_survive_to_the_last_bit(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(SettingError, match="MODEL_DIR cannot be written"):
         CsvRecord(str(tmp_path / "absent" / "metrics.csv"), ["loss"], 0)
+
+
+def test_scores_of_tasks_have_a_row_for_each_metric(tmp_path, tiny_config):
+    scores = {"squad": {"em": 61.5, "f1": 70.25}, "glue": {"average": 83.0}}
+    recorder = RunRecorder(str(tmp_path), tiny_config, 0, scores_tasks=True)
+    for step in (200, 400):
+        recorder.write_task_scores(step, scores)
+    RunRecorder(str(tmp_path), tiny_config, 200, scores_tasks=True)
+    assert (tmp_path / "task_eval.csv").read_text().splitlines() == [
+        "step,task,metric,value",
+        "200,squad,em,61.5",
+        "200,squad,f1,70.25",
+        "200,glue,average,83.0",
+    ]
