@@ -12,7 +12,14 @@ from switch_tf.model_config import ModelConfig
 GIN = pathlib.Path(__file__).parents[1] / "gin"
 MODELS = sorted(path.stem for path in (GIN / "models").glob("*.gin"))
 # The sequences in a batch of each.
-RUNS = {"pretrain": 2048, "pretrain_c4": 2048, "pretrain_files": 2048, "pretrain_multilingual": 1024, "quickstart": 16, "finetune": 2048}
+RUNS = {
+    "pretrain": 2048,
+    "pretrain_c4": 2048,
+    "pretrain_files": 2048,
+    "pretrain_multilingual": 1024,
+    "quickstart": 16,
+    "finetune": 2048,
+}
 
 
 @pytest.mark.parametrize("model", MODELS)
