@@ -143,7 +143,11 @@ class DistributeEngine(Engine):
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
             self._check_devices(strategy.num_replicas_in_sync)
             return strategy
-        devices = None if self.num_logical_devices is None else cut_processor(self.num_logical_devices)
+        devices = None
+        if self.num_logical_devices is not None:
+            devices = cut_processor(self.num_logical_devices)
+            # They take a third of the first step's time on as many devices as that, and a CPU gains little by them.
+            tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
         devices = devices or [device.name for kind in ("GPU", "CPU") for device in tf.config.list_logical_devices(kind)]
         kinds = [device for device in devices if "GPU" in device] or devices
         if len(kinds) < self.layout.num_devices:
