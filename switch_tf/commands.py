@@ -35,7 +35,8 @@ def load_run(experiment: Experiment, step: int | None = None) -> Run:
     with engine.first_process_first():
         experiment.install_vocabulary()
     run = Run(experiment, engine=engine)
-    run.restore(steps[-1])
+    (step,) = engine.processes.first(steps[-1:])
+    run.restore(step)
     return run
 
 

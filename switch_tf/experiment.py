@@ -77,6 +77,10 @@ class Experiment:
             raise SettingError(
                 f"NUM_DATA_SHARDS = {self.num_data_shards} must divide BATCH_SIZE = {self.batch_size} into equal parts."
             )
+        if self.num_logical_devices is not None and self.num_logical_devices < 1:
+            raise SettingError(
+                f"NUM_LOGICAL_DEVICES = {self.num_logical_devices} must be at least 1, or None to take what there is."
+            )
         for name, length in self.task_feature_lengths.items():
             if length < 1:
                 raise SettingError(f"TASK_FEATURE_LENGTHS['{name}'] = {length} must be at least 1.")

@@ -51,13 +51,15 @@ def check_placement(
         raise SettingError(
             f"NUM_MICROBATCHES = {num_microbatches} must divide BATCH_SIZE = {batch_size} into equal parts."
         )
-    quantities = _quantities(config, batch_size, lengths, num_microbatches)
+    quantities = _quantities(config, batch_size, num_microbatches)
     if num_devices is not None and num_devices < layout.num_devices:
         raise SettingError(
             f"{_mesh(layout)} needs {layout.num_devices} devices and finds {num_devices}: set MESH_SHAPE = "
             f"'{_nearest_mesh(layout, quantities, num_devices)}', NUM_LOGICAL_DEVICES = {layout.num_devices} to try it "
             "on this machine's CPU, or add --gin_file=gin/layouts/single.gin for one device."
         )
+    if layout.num_shards(axes.LENGTH) > 1:
+        raise SettingError("LAYOUT_RULES split length, which is 1 where texts are decoded: split heads in its place.")
     _check_exchange(layout, config)
     for axis, setting, size in quantities:
         parts = layout.num_shards(axis)
@@ -76,9 +78,7 @@ def _mesh(layout: Layout) -> str:
     return "MESH_SHAPE = '" + ",".join(f"{name}:{size}" for name, size in layout.mesh.items()) + "'"
 
 
-def _quantities(
-    config: ModelConfig, batch_size: int | None, lengths: Mapping[str, int], num_microbatches: int
-) -> list[_Quantity]:
+def _quantities(config: ModelConfig, batch_size: int | None, num_microbatches: int) -> list[_Quantity]:
     """Lists the sizes of all axes that the model has."""
     sparse = [config.is_sparse(index) for index in range(config.num_encoder_layers)]
     sparse += [config.is_sparse(index, is_decoder=True) for index in range(config.num_decoder_layers)]
@@ -101,7 +101,6 @@ def _quantities(
         found.append(_Quantity(axes.BATCH, setting, part))
         if any(sparse) and config.group_size is None:
             found.append(_Quantity(axes.GROUPS, setting, part))
-    found += [_Quantity(axes.LENGTH, f"TASK_FEATURE_LENGTHS['{name}']", length) for name, length in lengths.items()]
     return found
 
 

@@ -1,1 +1,1 @@
-"""Cloud TPUs: what a training step becomes when XLA compiles it, and how jobs are submitted."""
+"""Cloud TPUs: what a training step becomes when XLA compiles it, from shapes alone."""

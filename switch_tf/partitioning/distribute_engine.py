@@ -96,6 +96,11 @@ class DistributeEngine(Engine):
         """
         super().__init__(layout, num_logical_devices, processes)
         split = [axis for axis in layout.rules if axis not in (BATCH, GROUPS) and layout.num_shards(axis) > 1]
+        if self.num_processes > 1 and tf.config.list_physical_devices("TPU_SYSTEM"):
+            raise SettingError(
+                "ENGINE = 'tpu' drives all hosts of a TPU from one process, and there are several: start one, with "
+                "TPU_NAME, or set ENGINE = 'dtensor'."
+            )
         tpu = _find_tpu() if num_logical_devices is None and self.num_processes == 1 else None
         if split and tpu is None:
             raise SettingError(
@@ -115,8 +120,9 @@ class DistributeEngine(Engine):
     def _check_devices(self, num_devices: int) -> None:
         if num_devices != self.layout.num_devices:
             raise SettingError(
-                f"MESH_SHAPE has {self.layout.num_devices} device(s), and there are {num_devices}: change it, or set "
-                "NUM_LOGICAL_DEVICES to try it on this machine's CPU."
+                f"MESH_SHAPE has {self.layout.num_devices} device(s), and there are {num_devices}: set MESH_SHAPE = "
+                f"'data:{num_devices}', or NUM_LOGICAL_DEVICES = {self.layout.num_devices} to try it on this machine's "
+                "CPU."
             )
 
     def _tpu_strategy(self, tpu: _TPUSystem) -> tf.distribute.Strategy:
@@ -140,7 +146,11 @@ class DistributeEngine(Engine):
                     "(or its GPUs): leave it None, or set ENGINE = 'dtensor'."
                 )
             _join_processes(self.processes)
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            try:
+                strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            except (RuntimeError, tf.errors.OpError) as error:
+                where = self.processes.addresses[self.process_index]
+                raise SettingError(f"ENGINE = 'tpu' cannot open its devices at {where}: {error}") from error
             self._check_devices(strategy.num_replicas_in_sync)
             return strategy
         devices = None
@@ -215,8 +225,7 @@ class DistributeEngine(Engine):
 
     def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
         """Returns the variable as one block, for the first process; nothing for the others, which have the same."""
-        # Without the copy the array may be the variable's own memory.
-        return [(_whole(variable), np.array(variable.numpy()))] if self.is_first_process else []
+        return [(_whole(variable), variable.numpy())] if self.is_first_process else []
 
     def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
         """Fills every replica's copy."""

@@ -53,14 +53,16 @@ class DTensorEngine(Engine):
         kind = "CPU" if num_logical_devices else dtensor.preferred_device_type()
         try:
             dtensor.initialize_accelerator_system(kind, num_logical_cpu_devices=num_logical_devices)
-        except ValueError as error:
-            raise SettingError(f"ENGINE = 'dtensor' must be first to use TensorFlow in its process: {error}") from error
+        except (ValueError, RuntimeError, tf.errors.OpError) as error:
+            where = f" at {self.processes.addresses[self.process_index]}" if self.num_processes > 1 else ""
+            raise SettingError(f"ENGINE = 'dtensor' cannot open its devices{where}: {error}") from error
         devices = dtensor.num_global_devices(kind)
         if layout.num_devices != devices:
+            of_each, rest = divmod(layout.num_devices, self.num_processes)
+            or_cut = "" if rest else f", or (on a CPU) NUM_LOGICAL_DEVICES = {of_each}"
             raise SettingError(
                 f"MESH_SHAPE = {dict(layout.mesh)} has {layout.num_devices} devices and there are {devices} {kind}s in "
-                f"{self.processes.count} process(es): choose a MESH_SHAPE of {devices}, or (on a CPU) "
-                f"NUM_LOGICAL_DEVICES = {layout.num_devices // self.processes.count}."
+                f"{self.num_processes} process(es): choose a MESH_SHAPE of {devices}{or_cut}."
             )
         # They take most of the first step's time on a mesh, and make no later step faster.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

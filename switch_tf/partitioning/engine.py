@@ -142,8 +142,7 @@ class SingleEngine(Engine):
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), tree)
 
     def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
-        # Without the copy the array may be the variable's own memory.
-        return [(_whole(variable), np.array(variable.numpy()))]
+        return [(_whole(variable), variable.numpy())]
 
     def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
         variable.assign(read(_whole(variable)))

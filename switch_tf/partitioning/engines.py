@@ -35,5 +35,7 @@ def make_engine(
         raise SettingError(
             f"ENGINE = 'single' has one device and MESH_SHAPE {layout.num_devices}: set ENGINE = 'dtensor'."
         )
+    if name == "single" and num_logical_devices is not None:
+        raise SettingError("ENGINE = 'single' takes the device that there is: leave NUM_LOGICAL_DEVICES = None.")
     processes.connect()
     return ENGINES[name](layout, num_logical_devices, processes)

@@ -4,6 +4,7 @@ Devices talk to each other through TensorFlow. What is here is for the hosts: a 
 process, on which no more than a byte travels at each step, and whose end tells at once that a process has gone.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -12,6 +13,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from switch_tf.errors import SettingError
 
@@ -26,6 +28,8 @@ EXIT_LOST = 75
 _HELLO = struct.Struct(">cI")
 _CONTROL, _WATCH = b"c", b"w"
 _YES, _NO = b"1", b"0"
+_NUMBER = struct.Struct(">q")
+_GRACE_SECONDS = 3.0
 
 
 def _keep_alive(connection: socket.socket) -> None:
@@ -54,6 +58,11 @@ class Processes:
         for address in addresses:
             if not address.rpartition(":")[2].isdecimal():
                 raise SettingError(f"{PROCESSES}: '{address}' is not of the form host:port.")
+        if len(addresses) > 1 and self._meeting_point(addresses) in map(self._split, addresses):
+            raise SettingError(
+                f"{PROCESSES}: the first process also listens at its port plus {len(addresses)}, which is another's: "
+                "choose other ports."
+            )
         if not 0 <= index < max(1, len(addresses)):
             raise SettingError(
                 f"{PROCESS} = {index} and {PROCESSES} names {len(addresses)} processes: it must be from 0 to "
@@ -75,19 +84,43 @@ class Processes:
           SettingError: if they cannot be understood.
         """
         addresses = tuple(filter(None, os.environ.get(PROCESSES, "").split(",")))
-        index = os.environ.get(PROCESS, "0")
-        if not addresses and "TF_CONFIG" in os.environ:
-            try:
-                config = json.loads(os.environ["TF_CONFIG"])
-                addresses, index = tuple(config["cluster"]["worker"]), str(config["task"]["index"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise SettingError(
-                    "TF_CONFIG is not of the form {'cluster': {'worker': ['host:port', ...]}, 'task': {'type': "
-                    "'worker', 'index': 0}}."
-                ) from error
+        if not addresses:
+            return cls._from_tf_config(os.environ.get("TF_CONFIG", "{}"))
+        index = os.environ.get(PROCESS, "0" if len(addresses) == 1 else "")
         if not index.isdecimal():
             raise SettingError(f"{PROCESS} = '{index}' must be a number: 0 for the first of {PROCESSES}.")
         return cls(addresses, int(index))
+
+    @classmethod
+    def _from_tf_config(cls, text: str) -> "Processes":
+        """Reads what cluster managers set; a chief is the first process."""
+        try:
+            config = json.loads(text)
+            cluster, task = config.get("cluster", {}), config.get("task", {})
+            chiefs = tuple(cluster.get("chief", ()))
+            addresses = (*chiefs, *cluster.get("worker", ()))
+            if not addresses:
+                return cls()
+            before = {"chief": 0, "worker": len(chiefs)}[task["type"]]
+            return cls(addresses, before + int(task["index"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, SettingError):
+                raise
+            raise SettingError(
+                "TF_CONFIG is not of the form {'cluster': {'chief': ['host:port'], 'worker': ['host:port', ...]}, "
+                "'task': {'type': 'worker', 'index': 0}}."
+            ) from error
+
+    @staticmethod
+    def _split(address: str) -> tuple[str, int]:
+        host, _, port = address.rpartition(":")
+        return host, int(port)
+
+    @classmethod
+    def _meeting_point(cls, addresses: Sequence[str]) -> tuple[str, int]:
+        """After TensorFlow's ports, also where all processes are on one machine and count on from the first one's."""
+        host, port = cls._split(addresses[0])
+        return host, port + len(addresses)
 
     @property
     def count(self) -> int:
@@ -105,9 +138,7 @@ class Processes:
         """
         if self.count == 1:
             return
-        host, _, port = self.addresses[0].rpartition(":")
-        # After TensorFlow's ports, also where all processes are on one machine and count on from the first one's.
-        address = (host, int(port) + self.count)
+        address = self._meeting_point(self.addresses)
         if self.index == 0:
             self._accept(address, patience)
         else:
@@ -134,19 +165,30 @@ class Processes:
                 try:
                     server.settimeout(max(0.01, deadline - time.monotonic()))
                     connection, _ = server.accept()
-                    connection.settimeout(10)
-                    hello = connection.recv(_HELLO.size, socket.MSG_WAITALL)
                 except OSError as error:
                     missing = sorted({index for _, index in wanted} - {index for _, index in there})
                     raise SettingError(
                         f"{PROCESSES}: process {', '.join(map(str, missing))} of {self.count} did not come within "
                         f"{patience:.0f} seconds: is it running, with its own {PROCESS}?"
                     ) from error
-                # Whoever else knocks at the port is none of ours.
-                if len(hello) == _HELLO.size and _HELLO.unpack(hello) in wanted:
-                    there[_HELLO.unpack(hello)] = connection
+                hello = self._greeting(connection)
+                if hello not in wanted:  # Whoever else knocks at the port is none of ours.
+                    connection.close()
+                    continue
+                if hello in there:
+                    raise SettingError(f"{PROCESSES}: two processes have {PROCESS}={hello[1]}: give each its own.")
+                there[hello] = connection
         self._control = [there[_CONTROL, index] for index in range(1, self.count)]
         self._watched = {there[_WATCH, index]: index for index in range(1, self.count)}
+
+    @staticmethod
+    def _greeting(connection: socket.socket) -> tuple[bytes, int] | None:
+        try:
+            connection.settimeout(2)
+            hello = connection.recv(_HELLO.size, socket.MSG_WAITALL)
+        except OSError:
+            return None
+        return _HELLO.unpack(hello) if len(hello) == _HELLO.size else None
 
     def _open(self, address: tuple[str, int], kind: bytes, patience: float) -> socket.socket:
         deadline = time.monotonic() + patience
@@ -166,6 +208,8 @@ class Processes:
     def _watch(self) -> None:
         """Waits until a connection ends, which is when its process does: nothing is ever sent on these."""
         ended, _, _ = select.select(list(self._watched), [], [])
+        # What has ended the other one may be about to end this one, with a sentence of its own.
+        time.sleep(_GRACE_SECONDS)
         if not self._is_closing:
             self._lost(self._watched[ended[0]])
 
@@ -184,27 +228,41 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Returns whether any process says so. All of them must ask; it is a barrier too."""
-        connection = None
-        try:
-            if self.index == 0:
-                for connection in self._control:
-                    flag |= self._receive(connection)
-                for connection in self._control:
-                    connection.sendall(_YES if flag else _NO)
-            else:
-                for connection in self._control:
-                    connection.sendall(_YES if flag else _NO)
-                    flag = self._receive(connection)
-        except OSError:
-            self._lost(self._control.index(connection) + 1 if self.index == 0 else 0)
+        if self.index == 0:
+            for connection in self._control:
+                flag |= self._receive(connection, 1) == _YES
+            for connection in self._control:
+                self._send(connection, _YES if flag else _NO)
+        else:
+            for connection in self._control:
+                self._send(connection, _YES if flag else _NO)
+                flag = self._receive(connection, 1) == _YES
         return flag
 
-    @staticmethod
-    def _receive(connection: socket.socket) -> bool:
-        answer = connection.recv(1)
-        if not answer:
-            raise ConnectionError("the other side has closed")
-        return answer == _YES
+    def first(self, numbers: Sequence[int]) -> list[int]:
+        """Returns what the first process gives: of what is on a disk, say, that not all see in the same moment."""
+        for connection in self._control:
+            if self.index == 0:
+                for number in (len(numbers), *numbers):
+                    self._send(connection, _NUMBER.pack(number))
+            else:
+                (count,) = _NUMBER.unpack(self._receive(connection, _NUMBER.size))
+                numbers = [_NUMBER.unpack(self._receive(connection, _NUMBER.size))[0] for _ in range(count)]
+        return list(numbers)
+
+    def _send(self, connection: socket.socket, message: bytes) -> None:
+        try:
+            connection.sendall(message)
+        except OSError:
+            self._lost(self._control.index(connection) + 1 if self.index == 0 else 0)
+
+    def _receive(self, connection: socket.socket, size: int) -> bytes:
+        message = b""
+        with contextlib.suppress(OSError):
+            message = connection.recv(size, socket.MSG_WAITALL)
+        if len(message) < size:
+            self._lost(self._control.index(connection) + 1 if self.index == 0 else 0)
+        return message
 
     def explain(self, patience: float = 15.0) -> None:
         """Ends this process with a sentence if another one has ended; for when a computation has failed.

@@ -119,7 +119,7 @@ def train(
 
     with engine.scope():
         run = Run(experiment, optimizer(), keep_checkpoints, engine)
-    start = run.checkpoints.latest() or 0
+    (start,) = engine.processes.first([run.checkpoints.latest() or 0])
     if start:
         run.restore(start, batches)
         engine.say(f"Resuming {experiment.model_dir} from step {start}.")
@@ -203,7 +203,8 @@ class _Trainer:
         while self.step < steps:
             self.update_once()
             self.run.writer.check()
-            if processes.any(stop.received is not None):
+            # After the last step the run ends by itself, with its evaluation.
+            if self.step < steps and processes.any(stop.received is not None):
                 self.save()
                 self.run.writer.finish()
                 return stop.received or signal.SIGTERM
@@ -244,7 +245,8 @@ class _Trainer:
             self.recorder.write(fetched, speed)
         for step, metrics in fetched:
             if not is_finite(metrics):
-                self.run.writer.wait()  # The sentence is about what is on the disk.
+                self.run.writer.finish()  # The sentence is about what is on the disk.
+                self.run.engine.processes.close()
                 raise SettingError(
                     f"The loss of step {step} is not a number; nothing was saved after step "
                     f"{self.run.checkpoints.latest() or 0}. Try ROUTER_DTYPE = 'float32', a smaller learning rate or "
@@ -280,11 +282,11 @@ class _Trainer:
         if self.best_metric is None:
             return False
         value = values[self.best_metric]
-        if math.isnan(value):
-            return False
-        self.score = {"metric": self.best_metric, "value": value}
+        is_number = not math.isnan(value)
+        if is_number:
+            self.score = {"metric": self.best_metric, "value": value}
         # A metric may draw samples (ROUGE does), and all processes must save or none.
-        is_better = self.run.engine.processes.any(self.best_value is None or value > self.best_value)
+        is_better = self.run.engine.processes.any(is_number and (self.best_value is None or value > self.best_value))
         if is_better:
             self.best_value = value
         return is_better

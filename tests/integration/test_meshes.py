@@ -145,7 +145,8 @@ def await_step(step: int, model_dir: pathlib.Path, *processes) -> None:
         time.sleep(0.02)
 
 
-def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, model_dir):
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, model_dir, victim):
     processes = start_two(model_dir)
     await_step(1, model_dir, *processes)
     processes[1].terminate()
@@ -155,13 +156,13 @@ def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, mod
         assert "Stopped by SIGTERM at step" in err
     processes = start_two(model_dir)
     await_step(6, model_dir, *processes)
-    processes[1].kill()
+    processes[victim].kill()
     killed_at = time.monotonic()
-    _, err = processes[0].communicate(timeout=60)
+    _, err = processes[1 - victim].communicate(timeout=60)
     assert time.monotonic() - killed_at < 60
-    assert processes[0].returncode == EXIT_LOST
+    assert processes[1 - victim].returncode == EXIT_LOST
     lines = [line for line in err.splitlines() if line.startswith("switch-tf: error")]
-    assert len(lines) == 1 and "process 1 of 2" in lines[0] and "Start all processes again" in lines[0]
+    assert len(lines) == 1 and f"process {victim} of 2" in lines[0] and "Start all processes again" in lines[0]
     assert "from step 4" in train_two(model_dir)
     assert_same_curve(model_dir, single)
 
@@ -217,4 +218,5 @@ def test_a_larger_model_is_the_same_on_every_engine(single, tmp_path, capsys):
         with capsys.disabled():
             print(f"\n{name} against {reference}: losses {drift:.1e}, weights and slots {distance:.1e}", end="")
         assert len(losses[name]) == 20
-        assert drift < 1e-4 and distance < 1e-3, name
+        # On one mesh a run repeats itself bit by bit.
+        assert (drift == distance == 0) if name.endswith("again") else (drift < 1e-4 and distance < 1e-3), name

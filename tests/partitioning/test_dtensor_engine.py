@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import gin
 import numpy as np
 import pytest
 
@@ -100,13 +101,16 @@ VARIANTS = {
     "untied_geglu": {"tied_logits": False, "activation": "gated_gelu"},
     "switch_attention": {"switch_attention": "linear"},
     "dense": {"num_experts": 0},
+    "embed": {},
+    "kv": {},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_on_a_mesh(results, variant):
-    rules = {"rules": "batch:data,heads:model,mlp:model,vocab:model"} if variant == "dense" else {}
+    rules = {"dense": "heads:model,mlp:model,vocab:model", "embed": "experts:data,embed:model", "kv": "kv:model"}
+    rules = {"rules": f"batch:data,{rules[variant]}"} if variant in rules else {}
     settings = {"steps": 2, "config": VARIANTS[variant]}
     assert_same(results(dtensor("data:4,model:2", **settings, **rules)), results({**SINGLE, **settings}))
 
@@ -127,12 +131,15 @@ def test_a_device_holds_its_share_of_experts_and_slots_and_what_describe_says(re
     result, layout = results(dtensor(mesh)), Layout.parse(mesh, rules_for(mesh))
     held = {name.removeprefix("bytes:"): int(size) for name, size in result.items() if name.startswith("bytes:")}
     whole = {name.removeprefix("variable:"): value.nbytes for name, value in variables(result).items()}
+    gin.bind_parameter("Adafactor.min_size_to_factor", 8)  # As in `mesh_program`.
     said = layout_description(CONFIG, layout)["bytes_per_device"]
     assert sum(size for name, size in held.items() if "/slots/" not in name) == said["weights"]
     experts = [name for name in whole if "/experts/" in name]
     assert len(experts) == 2 * 2 * (1 + 2)  # In two layers wi and wo, each with v_row and v_column.
     weights = [name for name in experts if "/slots/" not in name]
     assert sum(held[name] for name in weights) == said["expert_weights"]
+    assert sum(size for name, size in held.items() if "/slots/" in name) == said["slots"]
+    assert sum(held[name] for name in set(experts) - set(weights)) == said["expert_slots"]
     for name in weights:
         assert held[name] == whole[name] / layout.num_devices
     for name in set(experts) - set(weights):
@@ -161,7 +168,7 @@ def test_all_to_alls_move_what_gathers_would(results):
 
 
 def test_two_processes_train_as_one(results, tmp_path):
-    settings = dtensor("data:4,model:2") | {"logical_devices": 4, "steps": 2, "everything": False}
+    settings = dtensor("data:4,model:2") | {"logical_devices": 4}
     addresses = free_addresses(2)
     members = [
         start(tmp_path / f"{index}.npz", settings, SWITCH_TF_PROCESSES=addresses, SWITCH_TF_PROCESS=str(index))
@@ -176,8 +183,7 @@ def test_two_processes_train_as_one(results, tmp_path):
         mine, other = np.isnan(value), np.isnan(second[name])
         assert (mine != other).all(), name
         first[name] = np.where(mine, second[name], value)
-    expected = results({**SINGLE, "steps": 2, "everything": False})
-    assert_same(first, expected)
+    assert_same(first, results(SINGLE))
     np.testing.assert_array_equal(first["losses"], second["losses"])
 
 

@@ -1,10 +1,12 @@
 """Processes find each other, agree, and end together."""
 
+import contextlib
 import json
 import pathlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -24,9 +26,15 @@ processes.connect(patience=20)
 
 def free_addresses(count: int) -> str:
     """Addresses on this machine whose ports, and the one after them, were free a moment ago."""
-    with socket.create_server(("", 0)) as server:
-        first = server.getsockname()[1]
-    return ",".join(f"localhost:{first + index}" for index in range(count))
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("", 0))).getsockname()[1]
+            try:
+                for port in range(first + 1, first + count + 1):
+                    stack.enter_context(socket.create_server(("", port)))
+            except (OSError, OverflowError):
+                continue
+            return ",".join(f"localhost:{first + index}" for index in range(count))
 
 
 def start(program: str, count: int = 3) -> list[subprocess.Popen]:
@@ -67,6 +75,41 @@ def test_when_one_is_killed_the_others_end_with_a_sentence(victim):
     assert time.monotonic() - killed_at < 60
 
 
+def test_an_error_of_all_keeps_its_own_sentence_and_status():
+    """Whoever is first to end takes none of the others with it, if they are about to end by themselves."""
+    program = "processes.any(False); time.sleep(processes.index); sys.exit('mine')"
+    for member in start(program):
+        _, err = member.communicate(timeout=60)
+        assert (member.returncode, err) == (1, "mine\n")
+
+
+def test_all_go_by_what_the_first_sees():
+    for member in start("print(processes.first([processes.index, 7][: 2 - processes.index])); processes.close()", 2):
+        out, err = member.communicate(timeout=60)
+        assert (member.returncode, out) == (0, "[0, 7]\n"), err
+
+
+def test_a_stranger_at_the_port_is_let_go():
+    addresses = tuple(free_addresses(2).split(","))
+    first, second = (Processes(addresses, index) for index in range(2))
+    waiting = threading.Thread(target=first.connect, args=(30,))
+    waiting.start()
+    port = int(addresses[0].rpartition(":")[2]) + 2
+    for greeting in (b"GET / HTTP/1.1\r\n\r\n", b""):
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("localhost", port)) as stranger:
+            stranger.sendall(greeting)
+    second.connect(30)
+    waiting.join()
+    said = threading.Thread(target=second.any, args=(True,))
+    said.start()
+    assert first.any(False)
+    said.join()
+    leaving = threading.Thread(target=second.close)
+    leaving.start()
+    first.close()
+    leaving.join()
+
+
 def test_a_process_that_does_not_come_is_named(monkeypatch):
     processes = Processes(tuple(free_addresses(2).split(",")), 0)
     with pytest.raises(SettingError, match=r"process 1 of 2 did not come within 0 seconds"):
@@ -91,7 +134,14 @@ def test_tf_config_is_read_too(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     assert Processes.from_environment().addresses == ("a:1", "b:1")
     assert Processes.from_environment().index == 1
+    config["cluster"]["chief"] = ["c:1"]
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert Processes.from_environment().addresses == ("c:1", "a:1", "b:1")
+    assert Processes.from_environment().index == 2
     monkeypatch.setenv("TF_CONFIG", "{}")
+    assert Processes.from_environment().count == 1
+    config["task"]["type"] = "ps"
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     with pytest.raises(SettingError, match="TF_CONFIG is not of the form"):
         Processes.from_environment()
 
@@ -101,6 +151,7 @@ def test_tf_config_is_read_too(monkeypatch):
     [
         ("a:1,b:1", "2", r"SWITCH_TF_PROCESS = 2 and SWITCH_TF_PROCESSES names 2 processes: it must be from 0 to 1"),
         ("a:1,b", "0", r"'b' is not of the form host:port"),
+        ("a:1,a:3", "0", r"port plus 2, which is another's"),
         ("a:1,b:1", "first", r"SWITCH_TF_PROCESS = 'first' must be a number"),
     ],
 )
