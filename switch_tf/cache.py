@@ -88,7 +88,8 @@ def use_cached(provider: seqio.Task | seqio.Mixture, split: str) -> bool:
     if cache.folder is None:
         raise SettingError("USE_CACHED = True needs CACHE_DIR, the folder that `switch-tf cache` wrote to.")
     seqio.set_global_cache_dirs([cache.folder])
-    for task in tasks_of(provider):
+    # Of a mixture's tasks, seqio reads those that have the split.
+    for task in (task for task in tasks_of(provider) if split in task.splits):
         if not task.supports_caching:
             raise SettingError(f"USE_CACHED = True, but {task.name} cannot be cached: set it to False.")
         if task.cache_dir is None or not tf.io.gfile.exists(seqio.get_cached_info_path(task.cache_dir, split)):

@@ -162,7 +162,7 @@ def cache_task(task: seqio.Task, folder: str, splits: Iterable[str] | None, min_
     Args:
       task: which task.
       folder: of all cached tasks.
-      splits: which splits; None for all.
+      splits: which of its splits; None for all.
       min_shards: how many files of each split to write at least.
 
     Returns:
@@ -175,8 +175,6 @@ def cache_task(task: seqio.Task, folder: str, splits: Iterable[str] | None, min_
     if not task.supports_caching:
         raise SettingError(f"{task.name} cannot be cached: its preprocessors or its source do not allow it.")
     splits = list(task.splits if splits is None else splits)
-    for split in splits:
-        data.check_split(task, split)
     task_folder = os.path.join(folder, seqio.get_task_dir_from_name(task.name))
     tf.io.gfile.makedirs(task_folder)
     check_digests(task, task_folder)
@@ -210,11 +208,15 @@ def cache(
         raise SettingError("switch-tf cache needs --gin.CACHE_DIR, the folder to write to.")
     if min_shards < 1:
         raise SettingError(f"--min_shards={min_shards} must be at least 1.")
-    tasks = tasks_of(data.find_task(mixture_or_task))
+    provider = data.find_task(mixture_or_task)
+    for split in splits or ():
+        data.check_split(provider, split)
+    tasks = tasks_of(provider)
     try:
         if vocabulary is not None:
             vocabulary.install(folder)
         for task in tasks:
-            print(f"{cache_task(task, folder, splits, min_shards)} is complete.", flush=True)
+            of_task = None if splits is None else [split for split in splits if split in task.splits]
+            print(f"{cache_task(task, folder, of_task, min_shards)} is complete.", flush=True)
     except (OSError, *_UNWRITABLE) as error:
         raise SettingError(f"CACHE_DIR = '{folder}' cannot be written: {' '.join(str(error).split())}") from error

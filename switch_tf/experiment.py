@@ -100,7 +100,7 @@ class Experiment:
         if self.vocabulary is not None:
             try:
                 self.vocabulary.install(self.model_dir)
-            except (OSError, tf.errors.OpError) as error:
+            except OSError as error:
                 raise write_error(self.vocabulary_path, error, checkpoints_of(self.model_dir)) from error
         data.check_vocabulary(self.mixture_or_task, self.model.vocab_size)
 

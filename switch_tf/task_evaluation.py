@@ -50,8 +50,6 @@ class TaskEvaluation:
             raise SettingError(f"TaskEvaluation.batch_size = {self.batch_size} must be at least 1.")
         if self.num_examples is not None and self.num_examples < 1:
             raise SettingError(f"NUM_EVAL_EXAMPLES = {self.num_examples} must be at least 1, or None for all.")
-        if self.best_metric is not None and self.mixture_or_task is None:
-            raise SettingError(f"BEST_METRIC = '{self.best_metric}' needs EVAL_TASK, the task that it is a metric of.")
 
     @property
     def best_name(self) -> str | None:
@@ -229,4 +227,9 @@ class TaskEvaluator:
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Returns the metrics that are numbers; seqio also knows texts and histograms."""
     values = {name: value.value if isinstance(value, Scalar) else value for name, value in values.items()}
-    return {name: float(value) for name, value in values.items() if np.isscalar(value) or np.ndim(value) == 0}
+    kinds = (int, float, np.number)
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, kinds) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    }

@@ -27,11 +27,18 @@ def matching_files(patterns: Patterns, setting: str) -> list[str]:
       Their names, in order.
 
     Raises:
-      SettingError: for a pattern that no file matches.
+      SettingError: for a pattern that no file matches, or that cannot be looked up.
     """
     files = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = [file for file in seqio.utils.list_files(pattern) if tf.io.gfile.exists(file)]
+        try:
+            found = seqio.utils.list_files(pattern)
+            found = [file for file in found if tf.io.gfile.exists(file) and not tf.io.gfile.isdir(file)]
+        except (tf.errors.OpError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SettingError(
+                f"{setting} = '{pattern}' cannot be looked up, is the network there? {reason}"
+            ) from error
         if not found:
             raise SettingError(f"{setting} = '{pattern}' matches no file.")
         files += found

@@ -88,7 +88,12 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
 
 
 def _install(model_dir: str, contents: bytes, source: str) -> str:
-    """Puts `contents` into the model directory, or checks that the vocabulary there is the same; selects it."""
+    """Puts `contents` into the model directory, or checks that the vocabulary there is the same; selects it.
+
+    Raises:
+      SettingError: if there is another vocabulary.
+      OSError: if the folder cannot be written; what TensorFlow raises while it reads text is no such error.
+    """
     path = path_in(model_dir)
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -98,11 +103,14 @@ def _install(model_dir: str, contents: bytes, source: str) -> str:
                     f"for `switch-tf cache`), or set VocabularyFile.path = '{path}'."
                 )
     else:
-        tf.io.gfile.makedirs(os.path.dirname(path))
-        # A rename is atomic: a run that is killed here leaves no half of a vocabulary.
-        with tf.io.gfile.GFile(path + ".writing", "wb") as file:
-            file.write(contents)
-        tf.io.gfile.rename(path + ".writing", path, overwrite=True)
+        try:
+            tf.io.gfile.makedirs(os.path.dirname(path))
+            # A rename is atomic: a run that is killed here leaves no half of a vocabulary.
+            with tf.io.gfile.GFile(path + ".writing", "wb") as file:
+                file.write(contents)
+            tf.io.gfile.rename(path + ".writing", path, overwrite=True)
+        except tf.errors.OpError as error:
+            raise OSError(str(error)) from error
     select_vocabulary(path)
     return path
 

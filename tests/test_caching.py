@@ -202,3 +202,21 @@ def test_numbers_and_bytes_are_written_as_seqio_writes_them():
         "words": np.array([b"a", b"bc"], object),
     }
     assert caching._serialise(example) == seqio.dict_to_tfexample(example).SerializeToString()
+
+
+def test_of_a_mixture_each_task_has_the_splits_that_it_has(tmp_path):
+    """As GLUE, some of whose tasks are for training and others for evaluation."""
+    source = seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors({"text": "a text " * 200}),
+        splits=["train"],
+        caching_permitted=True,
+    )
+    add_span_corruption_task("only_train", source)
+    seqio.MixtureRegistry.add("half_held_out", [TASK, "only_train"], default_rate=1.0)
+    settings(tmp_path)
+    caching.cache("half_held_out")
+    for split in ("train", "validation"):
+        assert cache.use_cached(seqio.get_mixture_or_task("half_held_out"), split)
+    caching.cache("half_held_out", splits=["validation"])
+    with pytest.raises(SettingError, match="half_held_out has no split 'test'"):
+        caching.cache("half_held_out", splits=["test"])

@@ -163,7 +163,6 @@ def test_wrong_settings_are_one_sentence(run, settings, split, sentence):
     [
         ({"batch_size": 0}, "TaskEvaluation.batch_size = 0"),
         ({"num_examples": 0}, "NUM_EVAL_EXAMPLES = 0"),
-        ({"best_metric": "average"}, "BEST_METRIC = 'average' needs EVAL_TASK"),
     ],
 )
 def test_settings_that_cannot_be(settings, sentence):

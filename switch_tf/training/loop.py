@@ -105,6 +105,9 @@ def train(
     ):
         if value < 1:
             raise SettingError(f"{name} = {value} must be at least 1.")
+    if task_evaluation is not None and task_evaluation.best_metric is not None and not task_evaluation.mixture_or_task:
+        metric = task_evaluation.best_metric
+        raise SettingError(f"BEST_METRIC = '{metric}' needs EVAL_TASK, the task that it is a metric of.")
     engine = experiment.make_engine(num_microbatches)
     with engine.first_process_first():
         experiment.install_vocabulary()

@@ -64,9 +64,11 @@ def test_vocabulary_then_cache_then_training(capsys, text, tmp_path):
 def test_a_broken_line_is_one_line(capsys, text, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text": "tw\n')
     broken = {"TRAIN_FILES": f'"{tmp_path / "train.jsonl"}"', "MODEL_DIR": f'"{tmp_path / "run"}"'}
-    broken |= {"VOCABULARY": "@TrainedVocabulary()", "TrainedVocabulary.task": '"tiny_span_corruption"'}
-    message = fails(capsys, "train", *bindings(text, **broken))
-    assert message.startswith(f"switch-tf: error: {tmp_path / 'train.jsonl'}, line 2 is no JSON")
+    broken |= {"VOCABULARY": "@TrainedVocabulary()"}
+    # In the training data, and while a vocabulary is trained on them.
+    for vocabulary in ({"TrainedVocabulary.task": '"tiny_span_corruption"'}, {}):
+        message = fails(capsys, "train", *bindings(text, **broken, **vocabulary))
+        assert message.startswith(f"switch-tf: error: {tmp_path / 'train.jsonl'}, line 2 is no JSON")
     message = fails(capsys, "vocabulary", str(tmp_path / "train.jsonl"), f"--output={tmp_path / 'vocabulary'}")
     assert "train.jsonl, line 2 is no JSON" in message
     (tmp_path / "train.json.gz").write_text("not gzipped at all")
