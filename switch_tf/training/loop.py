@@ -11,6 +11,7 @@ from switch_tf import data
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import make_evaluator
 from switch_tf.experiment import Experiment, Run, write_description
+from switch_tf.placement import placement_notes
 from switch_tf.task_evaluation import TaskEvaluation, TaskEvaluator, flat, held_out_name
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
@@ -109,6 +110,8 @@ def train(
         metric = task_evaluation.best_metric
         raise SettingError(f"BEST_METRIC = '{metric}' needs EVAL_TASK, the task that it is a metric of.")
     engine = experiment.make_engine(num_microbatches)
+    for note in placement_notes(engine.layout, experiment.model) if engine.layout.num_devices > 1 else ():
+        engine.say(f"Layout: {note}")
     with engine.first_process_first():
         experiment.install_vocabulary()
     batches = experiment.training_batches(engine)
