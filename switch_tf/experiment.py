@@ -81,6 +81,11 @@ class Experiment:
             raise SettingError(
                 f"NUM_LOGICAL_DEVICES = {self.num_logical_devices} must be at least 1, or None to take what there is."
             )
+        if not isinstance(self.task_feature_lengths, Mapping):
+            lengths = self.task_feature_lengths
+            raise SettingError(
+                f"TASK_FEATURE_LENGTHS = {lengths!r} is not of the form {{'inputs': 512, 'targets': 114}}."
+            )
         for name, length in self.task_feature_lengths.items():
             if length < 1:
                 raise SettingError(f"TASK_FEATURE_LENGTHS['{name}'] = {length} must be at least 1.")

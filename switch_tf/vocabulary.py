@@ -93,7 +93,7 @@ def texts_of_task(mixture_or_task: str, split: str = "train") -> Iterator[str]:
     """
     for task in tasks_of(data.find_task(mixture_or_task)):
         data.check_split(task, split)
-        yield from _texts(task.source.get_dataset(split=split, shuffle=False))
+        yield from _texts(task.source.get_dataset(split=split, shuffle=False, seed=0))
 
 
 def texts_of_files(patterns: Patterns, key: str = "text") -> Iterator[str]:
@@ -159,8 +159,9 @@ def make_vocabulary(
     """
     if bool(files) == (mixture_or_task is not None):
         raise SettingError("switch-tf vocabulary needs files, or --task with the gin file that registers it.")
-    for name, value in (("num_pieces", num_pieces), ("max_characters", max_characters)):
-        if value < 1:
+    limits = {"num_pieces": num_pieces, "max_characters": max_characters, "max_documents": max_documents}
+    for name, value in limits.items():
+        if value is not None and value < 1:
             raise SettingError(f"--{name}={value} must be at least 1.")
     if tf.io.gfile.exists(output):
         raise SettingError(f"--output={output} is there already: delete it, or choose another name.")

@@ -44,7 +44,12 @@ def power_law(pages: Mapping[str, int], alpha: float = 0.3) -> dict[str, float]:
 
     Returns:
       The share of each language; they add up to 1.
+
+    Raises:
+      SettingError: if alpha is no number.
     """
+    if isinstance(alpha, str):
+        raise SettingError(f"ALPHA = '{alpha}' must be a number: leave out the quotes.")
     powers = {code: count**alpha for code, count in pages.items()}
     return {code: power / sum(powers.values()) for code, power in powers.items()}
 
@@ -60,7 +65,13 @@ def unimax(pages: Mapping[str, int], budget: float = gin.REQUIRED, max_epochs: f
 
     Returns:
       The share of each language; they add up to 1.
+
+    Raises:
+      SettingError: if a number is not positive.
     """
+    for name, value in (("budget", budget), ("max_epochs", max_epochs)):
+        if value <= 0:
+            raise SettingError(f"unimax.{name} = {value} must be positive.")
     taken, left = {}, float(budget)
     for done, code in enumerate(sorted(pages, key=lambda code: (pages[code], code))):
         taken[code] = min(left / (len(pages) - done), pages[code] * max_epochs)
@@ -84,6 +95,8 @@ class Languages:
     block_size: int = 16
 
     def __post_init__(self):
+        if self.codes is not None and not self.codes:
+            raise SettingError("LANGUAGES = [] names no language: None takes all of mC4's.")
         for code in self.codes or ():
             if code not in PAGES:
                 raise SettingError(f"LANGUAGES has '{code}', which mC4 has not{nearest(code, CODES)}.")

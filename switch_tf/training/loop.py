@@ -205,7 +205,10 @@ class _Trainer:
         processes = self.run.engine.processes
         if self.step > 0 and self.step % eval_period == 0 and processes.any(self._lacks_evaluation()):
             # A signal came at this very step: it was saved at once, before the evaluation that was due.
-            self.hold_out()
+            is_better = self.hold_out()
+            if is_better and self.run.engine.is_first_process:
+                manifest = self.run.checkpoints.manifest(self.step) | {"score": self.score}
+                self.run.checkpoints.complete(self.step, manifest)
         while self.step < steps:
             self.update_once()
             self.run.writer.check()

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -30,12 +31,6 @@ SINGLE = ('ENGINE="single"',)
 RULES = 'LAYOUT_RULES="batch:data,experts:data,heads:model,mlp:model,expert_mlp:model,vocab:model"'
 DATA_4_MODEL_2 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:4,model:2"', RULES, "NUM_LOGICAL_DEVICES=8", "GROUP_SIZE=None")
 MIRRORED_8 = ('ENGINE="tpu"', 'MESH_SHAPE="data:8"', 'LAYOUT_RULES="batch:data"', "NUM_LOGICAL_DEVICES=8")
-
-
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +305,29 @@ def test_from_nothing_to_a_fine_tuned_model(tmp_path):
     table = dict(line.split() for line in done.stdout.splitlines()[1:])
     assert float(table["glue_sst2/accuracy"]) > 95 and float(table["glue_rte/accuracy"]) > 95
     assert float(table["rule_glue/average"]) > 95
+
+
+# Tells the run to stop at its first evaluation.
+STOP_AT_2 = """
+import os, signal
+from switch_tf.training import loop
+update_once = loop._Trainer.update_once
+def stopping(self):
+    update_once(self)
+    if self.step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+loop._Trainer.update_once = stopping
+"""
+
+
+def test_a_checkpoint_that_was_saved_before_its_evaluation_gets_its_score(pretrained, tmp_path):
+    command = arguments(tmp_path, pretrained, "TRAIN_STEPS=3")
+    stopped = runs.run(*command, program=STOP_AT_2)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert checkpoints_of(str(tmp_path)).best() is None
+    finished = runs.run(*command)
+    assert finished.returncode == 0, finished.stderr
+    score = checkpoints_of(str(tmp_path)).manifest(2)["score"]
+    rows = {(row["task"], row["step"]): row["value"] for row in read_csv(str(tmp_path / "task_eval.csv"))}
+    assert score["value"] == float(rows["rule_glue", "2"])
+    assert {2, 3} == set(checkpoints_of(str(tmp_path)).steps())
