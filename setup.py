@@ -8,6 +8,7 @@ ROOT = pathlib.Path(__file__).parent
 GIN_FOLDERS = [""] + sorted(
     str(folder.relative_to(ROOT / "gin")) for folder in (ROOT / "gin").glob("**/") if folder != ROOT / "gin"
 )
+CLOUD = ["google-cloud-tpu==1.28.0", "google-cloud-storage==3.17.1", "pyyaml"]
 
 setup(
     name="switch-tf",
@@ -20,7 +21,11 @@ setup(
     # gin-config); a wheel carries them as data inside switch_tf, where the command line looks as well.
     packages=[*find_packages(include=["switch_tf*", "tasks*", "tpu*"]), "switch_tf.gin"],
     package_dir={"switch_tf.gin": "gin"},
-    package_data={"tasks": ["*.json"], "switch_tf.gin": [f"{folder}/*.gin".lstrip("/") for folder in GIN_FOLDERS]},
+    package_data={
+        "tasks": ["*.json"],
+        "tpu": ["*.sh"],
+        "switch_tf.gin": [f"{folder}/*.gin".lstrip("/") for folder in GIN_FOLDERS],
+    },
     install_requires=[
         "tensorflow>=2.20,<2.21",
         "tensorflow-text>=2.20,<2.21",
@@ -38,7 +43,9 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff"],
+        "test": ["pytest>=8", "ruff", *CLOUD],
+        # `switch-tf tpu submit` and its like.
+        "cloud": CLOUD,
         # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are
         # pinned to what it can stand.
         "cache": ["apache-beam[tfrecord]==2.77.0"],

@@ -1,9 +1,12 @@
-"""The command line: `switch-tf train | evaluate | predict | describe | report | vocabulary | cache`."""
+"""The command line: `switch-tf train | evaluate | predict | describe | report | vocabulary | cache | tpu`."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+from switch_tf import arguments
+from tpu import command_line as tpu_command_line
 
 _EPILOG = """\
 examples:
@@ -34,43 +37,6 @@ A command that was cut off goes on where it stood when it is given again.
 """
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--gin_file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a gin file, such as gin/models/switch_base_128.gin; may be given several times",
-    )
-    parser.add_argument(
-        "--gin.NAME",
-        dest="gin_binding",
-        metavar="VALUE",
-        help="set a macro or a parameter: --gin.TRAIN_STEPS=100, --gin.ModelConfig.d_ff=512; as often as you like",
-    )
-    parser.add_argument(
-        "--gin_search_path",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="look for gin files in this folder first; may be given several times",
-    )
-
-
-def _model_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model_dir",
-        metavar="FOLDER",
-        help="a model directory that `train` made: its config.gin is read first, so that no gin file is needed",
-    )
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"
-    )
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -82,12 +48,12 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a model, or go on where the model directory stands")
-    _common(train)
+    arguments.add_gin(train)
 
     evaluate = commands.add_parser("evaluate", help="score checkpoints on held-out data, and on tasks by their metrics")
-    _common(evaluate)
-    _model_dir(evaluate)
-    _json(evaluate)
+    arguments.add_gin(evaluate)
+    arguments.add_model_dir(evaluate)
+    arguments.add_json(evaluate)
     evaluate.add_argument(
         "--step",
         action="append",
@@ -102,8 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     predict = commands.add_parser("predict", help="fill the sentinels (<extra_id_0>, ...) of a text")
-    _common(predict)
-    _model_dir(predict)
+    arguments.add_gin(predict)
+    arguments.add_model_dir(predict)
     predict.add_argument("text", nargs="*", help="a text with sentinels where words are missing, in quotes")
     predict.add_argument("--file", metavar="FILE", help="read texts from a file, one on each line; - is standard input")
     predict.add_argument(
@@ -115,16 +81,17 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--step", type=int, help="which checkpoint; the newest by default")
 
     describe = commands.add_parser("describe", help="count a model's parameters, FLOPs and bytes without making it")
-    _common(describe)
-    _model_dir(describe)
-    _json(describe)
+    arguments.add_gin(describe)
+    arguments.add_model_dir(describe)
+    arguments.add_json(describe)
 
     report = commands.add_parser("report", help="compare model directories: a table, loss.png, experts.png")
     report.add_argument("model_dirs", nargs="+", metavar="MODEL_DIR", help="model directories that `train` made")
     report.add_argument("--output", default=".", metavar="FOLDER", help="where the plots go (default: %(default)s)")
 
-    vocabulary = _with_examples(commands, "vocabulary", "train a SentencePiece vocabulary", _VOCABULARY_EXAMPLES)
-    _common(vocabulary)
+    with_examples = arguments.add_with_examples
+    vocabulary = with_examples(commands, "vocabulary", "train a SentencePiece vocabulary", _VOCABULARY_EXAMPLES)
+    arguments.add_gin(vocabulary)
     vocabulary.add_argument(
         "files", nargs="*", metavar="FILE", help="plain text, .jsonl or .json; .gz or not; names or patterns"
     )
@@ -140,35 +107,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     vocabulary.add_argument("--max_documents", type=int, metavar="N", help="documents to read (default: any number)")
 
-    cache = _with_examples(commands, "cache", "tokenise a task once, so that training need not", _CACHE_EXAMPLES)
-    _common(cache)
+    cache = with_examples(commands, "cache", "tokenise a task once, so that training need not", _CACHE_EXAMPLES)
+    arguments.add_gin(cache)
     cache.add_argument("--split", action="append", help="which split; may be given several times (default: all)")
     cache.add_argument(
         "--min_shards", type=int, default=64, metavar="N", help="files of each split at least (default: %(default)s)"
     )
+
+    tpu = commands.add_parser("tpu", help="submit, watch and resume jobs on Cloud TPUs")
+    tpu_command_line.add_parsers(tpu.add_subparsers(dest="tpu_command", required=True, metavar="COMMAND"))
     return parser
-
-
-def _with_examples(commands, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name, help=help_text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
-def _split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates `--gin.NAME=value` (or `--gin.NAME value`) from the other arguments; returns (bindings, the others)."""
-    bindings, others = [], []
-    arguments = list(arguments)
-    while arguments:
-        argument = arguments.pop(0)
-        if not argument.startswith("--gin."):
-            others.append(argument)
-            continue
-        name, equals, value = argument.removeprefix("--gin.").partition("=")
-        if not equals and arguments:
-            value = arguments.pop(0)
-        bindings.append(f"{name} = {value}")
-    return bindings, others
 
 
 def _quiet_libraries() -> None:
@@ -264,13 +212,17 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs one command; leaves with status 2 and one line for a user's mistake, 128 + n after signal n."""
-    bindings, others = _split_bindings(sys.argv[1:] if arguments is None else arguments)
+    bindings, others = arguments.split_bindings(sys.argv[1:] if words is None else words)
     options = make_parser().parse_args(others)
     _quiet_libraries()
+    if options.command == "tpu":
+        _tpu(options, bindings)
+        return
 
-    # Not before: `switch-tf --help` should not take the seconds that TensorFlow's import takes.
+    # Not before: neither `switch-tf --help` nor what speaks to a cloud should take the seconds that TensorFlow's import
+    # takes.
     import tensorflow as tf
 
     import switch_tf.training.loop
@@ -296,6 +248,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # What gin raises for a parameter that has no value.
         if not str(error).startswith("Required bindings"):
             raise
+        _fail(str(error))
+
+
+def _tpu(options: argparse.Namespace, bindings: list[str]) -> None:
+    from switch_tf.errors import SettingError
+
+    try:
+        tpu_command_line.COMMANDS[options.tpu_command](options, bindings)
+    except SettingError as error:
         _fail(str(error))
 
 

@@ -11,7 +11,7 @@ import shlex
 import pytest
 
 import switch_tf.training.loop  # noqa: F401 (registers `train`)
-from switch_tf import configuration
+from switch_tf import arguments, configuration
 from switch_tf import main as command_line
 from switch_tf.layers.routing import expert_capacity
 from switch_tf.model import EncoderDecoder
@@ -141,7 +141,7 @@ def commands_of(document: str) -> list[str]:
 
 @pytest.mark.parametrize("command", commands_of("data.md"))
 def test_commands_about_data_can_be_given(command):
-    bindings, others = command_line._split_bindings(shlex.split(command)[1:])
+    bindings, others = arguments.split_bindings(shlex.split(command)[1:])
     options = command_line.make_parser().parse_args(others)
     if options.gin_file:
         configuration.load(options.gin_file, bindings)

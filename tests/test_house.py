@@ -65,7 +65,8 @@ def test_arrows_point_down(room, may_use):
 
 def test_the_library_knows_no_data_set_and_no_cloud():
     for name, path in MODULES.items():
-        if name.startswith("switch_tf"):
+        # The command line stands above both.
+        if name.startswith("switch_tf") and name != "switch_tf.main":
             assert not re.search(r"^\s*(from|import) (tasks|tpu)\b", path.read_text(), re.MULTILINE), name
 
 

@@ -1,0 +1,77 @@
+"""Flags that several commands share."""
+
+import argparse
+from collections.abc import Sequence
+
+
+def add_gin(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that make an experiment of gin files."""
+    parser.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a gin file, such as gin/models/switch_base_128.gin; may be given several times",
+    )
+    parser.add_argument(
+        "--gin.NAME",
+        dest="gin_binding",
+        metavar="VALUE",
+        help="set a macro or a parameter: --gin.TRAIN_STEPS=100, --gin.ModelConfig.d_ff=512; as often as you like",
+    )
+    parser.add_argument(
+        "--gin_search_path",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="look for gin files in this folder first; may be given several times",
+    )
+
+
+def add_model_dir(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that reads the experiment of a run that is there."""
+    parser.add_argument(
+        "--model_dir",
+        metavar="FOLDER",
+        help="a model directory that `train` made: its config.gin is read first, so that no gin file is needed",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag for scripts."""
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"
+    )
+
+
+def add_with_examples(commands, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:
+    """Adds a command whose help ends with examples, as they are written.
+
+    Args:
+      commands: what `add_subparsers` returned.
+      name: the command's.
+      help_text: one phrase.
+      examples: what its own help ends with.
+
+    Returns:
+      The command's parser.
+    """
+    return commands.add_parser(
+        name, help=help_text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates `--gin.NAME=value` (or `--gin.NAME value`) from the other arguments; returns (bindings, the others)."""
+    bindings, others = [], []
+    arguments = list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--gin."):
+            others.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--gin.").partition("=")
+        if not equals and arguments:
+            value = arguments.pop(0)
+        bindings.append(f"{name} = {value}")
+    return bindings, others
