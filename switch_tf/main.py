@@ -122,6 +122,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _quiet_libraries() -> None:
     # TensorFlow tells every CPU user that it found no GPU, at the level of errors.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # seqio brings JAX, which would take the TPU, or look for one where libtpu is installed: TensorFlow is to have it.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.ERROR)
