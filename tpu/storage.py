@@ -1,6 +1,7 @@
 """Files of a model directory: in a bucket or in a local folder, through one interface."""
 
 import contextlib
+import hashlib
 import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -66,7 +67,8 @@ class Folder:
         path = self._path / name
         if not path.is_file():
             return None
-        return File(path.read_bytes(), path.stat().st_mtime_ns)
+        data = path.read_bytes()
+        return File(data, int.from_bytes(hashlib.sha256(data).digest()[:8]))
 
     def read_part(self, name: str, start: int, end: int | None = None) -> bytes:
         file = self.read(name)
@@ -141,9 +143,12 @@ class Bucket:
 
     def read(self, name: str) -> File | None:
         with self._sentences():
-            blob = self._bucket.get_blob(self._prefix + name)
-            # The generation, lest what is read be newer than the version that goes with it.
-            return File(blob.download_as_bytes(if_generation_match=blob.generation), blob.generation) if blob else None
+            while blob := self._bucket.get_blob(self._prefix + name):
+                version = blob.generation
+                # What is read must be what the version belongs to.
+                with contextlib.suppress(self._exceptions.PreconditionFailed, self._exceptions.NotFound):
+                    return File(blob.download_as_bytes(if_generation_match=version), version)
+            return None
 
     def read_part(self, name: str, start: int, end: int | None = None) -> bytes:
         with self._sentences():

@@ -1,6 +1,7 @@
 """As much of Cloud Storage's JSON API as the client needs, on loopback, over a local folder."""
 
 import contextlib
+import hashlib
 import http.server
 import json
 import pathlib
@@ -36,16 +37,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     @staticmethod
     def _generation(path: pathlib.Path) -> str:
-        return str(path.stat().st_mtime_ns) if path.is_file() else "0"
+        # Machines write into the folder as well, and times are too coarse.
+        return str(int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:7])) if path.is_file() else "0"
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
-        bucket, name = re.fullmatch(r"/(?:download/)?storage/v1/b/([^/]+)/o(?:/(.*))?", url.path).groups()
+        bucket, objects, name = re.fullmatch(r"/(?:download/)?storage/v1/b/([^/]+)(/o)?(?:/(.*))?", url.path).groups()
         name = urllib.parse.unquote(name or "")
         folder = self.root / bucket
         if not folder.is_dir():
             self._error(404, "The specified bucket does not exist.")
+        elif not objects:
+            self._answer(200, {"name": bucket})
         elif not name:
             names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
             names = [found for found in names if found.startswith(query.get("prefix", ""))]
@@ -65,7 +69,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._answer(200, self._resource(bucket, name))
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
         bucket = re.fullmatch(r"/upload/storage/v1/b/([^/]+)/o", url.path)[1]
@@ -89,7 +93,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def serving(root: pathlib.Path) -> Iterator[str]:
     """Serves the folders in `root` as buckets; yields what STORAGE_EMULATOR_HOST is to be."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"root": root}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

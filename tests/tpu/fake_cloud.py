@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import grpc
 from google.cloud import tpu_v2
 from google.longrunning import operations_pb2
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, empty_pb2
 from google.rpc import status_pb2
 
 State = tpu_v2.QueuedResourceState.State
@@ -76,7 +76,7 @@ class FakeCloud:
 
     # The services.
 
-    def CreateQueuedResource(self, request, context):  # noqa: N802
+    def CreateQueuedResource(self, request, context):
         request = tpu_v2.CreateQueuedResourceRequest.wrap(request)
         if request.request_id in self._requests:
             return self._requests[request.request_id]
@@ -95,10 +95,10 @@ class FakeCloud:
         self._requests[request.request_id] = operation
         return operation
 
-    def GetQueuedResource(self, request, context):  # noqa: N802
+    def GetQueuedResource(self, request, context):
         return tpu_v2.QueuedResource.pb(self._found(self.resources, request.name, context))
 
-    def ListQueuedResources(self, request, context):  # noqa: N802
+    def ListQueuedResources(self, request, context):
         del context
         parent = request.parent.removesuffix("-")
         found = [tpu_v2.QueuedResource.pb(each) for name, each in self.resources.items() if name.startswith(parent)]
@@ -109,7 +109,7 @@ class FakeCloud:
         answer.next_page_token = str(start + 2) if start + 2 < len(found) else ""
         return answer
 
-    def DeleteQueuedResource(self, request, context):  # noqa: N802
+    def DeleteQueuedResource(self, request, context):
         resource = self._found(self.resources, request.name, context)
         specs = resource.tpu.node_spec
         has_nodes = any(f"{spec.parent}/nodes/{spec.node_id}" in self.nodes for spec in specs)
@@ -118,12 +118,12 @@ class FakeCloud:
         for spec in specs:
             self.nodes.pop(f"{spec.parent}/nodes/{spec.node_id}", None)
         del self.resources[request.name]
-        return self._operation(response=tpu_v2.QueuedResource.pb(resource))
+        return self._operation(response=empty_pb2.Empty())
 
-    def GetNode(self, request, context):  # noqa: N802
+    def GetNode(self, request, context):
         return tpu_v2.Node.pb(self._found(self.nodes, request.name, context))
 
-    def GetOperation(self, request, context):  # noqa: N802
+    def GetOperation(self, request, context):
         operation = self._found(self._operations, request.name, context)
         operation.done = True
         return operation

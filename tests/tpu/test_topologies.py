@@ -53,6 +53,6 @@ def test_a_shape_that_is_not_usual_is_one():
     ],
 )
 def test_unknown_ones_name_the_nearest(find, name, message):
-    with pytest.raises(SettingError, match=".") as caught:
+    with pytest.raises(SettingError) as caught:
         find(name)
     assert message in str(caught.value)
