@@ -8,9 +8,9 @@ from typing import NamedTuple
 from tpu.request import attempt_folder
 from tpu.storage import Storage
 
-# An exit status after which training may go on where it stood: another process has ended (75), or a signal has killed
-# this one.
-_LOST, _FIRST_SIGNAL = 75, 128
+# An exit status after which another attempt may go on: another process has ended (75), a signal has killed this one, or
+# the machine never came as far as training (74), which the others then call a mistake of theirs.
+_LOST, _UNPREPARED, _FIRST_SIGNAL = 75, 74, 128
 _FIRST_WORKER = "worker-000"
 _BLOCK = 65536
 
@@ -67,7 +67,10 @@ def outcome_of(storage: Storage, attempt: int) -> Outcome | None:
         if file is not None:
             statuses[name.removeprefix(folder).removesuffix(".json")] = json.loads(file.data)["exit_status"]
     for worker, status in statuses.items():
-        if status != 0 and status != _LOST and status < _FIRST_SIGNAL:
+        if status == _UNPREPARED:
+            return Outcome(status, worker, False)
+    for worker, status in statuses.items():
+        if status not in (0, _LOST) and status < _FIRST_SIGNAL:
             return Outcome(status, worker, True)
     if statuses.get(_FIRST_WORKER) == 0:
         return Outcome(0, _FIRST_WORKER, True)

@@ -7,6 +7,7 @@ METADATA=http://metadata.google.internal/computeMetadata/v1/instance
 PORT=12470
 TRIES=5
 LOST=75                                 # the exit status of a process that ends because another one has
+UNPREPARED=74                           # ... of a machine on which training never began
 
 export HOME=${HOME:-/root}
 mkdir -p "$WORK"
@@ -43,7 +44,7 @@ record_outcome() {
 # Gives the TPU back. The first machine does it at the end, any machine after an error that trying again does not mend.
 release() {
   if [ "$KEEP" = 1 ]; then return; fi
-  sleep "$((2 * PAUSE))"                # the other machines copy their logs meanwhile
+  sleep "$PAUSE" "$PAUSE"               # the other machines copy their logs meanwhile
   local token
   token=$(metadata service-accounts/default/token | sed 's/.*"access_token": *"\([^"]*\)".*/\1/')
   curl --silent --fail -X DELETE -H "Authorization: Bearer $token" \
@@ -86,17 +87,30 @@ install() {
 }
 
 find_processes() {
-  local worker endpoints endpoint processes=''
+  local worker endpoints endpoint
+  COUNT=0 processes=''
   worker=$(metadata attributes/agent-worker-number) || return 1
   endpoints=$(metadata attributes/worker-network-endpoints) || return 1
   RANK=$(printf 'worker-%03d' "$worker")
   # Each is an address, or id:port:address.
   for endpoint in ${endpoints//,/ }; do
     processes+=${processes:+,}${endpoint##*:}:$PORT
+    ((++COUNT))
   done
-  if [[ $processes == *,* ]]; then
+  if ((COUNT > 1)); then
     export SWITCH_TF_PROCESSES=$processes SWITCH_TF_PROCESS=$worker
   fi
+}
+
+# Machines need different times to boot and install; training waits ten minutes for another process, and then fails.
+meet() {
+  retried gsutil -q cp installed "$STORE/ready/$RANK" || return 1
+  for ((try = 0; try < 60; try++)); do
+    if (($(gsutil ls "$STORE/ready/*" | wc -l) >= COUNT)); then return; fi
+    sleep "$PAUSE"
+  done
+  say "not all of the $COUNT machines are ready"
+  return 1
 }
 
 # A shutdown stops training, which saves a checkpoint; the next boot, or the next attempt, goes on from there.
@@ -111,12 +125,13 @@ train() {
   PYTHONPATH=$WORK/modules JAX_PLATFORMS=cpu \
     venv/bin/python -m switch_tf.main train --gin_file="$WORK/files/experiment.gin" &
   training=$!
-  # One wait would not do: a copy of the log runs beside.
-  local last=0
+  local pause
   while kill -0 "$training" 2>/dev/null; do
-    sleep 1 &
-    wait $!
-    if ((SECONDS - last >= PAUSE)); then copy_log; last=$SECONDS; fi
+    sleep "$PAUSE" &
+    pause=$!
+    wait -n "$training" "$pause"
+    kill "$pause" 2>/dev/null
+    copy_log
   done
   wait "$training"
   status=$?
@@ -127,7 +142,7 @@ if [ -e outcome.json ]; then exit 0; fi
 say "job $JOB, attempt $ATTEMPT"
 find_processes || { say "no metadata"; exit 1; }
 trap stop TERM INT
-retried install || give_up "$LOST"
+{ retried install && meet; } || give_up "$UNPREPARED"
 copy_log
 
 tries=0
@@ -141,7 +156,7 @@ while true; do
       if [ "$RANK" = worker-000 ]; then release; fi
       exit 0
       ;;
-    "$LOST" | 1[2-9][0-9] | 2[0-9][0-9]) ;;    # another process has ended, or a signal killed this one: again
+    "$LOST" | 12[89] | 1[3-9][0-9] | 2[0-9][0-9]) ;;    # another process has ended, or a signal killed this one: again
     *) give_up "$status" ;;
   esac
   if ((SECONDS - began > 3600)); then tries=0; fi

@@ -184,6 +184,7 @@ def test_restarts_are_limited(zone, storage, job, files):
         ({0: 75, 3: 2}, "FAILED", []),
         ({0: 75}, "RUNNING", ["mine-2"]),
         ({2: 137}, "RUNNING", ["mine-2"]),
+        ({0: 2, 1: 74}, "RUNNING", ["mine-2"]),
     ],
 )
 def test_what_the_machines_say_decides(zone, storage, job, files, statuses, state, left):
