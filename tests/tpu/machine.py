@@ -78,17 +78,17 @@ class Machine:
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
-    def boot(self, script: str) -> subprocess.Popen:
-        """Begins the script, with short pauses between tries."""
+    def boot(self, script: str, pause: float = 0.05) -> subprocess.Popen:
+        """Begins the script, with short pauses (seconds) between tries."""
         environment = {
             "PATH": f"{self.folder}/bin:/usr/bin:/bin",
             "SWITCH_TF_WORK": str(self.folder / "work"),
-            "SWITCH_TF_PAUSE": "0.05",
+            "SWITCH_TF_PAUSE": str(pause),
             "HOME": os.environ.get("HOME", "/"),
         }
         path = self.folder / "script"
         path.write_text(script)
-        return subprocess.Popen(["bash", str(path)], env=environment, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(["bash", str(path)], env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def lines(self, name: str) -> list[str]:
         """Lines of a file that the stand-ins write; none where it is not there."""

@@ -143,7 +143,7 @@ def test_machines_wait_for_each_other(tmp_path, buckets, store, script):
 
 def test_a_machine_that_does_not_come_ends_the_attempt_not_the_job(tmp_path, buckets, store, script):
     machine = Machine(tmp_path / "machine", buckets, worker=0, endpoints="host-a,host-b")
-    assert machine.boot(script).wait() == 74
+    assert machine.boot(script, pause=0.001).wait() == 74
     assert machine.lines("trained") == []
     assert outcome_of(store, 1) == (74, "worker-000", False)
 
