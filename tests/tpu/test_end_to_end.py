@@ -17,7 +17,7 @@ from tests.tpu.fake_cloud import State
 from tests.tpu.machine import Machine
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS, LAST_CHECKPOINT = 40, 20
+STEPS, LAST_CHECKPOINT = 20, 10
 PLACE = ["--project=the-project", "--zone=us-central1-a"]
 
 
@@ -71,7 +71,8 @@ def test_a_job_is_preempted_queued_again_and_finished(give, zone, bucket, tmp_pa
     give(
         *("tpu", "submit", "--name=mine", "--accelerator_type=v5litepod-1", f"--model_dir={MODEL_DIR}"),
         *("--provisioning=spot", "--gin_file=tests/tiny.gin", f"--gin.TRAIN_STEPS={STEPS}"),
-        *("--gin.CHECKPOINT_PERIOD=10", "--gin.EVAL_PERIOD=1000"),
+        *("--gin.CHECKPOINT_PERIOD=5", "--gin.EVAL_PERIOD=1000", "--gin.NUM_EVAL_BATCHES=1"),
+        *("--gin.NUM_EXPERTS=0", "--gin.ModelConfig.num_encoder_layers=1", "--gin.ModelConfig.num_decoder_layers=1"),
     )
     zone.set_state("mine-1", State.ACTIVE)
     first = training_machine(tmp_path / "first", bucket, dies_after=LAST_CHECKPOINT)
