@@ -172,7 +172,9 @@ class Bucket:
     def names(self, prefix: str) -> list[str]:
         with self._sentences():
             blobs = self._client.list_blobs(self._bucket, prefix=self._prefix + prefix)
-            return sorted(blob.name.removeprefix(self._prefix) for blob in blobs)
+            # TensorFlow makes empty objects that stand for folders.
+            names = (blob.name.removeprefix(self._prefix) for blob in blobs if not blob.name.endswith("/"))
+            return sorted(names)
 
 
 def missing_credentials() -> SettingError:
