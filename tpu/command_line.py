@@ -64,7 +64,9 @@ def add_parsers(commands) -> None:
     _connection(status)
 
     watch = _of_a_job(commands, "watch", "follow a job until it ends, and queue it again when its TPU was taken away")
-    watch.add_argument("--every", type=float, default=60, metavar="SECONDS", help="(default: %(default)s)")
+    watch.add_argument(
+        "--every", type=float, default=60, metavar="SECONDS", help="look so often (default: %(default)s)"
+    )
     watch.add_argument("--once", action="store_true", help="look once, do what is to be done, and end: for cron")
     _connection(watch, with_json=False)
 
@@ -73,7 +75,7 @@ def add_parsers(commands) -> None:
     logs.add_argument("--attempt", type=int, metavar="N", help="of which attempt (default: the newest)")
     logs.add_argument("--lines", type=int, default=50, metavar="N", help="the last ones (default: %(default)s)")
     logs.add_argument("--follow", action="store_true", help="go on until the job ends")
-    logs.add_argument("--every", type=float, default=15, metavar="SECONDS", help="(default: %(default)s)")
+    logs.add_argument("--every", type=float, default=15, metavar="SECONDS", help="look so often (default: %(default)s)")
     _connection(logs, with_json=False)
 
     cancel = _of_a_job(commands, "cancel", "end a job and give its TPU back; its model directory stays")

@@ -22,7 +22,7 @@ from tpu.record import (
     update_record,
     write_record,
 )
-from tpu.request import create_request, startup_script
+from tpu.request import attempt_folder, create_request, startup_script
 from tpu.storage import Changed, Storage
 
 _GONE = ("PREEMPTED", "TERMINATED", "STOPPED")
@@ -170,7 +170,7 @@ def _note(cloud: Cloud, storage: Storage, record: Record, resource: Resource | N
         _restart(record, "Cloud TPU took the machines back (preempted, or maintenance)")
     elif resource.state == "FAILED":
         said = resource.reason or "the queued resource failed"
-        if record.has_been("ACTIVE"):
+        if record.has_been("ACTIVE") or storage.names(attempt_folder(record.attempt["number"]) + "/"):
             _restart(record, said)
         else:
             # Refused before it ever ran: it would be refused again.
@@ -233,7 +233,7 @@ def find(cloud: Cloud, name: str, parent: str) -> Resource:
       parent: "projects/P/locations/Z".
 
     Raises:
-      SettingError: if there is none.
+      SettingError: if there is none, or one in each of several zones.
     """
     there = cloud.jobs(parent)
     found = [resource for resource in there if resource.job == name]
@@ -243,6 +243,9 @@ def find(cloud: Cloud, name: str, parent: str) -> Resource:
             f"No TPU of {parent} belongs to a job '{name}' (there is: {', '.join(others) or 'none'}): for one that has "
             "ended, give --model_dir=gs://..."
         )
+    zones = sorted({resource.parent.rpartition("/")[2] for resource in found})
+    if len(zones) > 1:
+        raise SettingError(f"There is a job '{name}' in {' and in '.join(zones)}: say which with --zone=...")
     return found[-1]
 
 

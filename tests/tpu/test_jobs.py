@@ -1,5 +1,6 @@
 """Jobs against a zone and a bucket on loopback: submitted, refused, preempted, cut off, cancelled."""
 
+import dataclasses
 import json
 
 import grpc
@@ -80,6 +81,13 @@ def test_what_cloud_tpu_refuses_later_ends_the_job(zone, storage, job, files):
     assert "no more capacity" in record.reason
     assert "try another zone" in record.reason
     assert zone.id_states() == {}
+
+
+def test_what_failed_after_it_ran_is_queued_again_though_nobody_watched(zone, storage, job, files):
+    jobs.submit(zone.connect(), storage, job, files)
+    storage.write("job/attempt-1/logs/worker-000.txt", b"training")
+    zone.set_state("mine-1", State.FAILED, "the host has failed")
+    assert jobs.advance(zone.connect(), storage).restarts == 1
 
 
 def test_503_is_tried_again(zone, storage, job, files):
@@ -214,8 +222,6 @@ def test_what_somebody_deleted_is_not_queued_again(zone, storage, job, files):
 
 
 def test_machines_that_are_to_stay_do(zone, storage, job, files):
-    import dataclasses
-
     jobs.submit(zone.connect(), storage, dataclasses.replace(job, keep=True), files)
     zone.set_state("mine-1", State.ACTIVE)
     outcome(storage, 1, 0)
@@ -287,8 +293,6 @@ def test_a_damaged_record_is_told(zone, storage, job, files):
 
 
 def test_jobs_are_found_on_all_pages_and_those_of_others_are_not(zone, storage, job, files):
-    import dataclasses
-
     for index in range(3):
         name = f"job-{index}"
         zone.connect().create(create_request(dataclasses.replace(job, name=name), "script", 1))
@@ -302,3 +306,7 @@ def test_jobs_are_found_on_all_pages_and_those_of_others_are_not(zone, storage, 
     ]
     with pytest.raises(SettingError, match=r"belongs to a job 'theirs' \(there is: job-0, job-1, job-2\)"):
         jobs.find(zone.connect(), "theirs", job.parent)
+    zone.connect().create(create_request(dataclasses.replace(job, name="job-1", zone="us-east1-d"), "script", 1))
+    assert jobs.find(zone.connect(), "job-1", job.parent).parent == job.parent
+    with pytest.raises(SettingError, match="in europe-west4-a and in us-east1-d: say which with --zone="):
+        jobs.find(zone.connect(), "job-1", "projects/the-project/locations/-")

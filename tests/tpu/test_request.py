@@ -1,11 +1,16 @@
 """The request for a queued resource."""
 
 import dataclasses
+import pathlib
 
 import pytest
 from google.cloud import tpu_v2
 
+from switch_tf import installation
+from tpu import request as requests
 from tpu.request import create_request
+
+SETUP = (pathlib.Path(__file__).parents[2] / "setup.py").read_text()
 
 
 def values(job, attempt: int = 1) -> dict:
@@ -73,3 +78,11 @@ def test_the_same_request_has_the_same_id(job):
     assert create_request(job, "a", 1) == create_request(job, "a", 1)
     ids = {create_request(job, script, attempt).request_id for script, attempt in (("a", 1), ("b", 1), ("a", 2))}
     assert len(ids) == 3
+
+
+def test_versions_are_named_as_elsewhere():
+    for package in requests._PACKAGES.split():
+        assert f'"{package}"' in SETUP
+    assert (
+        f"pip uninstall -y {requests._NIGHTLIES} && pip install --force-reinstall --no-deps {requests._RELEASES}"
+    ) == installation.REPAIR
