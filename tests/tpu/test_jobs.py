@@ -8,7 +8,9 @@ import pytest
 
 from switch_tf.errors import SettingError
 from tests.tpu.fake_cloud import NodeState, State
+from tests.tpu.wire import wire_to
 from tpu import jobs
+from tpu.cloud import Cloud
 from tpu.files import Files
 from tpu.record import read_record
 from tpu.request import create_request
@@ -113,6 +115,18 @@ def test_an_answer_that_was_lost_queues_nothing_twice(zone, storage, job, files)
     zone.fail("CreateQueuedResource", grpc.StatusCode.UNAVAILABLE, "Connection reset by peer", when="after")
     jobs.submit(zone.connect(), storage, job, files)
     assert zone.calls.count("CreateQueuedResource") == 2
+    assert list(zone.id_states()) == ["mine-1"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_connection_that_is_lost_is_made_again(zone, storage, job, files, when):
+    with wire_to(zone.endpoint) as wire:
+        for method in ("CreateQueuedResource", "GetQueuedResource"):
+            zone.faults[method, when].append(lambda context: wire.cut())
+        cloud = Cloud(f"http://127.0.0.1:{wire.port}", first_pause=0.01)
+        record = jobs.submit(cloud, storage, job, files)
+        assert wire.cuts == 2
+    assert states(record) == [["SUBMITTING", "WAITING_FOR_RESOURCES"]]
     assert list(zone.id_states()) == ["mine-1"]
 
 
