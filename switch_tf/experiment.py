@@ -28,7 +28,7 @@ from switch_tf.training.checkpoints import CheckpointFolder, checkpoints_of, fin
 from switch_tf.training.saving import CheckpointWriter
 from switch_tf.vocabulary import Vocabulary, path_in
 
-_PACKAGES = ("tensorflow", "tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
+_PACKAGES = ("tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
 
 # Between a weight's name and that of its optimizer slot.
 _SLOTS = "/slots/"
@@ -347,7 +347,9 @@ def _reader(prefix: str, name: str, variable: tf.Variable) -> Callable[[Block], 
 
 def versions() -> dict[str, str]:
     """Returns the versions that a run depends on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    # On a TPU it is the distribution tensorflow-tpu that brings TensorFlow.
+    basis = {"python": platform.python_version(), "tensorflow": tf.__version__}
+    return basis | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def write_description(model_dir: str) -> None:
