@@ -1,4 +1,5 @@
-"""A tiny training step, split by XLA over 8 CPU devices, next to TensorFlow's own: `... FILE MESH_SHAPE LAYOUT_RULES`.
+"""A tiny training step, split by XLA over 8 CPU devices, next to TensorFlow's own: `... FILE MESH_SHAPE LAYOUT_RULES
+NUM_MICROBATCHES`.
 
 A process of its own: the number of JAX's CPU devices is fixed before it starts.
 """
@@ -78,14 +79,14 @@ def _joined(parts: list[jax.Array], placement: NamedSharding) -> jax.Array:
     return jax.make_array_from_single_device_arrays(shape, placement, parts)
 
 
-def main(file: str, mesh_shape: str, layout_rules: str) -> None:
+def main(file: str, mesh_shape: str, layout_rules: str, num_microbatches: str) -> None:
     """Trains both ways; writes losses and last states, and the collectives as JSON."""
     model = EncoderDecoder(CONFIG, seed=1)
     model.build()
     # Matrices are so small here that none would have factored second moments.
     optimizer = Adafactor(learning_rate=Constant(1e-3), min_size_to_factor=4)
     shapes = {name: feature.shape for name, feature in random_features(batch=BATCH).items()}
-    program = training_program(model, optimizer, Objective(router_z_loss=1e-3), shapes)
+    program = training_program(model, optimizer, Objective(router_z_loss=1e-3), shapes, int(num_microbatches))
     layout = Layout.parse(mesh_shape, layout_rules)
     partitioned = Executable(PartitionedModule(program, layout), jax.devices("cpu"))
     # TensorFlow's own: no annotation, one device.
