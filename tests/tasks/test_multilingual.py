@@ -94,7 +94,7 @@ def test_a_language_has_a_task_of_its_own(code):
     batch = next(iter(data.training_dataset(task, LENGTHS, 4, 0)))
     assert batch["encoder_input_tokens"].shape == (4, 128)
     assert languages_of_batch(batch) == [{code}] * 4
-    assert data.evaluation_batches(task, LENGTHS, 4, 1)
+    assert list(data.evaluation_batches(task, LENGTHS, 4, 1))
 
 
 def test_20000_documents_come_as_often_as_alpha_says():
@@ -167,7 +167,7 @@ def test_held_out_blocks_end_and_have_every_document():
     texts = [text for block in blocks("validation", shuffle=False).as_numpy_iterator() for text in block["text"]]
     expected = {tiny_c4.document(code, index).encode() for code in ("de", "fr", "sw") for index in tiny_c4.HELD_OUT}
     assert len(texts) == len(expected) and set(texts) == expected
-    assert data.evaluation_batches("mc4", LENGTHS, 8, None)
+    assert list(data.evaluation_batches("mc4", LENGTHS, 8, None))
 
 
 def test_data_that_are_not_prepared_are_said(monkeypatch, tmp_path):
