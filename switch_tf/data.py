@@ -322,6 +322,7 @@ class EvaluationBatches:
         """
         self._read = read
         self._kept: list[Batch] | None = None
+        self._are_many = False
         opened = read()
         first = next(opened, None)
         if first is None:
@@ -338,12 +339,14 @@ class EvaluationBatches:
         size = 0
         for batch in opened:
             size += sum(array.nbytes for array in batch.values())
-            if size <= _KEPT_BYTES:
-                kept.append(batch)
-            else:
+            if size > _KEPT_BYTES:
+                self._are_many = True
+            if self._are_many:
                 kept.clear()
+            else:
+                kept.append(batch)
             yield batch
-        if size <= _KEPT_BYTES:
+        if not self._are_many:
             self._kept = kept
 
 
