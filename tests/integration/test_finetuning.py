@@ -213,12 +213,18 @@ def test_any_model_directory_is_scored_on_any_task(pretrained, capsys):
         "evaluate",
         f"--model_dir={pretrained}",
         "--gin_file=gin/runs/evaluate.gin",
-        '--gin.MIXTURE_OR_TASK="glue_sst2"',
+        '--gin.MIXTURE_OR_TASK="rule_glue"',
         '--gin.TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 10}',
         "--gin.NUM_EVAL_EXAMPLES=20",
+        "--num_batches=2",
+        "--by_task",
         "--json",
     )
-    assert json.loads(out)["tasks"]["glue_sst2"]["accuracy"] <= 100
+    tasks = json.loads(out)["tasks"]
+    for name in ("glue_sst2", "glue_rte"):
+        assert tasks[name]["accuracy"] <= 100
+        assert tasks[name]["neg_log_perplexity"] < 0 < tasks[name]["target_tokens"]
+    assert list(tasks["rule_glue"]) == ["average"]
 
 
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli_matched", "mnli_mismatched", "qnli", "rte")
