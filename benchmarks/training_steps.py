@@ -36,7 +36,7 @@ MODELS = (
     Model("switch_tiny_8", 16, SHORT, 60),
     Model("switch_tiny_8", 16, LONG, 15),
     Model("t5_small", 4, LONG, 4, 4),
-    Model("switch_base_8", 2, LONG, 2, 14),
+    Model("switch_base_8", 2, LONG, 2, 8),
 )
 
 

@@ -1,5 +1,6 @@
 """What `switch-tf evaluate` does: one, some or all checkpoints of a model directory, scored and compared."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -42,7 +43,8 @@ def evaluate(
 ) -> None:
     """Scores checkpoints: the likelihood of held-out data, and the metrics of the tasks that have any.
 
-    Prints a table, or one JSON object; of tasks, writes the predictions as JSON lines, and TensorBoard's files.
+    Prints a table, or one JSON object; of tasks, writes the predictions as JSON lines, the scores as a table (CSV), as
+    JSON and for TensorBoard.
 
     Args:
       steps: each a step, "best" or "all"; empty for the newest.
@@ -76,6 +78,7 @@ def evaluate(
     task_evaluator = None
     if settings.mixture_or_task is not None or has_metrics(experiment.mixture_or_task, split):
         task_evaluator = TaskEvaluator(run, settings, split)
+    folder = output or experiment.model_dir
     is_silent = as_json or not run.engine.is_first_process
 
     def shown(batches: data.EvaluationBatches, what: str) -> Iterable[data.Batch]:
@@ -91,9 +94,13 @@ def evaluate(
         for name in parts:
             of_task = likelihood(shown(open_batches(name), f"step {step}, {name}"))
             scores[name] = scores.get(name, {}) | {kind: of_task[kind] for kind in _BY_TASK}
-        if run.engine.is_first_process:
-            _write(output or experiment.model_dir, step, split, scores, task_evaluator, results)
         found.append((values, scores))
+        if run.engine.is_first_process and scores:
+            with _said_if_unwritable(folder):
+                if results is not None:
+                    _write_predictions(folder, step, split, task_evaluator, results)
+                _write_board(folder, step, split, scores)
+                _write_tables(folder, split, found)
     if as_json:
         run.engine.say(json.dumps(_json_object(found), indent=2))
     else:
@@ -138,32 +145,44 @@ def _table(columns: Sequence[Mapping[str, float]]) -> Iterator[str]:
         )
 
 
-def _write(
-    folder: str,
-    step: int,
-    split: str,
-    scores: Scores,
-    task_evaluator: TaskEvaluator | None,
-    results: TaskResults | None,
-) -> None:
-    """Writes `predictions/step_.../<split>/<task>.jsonl`, and `evaluate_<split>/` for TensorBoard."""
-    predictions = os.path.join(folder, "predictions", f"step_{step:08d}", split)
+@contextlib.contextmanager
+def _said_if_unwritable(folder: str) -> Iterator[None]:
     try:
-        if task_evaluator is not None and results is not None:
-            tf.io.gfile.makedirs(predictions)
-            for task in results.outputs:
-                with tf.io.gfile.GFile(os.path.join(predictions, f"{task}.jsonl"), "w") as file:
-                    for answer in task_evaluator.answers(results, task):
-                        file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-        if scores:
-            # A folder of its own is a run of its own in TensorBoard: it lies beside the training's curves, not over
-            # them.
-            board = tf.summary.create_file_writer(os.path.join(folder, f"evaluate_{split}"))
-            with board.as_default():
-                for name, value in flat(scores).items():
-                    tf.summary.scalar(f"tasks/{name}", value, step=step)
-            board.close()
+        yield
     except (OSError, tf.errors.OpError) as error:
         raise SettingError(
             f"{folder} cannot be written ({' '.join(str(error).split())[:200]}): name another folder by --output=..."
         ) from error
+
+
+def _write_predictions(folder: str, step: int, split: str, task_evaluator: TaskEvaluator, results: TaskResults) -> None:
+    """Writes `predictions/step_.../<split>/<task>.jsonl`."""
+    predictions = os.path.join(folder, "predictions", f"step_{step:08d}", split)
+    tf.io.gfile.makedirs(predictions)
+    for task in results.outputs:
+        with tf.io.gfile.GFile(os.path.join(predictions, f"{task}.jsonl"), "w") as file:
+            for answer in task_evaluator.answers(results, task):
+                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+
+
+def _write_board(folder: str, step: int, split: str, scores: Scores) -> None:
+    """Writes `evaluate_<split>/` for TensorBoard: a run of its own, beside the training's curves and not over them."""
+    board = tf.summary.create_file_writer(os.path.join(folder, f"evaluate_{split}"))
+    with board.as_default():
+        for name, value in flat(scores).items():
+            tf.summary.scalar(f"tasks/{name}", value, step=step)
+    board.close()
+
+
+def _write_tables(folder: str, split: str, found: Sequence[tuple[dict[str, float], Scores]]) -> None:
+    """Writes `scores.csv` and `scores.json` into `evaluate_<split>/`: the checkpoints of this command so far."""
+    lines = ["step,task,metric,value"] + [
+        f"{values['step']},{task},{metric},{value}"
+        for values, scores in found
+        for task, of_task in scores.items()
+        for metric, value in of_task.items()
+    ]
+    texts = {"scores.csv": "\n".join(lines), "scores.json": json.dumps(_json_object(found), indent=2)}
+    for name, text in texts.items():
+        with tf.io.gfile.GFile(os.path.join(folder, f"evaluate_{split}", name), "w") as file:
+            file.write(text + "\n")

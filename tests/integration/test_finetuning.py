@@ -189,7 +189,13 @@ def test_evaluate_agrees_with_training_and_writes_answers(finetuned, capsys, tmp
     assert answers[0]["inputs"].startswith("sst2 sentence: ") and answers[0]["target"] in ("positive", "negative")
     right = sum(answer["target"] == answer["prediction"] for answer in answers)
     assert scores["glue_sst2", "accuracy"] == pytest.approx(100 * right / 20)
-    assert list((tmp_path / "evaluate_validation").iterdir())
+    written = tmp_path / "evaluate_validation"
+    assert json.loads((written / "scores.json").read_text()) == values
+    rows = read_csv(str(written / "scores.csv"))
+    assert list(rows[0]) == ["step", "task", "metric", "value"]
+    assert {(row["task"], row["metric"]): float(row["value"]) for row in rows} == recorded
+    assert {row["step"] for row in rows} == {"8"}
+    assert list(written.glob("events.*"))
 
 
 def test_evaluate_compares_checkpoints(finetuned, capsys, tmp_path):

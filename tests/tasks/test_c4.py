@@ -102,7 +102,9 @@ def test_files_by_gin_alone(files):
     train, held_out = texts("files_span_corruption", "train"), texts("files_span_corruption", "validation")
     assert sorted(train + held_out) == expected(range(800))
     assert 0 < len(held_out) < 30
-    assert next(iter(data.training_dataset("files_span_corruption", LENGTHS, 8, 0)))
+    batch = next(iter(data.training_dataset("files_span_corruption", LENGTHS, 8, 0)))
+    assert batch["encoder_input_tokens"].shape == (8, 128) and batch["decoder_target_tokens"].shape == (8, 29)
+    assert {tensor.dtype for tensor in batch.values()} == {tf.int32}
 
 
 def test_validation_files_of_their_own(files):
