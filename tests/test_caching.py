@@ -117,6 +117,8 @@ def test_a_run_must_keep_its_cache(tmp_path):
     seqio.TaskRegistry.get(TASK)._cache_dir = None
     caching.cache(TASK, splits=["train"], min_shards=8)
     assert data.data_settings(TASK)[f"the cache of {TASK}"] == phrase.replace("6 files", "9 files")
+    settings(tmp_path, use=False)
+    assert data.data_settings(TASK) == {"USE_CACHED": False}
 
 
 def test_a_command_that_was_cut_off_goes_on(tmp_path, monkeypatch, capsys):
