@@ -180,6 +180,8 @@ class Run:
         self.checkpoints = checkpoints_of(experiment.model_dir, keep_checkpoints)
         self.writer = CheckpointWriter(self.checkpoints, self.engine)
         self.optimizer = optimizer
+        # Looked up once: files may come while the run reads those that there were.
+        self._data_settings = {} if optimizer is None else data.data_settings(experiment.mixture_or_task)
         with self.engine.scope():
             self.model = EncoderDecoder(experiment.model, seed=experiment.seed)
             self.model.build()
@@ -217,7 +219,7 @@ class Run:
             "format": _FORMAT,
             "step": int(self.step.numpy()),
             "settings": self.experiment.fixed_settings(),
-            "data": data.data_settings(self.experiment.mixture_or_task),
+            "data": self._data_settings,
             "model": dataclasses.asdict(self.experiment.model),
             "shapes": {name: variable.shape.as_list() for name, variable in variables.items()},
             "vocabulary": self.experiment.vocabulary_digest(),
@@ -253,7 +255,7 @@ class Run:
             return
         self._check_same(manifest["settings"], self.experiment.fixed_settings())
         if "data" in manifest:  # Earlier versions did not keep it.
-            self._check_same(manifest["data"], data.data_settings(self.experiment.mixture_or_task))
+            self._check_same(manifest["data"], self._data_settings)
 
     def _check_same(self, theirs: Mapping[str, object], ours: Mapping[str, object]) -> None:
         for name in ours | theirs:

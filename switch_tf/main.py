@@ -64,6 +64,12 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--all", action="store_true", help="score every checkpoint that there is")
     evaluate.add_argument("--split", default="validation", help="which split of the data (default: %(default)s)")
     evaluate.add_argument(
+        "--by_task", action="store_true", help="measure the likelihood of each task of a mixture (language of mC4), too"
+    )
+    evaluate.add_argument(
+        "--num_batches", type=int, metavar="N", help="batches that a likelihood is measured on at most (default: all)"
+    )
+    evaluate.add_argument(
         "--output", metavar="FOLDER", help="where predictions and TensorBoard's files go (default: the model directory)"
     )
 
@@ -160,7 +166,14 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from switch_tf import scoring
 
-    scoring.evaluate(["all"] if options.all else options.step or [], options.split, options.json, options.output)
+    scoring.evaluate(
+        ["all"] if options.all else options.step or [],
+        options.split,
+        options.json,
+        options.output,
+        options.num_batches,
+        options.by_task,
+    )
 
 
 def _predict(options: argparse.Namespace) -> None:
