@@ -22,7 +22,7 @@ class Exchange(NamedTuple):
     number: how many there are.
     num_bytes: of all their results on one device.
     seconds: that it takes at least, with all of the device's links busy.
-    largest: the arrays of the largest one, as HLO writes them; of many, the first.
+    largest: the largest array among them, as HLO writes it.
     """
 
     kind: str
@@ -51,7 +51,6 @@ def exchanges(collectives: Sequence[Collective], layout: Layout, slice_: Slice) 
         rows[collective.kind, _dimension(_group(collective, everybody), layout)].append(collective)
     found = []
     for (kind, dimension), row in rows.items():
-        largest = max(row, key=lambda collective: collective.num_bytes)
         sent = sum(each.executions * _sent_bytes(each, len(_group(each, everybody))) for each in row)
         found.append(
             Exchange(
@@ -60,7 +59,7 @@ def exchanges(collectives: Sequence[Collective], layout: Layout, slice_: Slice) 
                 sum(each.executions for each in row),
                 sum(each.executions * each.num_bytes for each in row),
                 sent / rate,
-                " ".join(largest.shapes),
+                max(each.largest for each in row)[1],
             )
         )
     return sorted(found, key=lambda row: -row.num_bytes)

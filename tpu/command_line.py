@@ -19,7 +19,7 @@ examples:
       --model_dir=gs://my-bucket/base --gin_file=gin/models/switch_base_128.gin --gin_file=gin/runs/pretrain_c4.gin \\
       --gin_file=gin/layouts/v3_32.gin
 
-A command that was cut off goes on where it stood when it is given again. docs/tpu_jobs.md lists the settings.
+A command that was cut off goes on where it stood when it is given again. docs/tpu.md lists the settings.
 """
 _FLAGS = {
     "name": "the job's: small letters, digits and -",

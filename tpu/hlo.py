@@ -42,7 +42,12 @@ class Instruction(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Of the result, without padding."""
-        return sum(_ITEM_BYTES.get(dtype, 4) * math.prod(sizes) for dtype, sizes in self.shapes)
+        return sum(array_bytes(dtype, sizes) for dtype, sizes in self.shapes)
+
+
+def array_bytes(dtype: str, sizes: tuple[int, ...]) -> int:
+    """Returns the bytes of an array, by HLO's name of its dtype ("bf16")."""
+    return _ITEM_BYTES.get(dtype, 4) * math.prod(sizes)
 
 
 class Collective(NamedTuple):
@@ -62,6 +67,12 @@ class Collective(NamedTuple):
     groups: tuple[tuple[int, ...], ...]
     source: str
     executions: int
+
+    @property
+    def largest(self) -> tuple[int, str]:
+        """The bytes of the largest of its arrays, and that array."""
+        arrays = [(array_bytes(dtype, _sizes(sizes)), f"{dtype}[{sizes}]") for dtype, sizes in map(_parts, self.shapes)]
+        return max(arrays)
 
 
 class Program:
@@ -236,6 +247,11 @@ def _places_on_elements(
             if 0 <= step * stride + offset < extent and (step * stride + offset) % left_dilation == 0
         )
     return met
+
+
+def _parts(array: str) -> tuple[str, str]:
+    """Takes "f32[8,2]" apart: its dtype and its sizes."""
+    return _SHAPE.fullmatch(array).groups()
 
 
 def _sizes(text: str) -> tuple[int, ...]:

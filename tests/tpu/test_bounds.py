@@ -64,6 +64,7 @@ def test_exchanges_are_named_by_the_mesh_and_timed_by_what_is_sent():
     assert rows["all-to-all", "data"].seconds == pytest.approx(12000 * 3 / 4 / rate)
     assert rows["all-reduce", "model"].seconds == pytest.approx(2 * 4000 / 2 / rate)
     assert rows["all-reduce", "data+model"].seconds == pytest.approx(2 * 4000 * 7 / 8 / rate)
+    assert rows["all-reduce", "model"].largest == "f32[1000]"
     # Three other parts, each as large as the result.
     assert rows["reduce-scatter", "data"].seconds == pytest.approx(3 * 4000 / rate)
 

@@ -1,4 +1,4 @@
-"""docs/tpu_jobs.md says what the commands do."""
+"""docs/tpu.md says what the commands do."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from tests.tpu.fake_cloud import State
 from tpu.job import Job
 from tpu.topologies import GENERATIONS, SLICES
 
-TEXT = (pathlib.Path(__file__).parents[2] / "docs" / "tpu_jobs.md").read_text()
+TEXT = (pathlib.Path(__file__).parents[2] / "docs" / "tpu.md").read_text()
 COMMANDS = [line.strip() for line in re.findall(r"^ *(switch-tf [^\n]+)$", TEXT, re.MULTILINE)]
 
 

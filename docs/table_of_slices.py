@@ -1,0 +1,101 @@
+"""Compiles what docs/tpu.md's table tells, and writes it: `python -m docs.table_of_slices [LAYOUT ...]`, by name.
+
+Each compilation takes minutes and up to 15 GB. Its report is kept in docs/precompiled; `--render` makes the table of
+those that are there.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+PAGE = pathlib.Path(__file__).with_name("tpu.md")
+REPORTS = pathlib.Path(__file__).with_name("precompiled")
+BEGIN, END = "<!-- begin: python -m docs.table_of_slices -->", "<!-- end -->"
+# The model and the slice that each layout is for.
+LAYOUTS = {
+    "v3_32": ("switch_base_128", "v3-32"),
+    "v5e_32": ("switch_base_128", "v5litepod-32"),
+    "v4_64": ("switch_large_128", "v4-64"),
+    "v4_512": ("switch_xxl_128", "v4-512"),
+    "v5p_128": ("switch_xxl_128", "v5p-128"),
+    "v6e_256": ("switch_xxl_128", "v6e-256"),
+    "v3_2048": ("switch_c_2048", "v3-2048"),
+    "v4_1024": ("switch_c_2048", "v4-1024"),
+    "v5p_256": ("switch_c_2048", "v5p-256"),
+}
+_HEADER = (
+    "| model | layout | slice | devices | mesh | microbatches | weights, slots | needs | of | all-to-alls | FLOPs | "
+    "step, at least | minutes | host |"
+)
+_GIB = 2**30
+
+
+def arguments(layout: str) -> list[str]:
+    """Returns the arguments of `switch-tf tpu precompile` for a layout."""
+    model, accelerator_type = LAYOUTS[layout]
+    return [
+        f"--gin_file=gin/models/{model}.gin",
+        "--gin_file=gin/runs/pretrain.gin",
+        "--gin_file=gin/precision/selective.gin",
+        f"--layout=gin/layouts/{layout}.gin",
+        f"--topology={accelerator_type}",
+    ]
+
+
+def compile_for(layout: str) -> None:
+    """Compiles the training step for a layout and keeps the report."""
+    command = [sys.executable, "-m", "switch_tf.main", "tpu", "precompile", *arguments(layout), "--json"]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    (REPORTS / f"{layout}.json").write_text(printed)
+
+
+def table() -> str:
+    """Renders the table of all reports that are kept."""
+    from switch_tf import configuration
+    from switch_tf.model_config import ModelConfig
+
+    rows = [_HEADER, "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    for layout, (model, accelerator_type) in LAYOUTS.items():
+        report = json.loads((REPORTS / f"{layout}.json").read_text())
+        configuration.load([f"gin/models/{model}.gin"], [])
+        rows.append(_row(layout, model, accelerator_type, report, ModelConfig().num_sparse_layers))
+    return "\n".join(rows)
+
+
+def _row(layout: str, model: str, accelerator_type: str, report: dict, num_sparse_layers: int) -> str:
+    memory, flops, compilation = report["bytes_per_device"], report["flops_per_device"], report["compilation"]
+    exchanges = sum(row["number"] for row in report["exchanges"] if row["kind"] == "all-to-all")
+    minutes = (compilation["lowering_seconds"] + compilation["compiling_seconds"]) / 60
+    host = max(compilation["lowering_host_bytes"], compilation["compiling_host_bytes"])
+    cells = [
+        f"`{model}`",
+        f"`{layout}`",
+        f"`{accelerator_type}`",
+        str(report["num_devices"]),
+        " ".join(f"{name} {size}" for name, size in report["mesh"].items()),
+        str(report["num_microbatches"]),
+        f"{(memory['weights'] + memory['slots']) / _GIB:.2f} GiB",
+        f"{memory['needed'] / _GIB:.2f} GiB",
+        f"{memory['limit'] / _GIB:.2f} GiB",
+        f"{exchanges / (num_sparse_layers * report['num_microbatches']):g}",
+        f"{flops['compiled'] / flops['of_slots']:.2f}",
+        f"{report['seconds_at_least']['step']:.2f} s",
+        f"{minutes:.1f}",
+        f"{host / _GIB:.1f} GiB",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main(*names: str) -> None:
+    """Compiles for the named layouts, for all without a name, and writes the table into the page."""
+    REPORTS.mkdir(exist_ok=True)
+    for layout in [] if names == ("--render",) else names or LAYOUTS:
+        compile_for(layout)
+    before, rest = PAGE.read_text().split(BEGIN)
+    after = rest.split(END, 1)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
