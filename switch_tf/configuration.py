@@ -112,6 +112,23 @@ def _no_value(name: str) -> SettingError:
     return SettingError(f"{name} has no value: set it with --gin.{name}=... or in a gin file.")
 
 
+def macro_of_path(path: str) -> str | None:
+    """Finds the macro that a file was looked for by.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The macro with its value, `MODEL_DIR = 'gs://bucket/run'`; None where no macro is the beginning of the path.
+    """
+    for name in _DEFINITION.findall(gin.config_str(max_line_length=1000)):
+        value = macro(name)
+        for beginning in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+            if isinstance(beginning, str) and "/" in beginning and path.startswith(beginning.partition("*")[0]):
+                return f"{name} = '{beginning}'"
+    return None
+
+
 def macro(name: str, default: object = None) -> object:
     """Returns a macro's value, `default` where it is not set."""
     try:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import tensorflow as tf
 import tqdm
 
-from switch_tf import data
+from switch_tf import data, storage
 from switch_tf.commands import load_run
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import make_evaluator
@@ -102,18 +102,19 @@ def _write(folder: str, step: int, split: str, task_evaluator: TaskEvaluator, re
     """Writes `predictions/step_.../<split>/<task>.jsonl`, and `evaluate_<split>/` for TensorBoard."""
     predictions = os.path.join(folder, "predictions", f"step_{step:08d}", split)
     try:
-        tf.io.gfile.makedirs(predictions)
+        storage.make_folder(predictions)
         for task in results.outputs:
             with tf.io.gfile.GFile(os.path.join(predictions, f"{task}.jsonl"), "w") as file:
                 for answer in task_evaluator.answers(results, task):
                     file.write(json.dumps(answer, ensure_ascii=False) + "\n")
         # A folder of its own is a run of its own in TensorBoard: it lies beside the training's curves, not over them.
-        board = tf.summary.create_file_writer(os.path.join(folder, f"evaluate_{split}"))
+        mirror = storage.Mirror(os.path.join(folder, f"evaluate_{split}"))
+        board = tf.summary.create_file_writer(mirror.path)
         with board.as_default():
             for name, value in flat(results.scores).items():
                 tf.summary.scalar(f"tasks/{name}", value, step=step)
         board.close()
+        mirror.copy()
     except (OSError, tf.errors.OpError) as error:
-        raise SettingError(
-            f"{folder} cannot be written ({' '.join(str(error).split())[:200]}): name another folder by --output=..."
-        ) from error
+        reason = storage.refusal(error) or storage.reason_of(error)
+        raise SettingError(f"{folder} cannot be written ({reason}): name another folder by --output=...") from error
