@@ -54,11 +54,20 @@ def exists(path: str) -> bool:
     return True
 
 
-def list_folder(path: str) -> list[str]:
-    """Lists a folder; an empty list where there is none.
+def is_folder(path: str) -> bool:
+    """Whether there is a folder.
 
     TensorFlow's `isdir` and `listdir` take a bucket that does not answer for a folder that is not there, and a run that
     cannot see its checkpoints would begin anew.
+
+    Raises:
+      tf.errors.OpError: if it cannot be looked up, or there is no such bucket.
+    """
+    return exists(path) if in_bucket(path) else tf.io.gfile.isdir(path)
+
+
+def list_folder(path: str) -> list[str]:
+    """Lists a folder; an empty list where there is none.
 
     Args:
       path: local or in a bucket.
@@ -69,8 +78,7 @@ def list_folder(path: str) -> list[str]:
     Raises:
       tf.errors.OpError: if the folder cannot be looked up, or there is no such bucket.
     """
-    is_there = exists(path) if in_bucket(path) else tf.io.gfile.isdir(path)
-    return [name.rstrip("/") for name in tf.io.gfile.listdir(path)] if is_there else []
+    return [name.rstrip("/") for name in tf.io.gfile.listdir(path)] if is_folder(path) else []
 
 
 def reason_of(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints that are there whole or not at all: `checkpoints/step_00000100/`, complete once its manifest is."""
 
+import contextlib
 import json
 import os
 import re
@@ -151,9 +152,9 @@ class CheckpointFolder:
     def remove(self, step: int) -> None:
         """Removes a checkpoint, manifest first, so that a removal that is cut off leaves no complete-looking rest."""
         manifest = os.path.join(self.path(step), _MANIFEST)
-        if storage.exists(manifest):
+        with contextlib.suppress(tf.errors.NotFoundError):
             tf.io.gfile.remove(manifest)
-        if storage.exists(self.path(step)):
+        if storage.is_folder(self.path(step)):
             tf.io.gfile.rmtree(self.path(step))
 
     def clean(self, step: int) -> None:
