@@ -46,7 +46,11 @@ class CheckpointFolder:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def steps(self) -> list[int]:
-        """Returns the steps of all complete checkpoints, oldest first."""
+        """Returns the steps of all complete checkpoints, oldest first.
+
+        Raises:
+          tf.errors.OpError: if they cannot be looked up in a bucket; `storage.refusal` says why.
+        """
         return [step for step in self._folders() if storage.exists(os.path.join(self.path(step), _MANIFEST))]
 
     def latest(self) -> int | None:
