@@ -119,14 +119,16 @@ def macro_of_path(path: str) -> str | None:
       path: of the file.
 
     Returns:
-      The macro with its value, `MODEL_DIR = 'gs://bucket/run'`; None where no macro is the beginning of the path.
+      The macro with its value, `MODEL_DIR = 'gs://bucket/run'`; the longest that the path begins
+      with. None where there is none.
     """
+    found = {}
     for name in _DEFINITION.findall(gin.config_str(max_line_length=1000)):
         value = macro(name)
         for beginning in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
             if isinstance(beginning, str) and "/" in beginning and path.startswith(beginning.partition("*")[0]):
-                return f"{name} = '{beginning}'"
-    return None
+                found[beginning] = f"{name} = '{beginning}'"
+    return found[max(found, key=len)] if found else None
 
 
 def macro(name: str, default: object = None) -> object:
