@@ -1,12 +1,11 @@
 """How fast examples come: text tokenised on the way (stock), tokens from a cache, and mC4's blocks of 107 languages.
 
 Run by `make bench`. The text is the documentation that comes with Python, with a vocabulary trained on it; for the
-blocks, every language gets a share of it. Beside them stands what the quick start's training step takes in on this
+blocks, every language gets a share of it. Beside them stands what training steps of several models take in on this
 machine. Each round times every pipeline once, in turn, so that a machine that slows down slows all of them.
 """
 
 import argparse
-import csv
 import json
 import os
 import pathlib
@@ -20,14 +19,14 @@ import seqio
 import tensorflow as tf
 
 from benchmarks.measuring import spread
-from switch_tf import caching, data, main
+from benchmarks.training_steps import LONG, MODELS, SHORT, measure_in_a_process
+from switch_tf import caching, data
 from tasks import multilingual, python_docs
 from tasks.vocabularies import TrainedVocabulary
 from tests.tasks import tiny_c4
 
 TASK = "python_docs_span_corruption"
 BATCH_SIZE = 16
-LENGTHS = ({"inputs": 512, "targets": 114}, {"inputs": 128, "targets": 29})
 NUM_PIECES = 4096
 
 
@@ -82,56 +81,71 @@ def measure(lengths: dict[str, int], rounds: int, batches: int) -> list[dict]:
     return rows
 
 
-def step_of_training(folder: pathlib.Path, steps: int) -> dict:
-    """Trains the quick start's Switch Transformer for some steps; returns what it took in, as a row."""
-    bindings = {"MODEL_DIR": f'"{folder}"', "TRAIN_STEPS": steps, "LOG_PERIOD": 5, "NUM_EVAL_BATCHES": 1}
-    files = ("gin/models/switch_tiny_8.gin", "gin/runs/quickstart.gin")
-    arguments = [f"--gin_file={file}" for file in files] + [f"--gin.{name}={value}" for name, value in bindings.items()]
-    main.main(["train", *arguments])
-    with open(folder / "metrics.csv") as file:
-        speeds = [float(row["tokens_per_second"]) for row in csv.DictReader(file) if row["tokens_per_second"]]
-    # The first steps compile.
-    tokens = spread("tokens_per_second", speeds[len(speeds) // 3 :])
-    lengths = LENGTHS[1]
+def needs() -> list[dict]:
+    """Trains each model for some steps; returns what it took in and which share of the time it waited, as rows."""
+    rows = []
+    for index, model in enumerate(MODELS):
+        times = measure_in_a_process(index)
+        if times is None:
+            print(f"{model.name} needs {model.gigabytes} GB of free memory: left out.")
+            continue
+        examples = [model.batch_size / seconds for seconds in times["step"]]
+        tokens = sum(model.lengths.values())
+        row = (
+            {"pipeline": f"{model.name}, {model.batch_size}"} | model.lengths | spread("examples_per_second", examples)
+        )
+        row |= spread("tokens_per_second", [tokens * speed for speed in examples])
+        rows.append(row | {"waits": sum(times["wait"]) / sum(times["step"])})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Writes rows as a table in Markdown."""
+    lines = ["| | lengths | examples/s | tokens/s | quartiles |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row['pipeline']} | {row['inputs']} + {row['targets']} | {row['examples_per_second']:,.1f} | "
+        f"{row['tokens_per_second']:,.0f} | "
+        f"{row['tokens_per_second_low']:,.0f} - {row['tokens_per_second_high']:,.0f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def verdict(need: dict, pipelines: list[dict]) -> str:
+    """Compares a training step with the slowest pipeline of its lengths."""
+    same = [row for row in pipelines if row["inputs"] == need["inputs"]]
+    slowest = min(same, key=lambda row: row["tokens_per_second"])
+    times = slowest["tokens_per_second"] / need["tokens_per_second"]
     return (
-        {"pipeline": "training"}
-        | lengths
-        | {name.replace("tokens", "examples"): value / sum(lengths.values()) for name, value in tokens.items()}
-        | tokens
+        f"{need['pipeline']} sequences of {need['inputs']} + {need['targets']}: the slowest pipeline "
+        f"({slowest['pipeline']}) gives {times:,.0f} times what a step takes in; {100 * need['waits']:.2f} % of the "
+        "training is waiting for input."
     )
 
 
 def run() -> None:
-    """Times all pipelines and the step, prints a table and saves it where asked."""
+    """Times all pipelines and steps, prints a table and saves it where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="how many times each pipeline is timed")
     parser.add_argument("--batches", type=int, default=100, help="batches of 16 examples in each time")
-    parser.add_argument("--steps", type=int, default=60, help="steps of training")
     parser.add_argument("--json", metavar="FILE", help="where to save the table")
     options = parser.parse_args()
 
+    training = needs()
+    pipelines: list[dict] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        rows = [step_of_training(folder / "run", options.steps)]
-        gin.clear_config()
         TrainedVocabulary(TASK, NUM_PIECES).install(str(folder))
         gin.bind_parameter("Cache.folder", str(folder / "cache"))
         caching.cache(TASK, splits=["train"])
         write_languages(folder / "tfds")
-        for lengths in LENGTHS:
-            rows += measure(lengths, options.rounds, options.batches)
-    print(f"{'pipeline':>10}{'inputs':>8}{'targets':>9}{'examples/s':>12}{'tokens/s':>12}{'quartiles':>24}")
-    for row in rows:
-        print(
-            f"{row['pipeline']:>10}{row['inputs']:>8}{row['targets']:>9}{row['examples_per_second']:>12,.0f}"
-            f"{row['tokens_per_second']:>12,.0f}"
-            f"{row['tokens_per_second_low']:>12,.0f} - {row['tokens_per_second_high']:,.0f}"
-        )
-    need = rows[0]["tokens_per_second"]
-    slowest = min(row["tokens_per_second"] for row in rows[1:] if row["inputs"] == rows[0]["inputs"])
-    print(f"The slowest pipeline gives {slowest / need:.0f} times what the training step takes in.")
+        for lengths in (LONG, SHORT):
+            pipelines += measure(lengths, options.rounds, options.batches)
+    print(table([*pipelines, *training]))
+    for need in training:
+        print(verdict(need, pipelines))
     if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(rows, indent=2))
+        pathlib.Path(options.json).write_text(json.dumps(pipelines + training, indent=2))
 
 
 if __name__ == "__main__":

@@ -100,3 +100,26 @@ def use_cached(provider: seqio.Task | seqio.Mixture, split: str) -> bool:
             )
         check_digests(task, task.cache_dir)
     return True
+
+
+def cached_settings(provider: seqio.Task | seqio.Mixture) -> dict[str, object]:
+    """Returns which cached tokens are trained on: they must stay as they were when a run resumes.
+
+    Args:
+      provider: the task or mixture; it must be in the cache.
+
+    Returns:
+      A phrase for each task, as JSON can hold it.
+    """
+    use_cached(provider, "train")
+    return {
+        f"the cache of {task.name}": _phrase(task.cache_dir) for task in tasks_of(provider) if "train" in task.splits
+    }
+
+
+def _phrase(task_folder: str) -> str:
+    with tf.io.gfile.GFile(seqio.get_cached_info_path(task_folder, "train")) as file:
+        num_files = json.load(file)["num_shards"]
+    with tf.io.gfile.GFile(seqio.get_cached_stats_path(task_folder, "train")) as file:
+        stats = json.load(file)
+    return f"{stats['examples']:,} examples, {stats['targets_tokens']:,} tokens, {num_files} files in {task_folder}"

@@ -1,5 +1,6 @@
 """What `switch-tf predict` does with a model directory."""
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -112,8 +113,9 @@ def predict(texts: Sequence[str], file: str | None, num_held_out: int | None, st
             run.engine.say(fill(text, prediction))
         run.engine.processes.close()
         return
-    examples = data.evaluation_batches(experiment.mixture_or_task, lengths, 1, None)
-    examples = examples[:: max(1, len(examples) // num_held_out)][:num_held_out]
+    batches = data.evaluation_batches(experiment.mixture_or_task, lengths, 1, None)
+    number = sum(1 for _ in batches)
+    examples = list(itertools.islice(batches, 0, None, max(1, number // num_held_out)))[:num_held_out]
     inputs = np.concatenate([example["encoder_input_tokens"] for example in examples])
     targets = np.concatenate([example["decoder_target_tokens"] for example in examples])
     for tokens, target, prediction in zip(inputs, targets, _predictions(run, inputs, vocabulary)):

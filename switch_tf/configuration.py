@@ -1,6 +1,7 @@
 """Reads gin files and bindings; every mistake in them ends in one sentence."""
 
 import contextlib
+import copy
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -106,6 +107,24 @@ def check_required(but: Sequence[str] = ()) -> None:
     for name in _REQUIRED.findall(gin.config_str(max_line_length=1000)):
         if name not in but:
             raise _no_value(name)
+
+
+def parameter(name: str, gin_file: str) -> object:
+    """Returns what a parameter of a function is set to, references made good.
+
+    Args:
+      name: "train.objective".
+      gin_file: one that sets it, for the error.
+
+    Raises:
+      SettingError: if nothing sets it.
+    """
+    try:
+        bound = gin.query_parameter(name)
+    except ValueError as error:
+        raise SettingError(f"Nothing sets {name}: add --gin_file={gin_file}, or one that includes it.") from error
+    # What gin does with a reference when it calls the function: a copy of `@Objective()` is the objective.
+    return copy.deepcopy(bound)
 
 
 def _no_value(name: str) -> SettingError:

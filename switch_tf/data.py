@@ -1,6 +1,7 @@
 """Batches from seqio tasks and mixtures: deterministic, endless for training, padded at the end for evaluation."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -9,13 +10,18 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from switch_tf.cache import Cache, tasks_of, use_cached
+from switch_tf.cache import Cache, cached_settings, tasks_of, use_cached
 from switch_tf.errors import SettingError, nearest
 
 Batch = dict[str, np.ndarray]
 
 # A first batch that takes longer than that may never come.
 _PATIENCE_SECONDS = 60.0
+
+# Batches for evaluation together; 20 of the paper's are half of it.
+_KEPT_BYTES = 2**28
+
+_MISSING_FILE = re.compile(r"from checkpoint: ([^;]+);")
 
 # What the model reads of what seqio's converter makes.
 _FEATURES = (
@@ -63,12 +69,19 @@ def data_settings(mixture_or_task: str) -> dict[str, object]:
       mixture_or_task: a seqio name.
 
     Returns:
-      Whether tokens come from a cache, the settings of the tasks' sources, and the rate of each task of a mixture.
+      Whether tokens come from a cache, from which, or else the settings of the tasks' sources; and the rate of each
+      task of a mixture.
+
+    Raises:
+      SettingError: if the data are not there.
     """
     provider = find_task(mixture_or_task)
-    settings: dict[str, object] = {"USE_CACHED": Cache().use}
+    is_cached = Cache().use
+    settings: dict[str, object] = {"USE_CACHED": is_cached}
+    if is_cached:
+        settings |= cached_settings(provider)
     for task in tasks_of(provider):
-        if isinstance(task.source, Configured):
+        if isinstance(task.source, Configured) and not is_cached:
             settings |= task.source.settings()
         if isinstance(provider, seqio.Mixture):
             settings[f"the rate of {task.name}"] = provider.get_rate(task)
@@ -278,11 +291,63 @@ class TrainingBatches:
 
         Args:
           read: gives the saved position of a name, whichever process saved it.
+
+        Raises:
+          SettingError: if a file that was being read is no longer where it was.
         """
         for stream in self._streams:
-            tf.raw_ops.DeserializeIterator(
-                resource_handle=stream.iterator._iterator_resource, serialized=read(stream.name)
-            )
+            position = read(stream.name)
+            try:
+                tf.raw_ops.DeserializeIterator(resource_handle=stream.iterator._iterator_resource, serialized=position)
+            except tf.errors.NotFoundError as error:
+                missing = _MISSING_FILE.search(error.message)
+                raise SettingError(
+                    f"The run was reading {missing[1] if missing else 'a file'} of '{self._task}', which is no longer "
+                    "there: put it back, or use another MODEL_DIR."
+                ) from error
+
+
+class EvaluationBatches:
+    """The first batches of a split, in order, the same as often as they are gone through; at least one.
+
+    They stay in memory while they are few, and are read anew each time where they are many.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Batch]], empty: SettingError):
+        """Reads the first batch.
+
+        Args:
+          read: opens the split, at its beginning.
+          empty: what to raise where there is no batch.
+        """
+        self._read = read
+        self._kept: list[Batch] | None = None
+        self._are_many = False
+        opened = read()
+        first = next(opened, None)
+        if first is None:
+            raise empty
+        self._opened: Iterator[Batch] | None = itertools.chain([first], opened)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields batches of int32 [batch_size, length]; all have one shape."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        opened, self._opened = self._opened or self._read(), None
+        kept: list[Batch] = []
+        size = 0
+        for batch in opened:
+            size += sum(array.nbytes for array in batch.values())
+            if size > _KEPT_BYTES:
+                self._are_many = True
+            if self._are_many:
+                kept.clear()
+            else:
+                kept.append(batch)
+            yield batch
+        if not self._are_many:
+            self._kept = kept
 
 
 def evaluation_batches(
@@ -292,8 +357,8 @@ def evaluation_batches(
     num_batches: int | None,
     split: str = "validation",
     seed: int = 0,
-) -> list[Batch]:
-    """The first batches of a split, in order and always the same; the last is filled up with padding.
+) -> EvaluationBatches:
+    """Opens a split for evaluation; its last batch is filled up with padding.
 
     Args:
       mixture_or_task: a seqio name.
@@ -304,18 +369,21 @@ def evaluation_batches(
       seed: of the noise of preprocessors.
 
     Returns:
-      Batches of int32 [batch_size, length]; all have one shape.
+      Its batches.
 
     Raises:
       SettingError: if the split has no example.
     """
-    dataset = _dataset(mixture_or_task, lengths, split, shuffle=False, num_epochs=1, seed=seed)
-    batches = list(itertools.islice(dataset.batch(batch_size).as_numpy_iterator(), num_batches))
-    if not batches:
-        raise empty_split(mixture_or_task, split)
-    missing = batch_size - len(batches[-1]["decoder_target_tokens"])
-    batches[-1] = {name: np.pad(array, [(0, missing), (0, 0)]) for name, array in batches[-1].items()}
-    return batches
+
+    def read() -> Iterator[Batch]:
+        # Built anew: a second iterator over one data set could have another order.
+        dataset = _dataset(mixture_or_task, lengths, split, shuffle=False, num_epochs=1, seed=seed)
+        batches = dataset.batch(batch_size).prefetch(2).as_numpy_iterator()
+        for batch in itertools.islice(batches, num_batches):
+            missing = batch_size - len(batch["decoder_target_tokens"])
+            yield {name: np.pad(array, [(0, missing), (0, 0)]) for name, array in batch.items()}
+
+    return EvaluationBatches(read, empty_split(mixture_or_task, split))
 
 
 def empty_split(mixture_or_task: str, split: str, num_shards: int = 1) -> SettingError:

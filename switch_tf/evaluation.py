@@ -1,6 +1,6 @@
 """Held-out likelihood of a model, with teacher forcing, and the unigram model that any model must beat."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,7 @@ from switch_tf.training.records import routing_scalars
 from switch_tf.training.step import EvaluationSums, make_evaluation_step
 
 
-def make_evaluator(run: Run) -> Callable[[Sequence[Batch]], dict[str, float]]:
+def make_evaluator(run: Run) -> Callable[[Iterable[Batch]], dict[str, float]]:
     """Compiles the evaluation of a run's current weights.
 
     Args:
@@ -33,7 +33,7 @@ def make_evaluator(run: Run) -> Callable[[Sequence[Batch]], dict[str, float]]:
 
     compiled = run.engine.compile(on_device)
 
-    def evaluate(batches: Sequence[Batch]) -> dict[str, float]:
+    def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
         total = None
         for batch in batches:
             rows = run.engine.local_rows(len(batch["decoder_target_tokens"]))
@@ -87,7 +87,7 @@ def _means(total: EvaluationSums) -> dict[str, float]:
     }
 
 
-def unigram_neg_log_perplexity(train: Sequence[Batch], held_out: Sequence[Batch], vocab_size: int) -> float:
+def unigram_neg_log_perplexity(train: Iterable[Batch], held_out: Iterable[Batch], vocab_size: int) -> float:
     """Scores held-out targets by how often each token is a target in training: the model that sees no context.
 
     Args:
@@ -99,9 +99,12 @@ def unigram_neg_log_perplexity(train: Sequence[Batch], held_out: Sequence[Batch]
       Mean log likelihood of a real target token, in nats.
     """
 
-    def counts(batches: Sequence[Batch]) -> np.ndarray:
-        tokens = np.concatenate([batch["decoder_target_tokens"].ravel() for batch in batches])
-        return np.bincount(tokens[tokens != 0], minlength=vocab_size).astype(np.float64)
+    def counts(batches: Iterable[Batch]) -> np.ndarray:
+        total = np.zeros(vocab_size)
+        for batch in batches:
+            tokens = batch["decoder_target_tokens"].ravel()
+            total += np.bincount(tokens[tokens != 0], minlength=vocab_size)
+        return total
 
     frequency = counts(train) + 1.0
     occurrences = counts(held_out)

@@ -28,7 +28,7 @@ from switch_tf.training.checkpoints import CheckpointFolder, checkpoints_of, fin
 from switch_tf.training.saving import CheckpointWriter
 from switch_tf.vocabulary import Vocabulary, path_in
 
-_PACKAGES = ("tensorflow", "tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
+_PACKAGES = ("tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
 
 # Between a weight's name and that of its optimizer slot.
 _SLOTS = "/slots/"
@@ -180,6 +180,8 @@ class Run:
         self.checkpoints = checkpoints_of(experiment.model_dir, keep_checkpoints)
         self.writer = CheckpointWriter(self.checkpoints, self.engine)
         self.optimizer = optimizer
+        # Looked up once: files may come while the run reads those that there were.
+        self._data_settings = {} if optimizer is None else data.data_settings(experiment.mixture_or_task)
         with self.engine.scope():
             self.model = EncoderDecoder(experiment.model, seed=experiment.seed)
             self.model.build()
@@ -217,7 +219,7 @@ class Run:
             "format": _FORMAT,
             "step": int(self.step.numpy()),
             "settings": self.experiment.fixed_settings(),
-            "data": data.data_settings(self.experiment.mixture_or_task),
+            "data": self._data_settings,
             "model": dataclasses.asdict(self.experiment.model),
             "shapes": {name: variable.shape.as_list() for name, variable in variables.items()},
             "vocabulary": self.experiment.vocabulary_digest(),
@@ -253,7 +255,7 @@ class Run:
             return
         self._check_same(manifest["settings"], self.experiment.fixed_settings())
         if "data" in manifest:  # Earlier versions did not keep it.
-            self._check_same(manifest["data"], data.data_settings(self.experiment.mixture_or_task))
+            self._check_same(manifest["data"], self._data_settings)
 
     def _check_same(self, theirs: Mapping[str, object], ours: Mapping[str, object]) -> None:
         for name in ours | theirs:
@@ -346,7 +348,9 @@ def _reader(prefix: str, name: str, variable: tf.Variable) -> Callable[[Block], 
 
 def versions() -> dict[str, str]:
     """Returns the versions that a run depends on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    # On a TPU it is the distribution tensorflow-tpu that brings TensorFlow.
+    basis = {"python": platform.python_version(), "tensorflow": tf.__version__}
+    return basis | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def write_description(model_dir: str) -> None:

@@ -64,6 +64,12 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--all", action="store_true", help="score every checkpoint that there is")
     evaluate.add_argument("--split", default="validation", help="which split of the data (default: %(default)s)")
     evaluate.add_argument(
+        "--by_task", action="store_true", help="measure the likelihood of each task of a mixture (language of mC4), too"
+    )
+    evaluate.add_argument(
+        "--num_batches", type=int, metavar="N", help="batches that a likelihood is measured on at most (default: all)"
+    )
+    evaluate.add_argument(
         "--output", metavar="FOLDER", help="where predictions and TensorBoard's files go (default: the model directory)"
     )
 
@@ -125,6 +131,8 @@ def _prepare_libraries() -> None:
     # Without a cache, TensorFlow fetches 64 MB from a bucket for every tensor of a checkpoint that it reads.
     os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "32")
     os.environ.setdefault("GCS_READ_CACHE_MAX_SIZE_MB", "512")
+    # seqio brings JAX, which would take the TPU, or look for one where libtpu is installed: TensorFlow is to have it.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.ERROR)
@@ -161,7 +169,14 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from switch_tf import scoring
 
-    scoring.evaluate(["all"] if options.all else options.step or [], options.split, options.json, options.output)
+    scoring.evaluate(
+        ["all"] if options.all else options.step or [],
+        options.split,
+        options.json,
+        options.output,
+        options.num_batches,
+        options.by_task,
+    )
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import gin
 
 from switch_tf.errors import SettingError
 from switch_tf.text_files import Patterns
-from tasks.files import ConfiguredFiles
+from tasks.files import SPLITS, ConfiguredFiles
 from tasks.pretraining import add_span_corruption_task
 from tasks.tfds_source import PreparedTfds, same_splits
 
@@ -42,4 +42,4 @@ _tfds = PreparedTfds(
 add_span_corruption_task("c4_span_corruption", _tfds)
 # In the style of t5's own `c4_v220_span_corruption`, which reads a version that TFDS no longer makes.
 add_span_corruption_task("c4_v310_span_corruption", _tfds)
-add_span_corruption_task("c4_files_span_corruption", ConfiguredFiles(c4_files, "C4_FOLDER"))
+add_span_corruption_task("c4_files_span_corruption", ConfiguredFiles(c4_files, dict.fromkeys(SPLITS, "C4_FOLDER")))

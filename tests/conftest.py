@@ -8,6 +8,7 @@ os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "1000")
 os.environ.setdefault("GCS_RETRY_CONFIG_MAX_RETRIES", "1")
 os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "1")
 os.environ.setdefault("GCS_READ_CACHE_MAX_SIZE_MB", "64")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import gin
 import numpy as np

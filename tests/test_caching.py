@@ -1,7 +1,11 @@
 """Cached tasks: the files that seqio expects, cut off and taken up again, and never with another vocabulary."""
 
 import json
+import os
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import gin
 import numpy as np
@@ -98,7 +102,23 @@ def test_training_reads_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(seqio.TaskRegistry.get(TASK).source, "get_dataset", refuse)
     batch = next(iter(data.training_dataset(TASK, LENGTHS, 4, 0)))
     assert batch["encoder_input_tokens"].shape == (4, 64)
-    assert data.evaluation_batches(TASK, LENGTHS, 4, 1)
+    assert list(data.evaluation_batches(TASK, LENGTHS, 4, 1))
+
+
+def test_a_run_must_keep_its_cache(tmp_path):
+    settings(tmp_path)
+    caching.cache(TASK, splits=["train"], min_shards=4)
+    kept = data.data_settings(TASK)
+    folder = tmp_path / TASK
+    stats = json.loads((folder / "stats.train.json").read_text())
+    phrase = f"{stats['examples']} examples, {stats['targets_tokens']:,} tokens, 6 files in {folder}"
+    assert kept == {"USE_CACHED": True, f"the cache of {TASK}": phrase}
+    shutil.rmtree(folder)
+    seqio.TaskRegistry.get(TASK)._cache_dir = None
+    caching.cache(TASK, splits=["train"], min_shards=8)
+    assert data.data_settings(TASK)[f"the cache of {TASK}"] == phrase.replace("6 files", "9 files")
+    settings(tmp_path, use=False)
+    assert data.data_settings(TASK) == {"USE_CACHED": False}
 
 
 def test_a_command_that_was_cut_off_goes_on(tmp_path, monkeypatch, capsys):
@@ -152,7 +172,7 @@ def test_the_folder_keeps_the_vocabulary(text, tmp_path):
     kept = pathlib.Path(path_in(str(tmp_path)))
     assert kept.read_bytes() == (text / "vocabulary").read_bytes()
     vocabularies.select_vocabulary(str(kept))
-    assert data.evaluation_batches(TASK, LENGTHS, 4, 1)
+    assert list(data.evaluation_batches(TASK, LENGTHS, 4, 1))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +211,45 @@ def test_a_task_without_a_place_for_a_cache_is_refused(tmp_path):
         caching.cache("mc4")
     with pytest.raises(SettingError, match="mc4 cannot be cached: set it to False"):
         data.training_dataset("mc4", LENGTHS, 4, 0)
+
+
+BEAM_MODULE = """
+from tasks import vocabularies
+from tasks.pretraining import add_span_corruption_task, text_files
+
+vocabularies.select_vocabulary("{root}/vocabulary")
+files = text_files({{"train": "{root}/train-*.txt", "validation": "{root}/held-out.txt"}})
+add_span_corruption_task("{task}", files)
+"""
+
+
+@pytest.mark.slow
+def test_beam_writes_the_same(text, tmp_path):
+    """seqio's own job, in a process of its own: Beam is an extra."""
+    pytest.importorskip("apache_beam")
+    (tmp_path / "module_for_beam.py").write_text(BEAM_MODULE.format(root=text, task=TASK))
+    paths = os.pathsep.join([str(tmp_path), str(pathlib.Path(__file__).parents[1])])
+    job = [sys.executable, "-m", "seqio.scripts.cache_tasks_main", "--module_import=module_for_beam"]
+    job += [f"--tasks=^{TASK}$", f"--output_cache_dir={tmp_path / 'beam'}", "--min_shards=6"]
+    done = subprocess.run(job, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    settings(tmp_path / "ours")
+    caching.cache(TASK, min_shards=6)
+    ours, theirs = tmp_path / "ours" / TASK, tmp_path / "beam" / TASK
+    assert {path.name for path in ours.iterdir()} ^ {path.name for path in theirs.iterdir()} == {"vocabularies.json"}
+
+    def examples(folder: pathlib.Path, split: str) -> list[list]:
+        """The fields of each example, in no order: neither that of a map in a record nor that of records is fixed."""
+        records = tf.data.TFRecordDataset([str(path) for path in folder.glob(f"{split}.tfrecord*")])
+        parsed = (tf.train.Example.FromString(record).features.feature for record in records.as_numpy_iterator())
+        return sorted(sorted((name, str(value)) for name, value in fields.items()) for fields in parsed)
+
+    for split in ("train", "validation"):
+        for kind in ("info", "stats"):
+            first, second = (json.loads((folder / f"{kind}.{split}.json").read_text()) for folder in (ours, theirs))
+            assert first == second
+        assert examples(ours, split) == examples(theirs, split)
+        assert len(examples(ours, split)) == first["examples"] > 0
 
 
 def test_numbers_and_bytes_are_written_as_seqio_writes_them():

@@ -165,13 +165,31 @@ def test_shards_together_are_every_document_once(task):
 
 
 def test_evaluation_batches_are_always_the_same_and_padded_to_one_shape():
-    first = data.evaluation_batches(TASK, LENGTHS, 7, None)
-    assert_equal(first, data.evaluation_batches(TASK, LENGTHS, 7, None))
+    batches = data.evaluation_batches(TASK, LENGTHS, 7, None)
+    first = list(batches)
+    assert_equal(first, list(batches))
+    assert_equal(first, list(data.evaluation_batches(TASK, LENGTHS, 7, None)))
     assert {batch["encoder_input_tokens"].shape for batch in first} == {(7, 64)}
     examples = sum(np.any(batch["decoder_target_tokens"] != 0, axis=1).sum() for batch in first)
-    by_one = data.evaluation_batches(TASK, LENGTHS, 1, None)
-    assert examples == len(by_one)
-    assert len(data.evaluation_batches(TASK, LENGTHS, 1, 3)) == 3
+    assert examples == sum(1 for _ in data.evaluation_batches(TASK, LENGTHS, 1, None))
+    assert sum(1 for _ in data.evaluation_batches(TASK, LENGTHS, 1, 3)) == 3
+
+
+def test_evaluation_batches_are_read_anew_where_they_are_many(monkeypatch):
+    opened = []
+    dataset = data._dataset
+    monkeypatch.setattr(data, "_dataset", lambda *a, **k: opened.append(1) or dataset(*a, **k))
+    few = data.evaluation_batches(TASK, LENGTHS, 7, None)
+    expected = list(few)
+    list(few)
+    assert len(opened) == 1
+    size = sum(array.nbytes for batch in expected for array in batch.values())
+    monkeypatch.setattr(data, "_KEPT_BYTES", size - 1)
+    many = data.evaluation_batches(TASK, LENGTHS, 7, None)
+    next(iter(many))  # Given up in the middle: nothing of it may be missing in the next.
+    for _ in range(2):
+        assert_equal(list(many), expected)
+    assert many._kept is None and len(opened) == 1 + 3
 
 
 def test_an_empty_corpus_is_refused():

@@ -211,10 +211,10 @@ def test_bytes_per_device_are_those_of_the_parts(capsys):
 
 
 def test_one_device_of_many_holds_its_share_of_a_huge_model(capsys):
-    files = ["gin/models/switch_c_2048.gin", "gin/layouts/v3_1024.gin"]
+    files = ["gin/models/switch_c_2048.gin", "gin/layouts/v3_2048.gin"]
     values = json.loads(printed_by_describe(capsys, files, as_json=True))
     held = values["bytes_per_device"]
-    assert held["expert_weights"] == 4 * values["expert_parameters"] // 1024
+    assert held["expert_weights"] == 4 * values["expert_parameters"] // 2048
     whole = values["parameters"] - values["expert_parameters"]
     assert held["weights"] - held["expert_weights"] == 4 * whole
 

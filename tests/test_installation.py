@@ -5,6 +5,7 @@ import importlib.metadata
 import pytest
 
 from switch_tf import installation
+from switch_tf.experiment import versions
 
 
 class FakeFile(str):
@@ -39,3 +40,16 @@ def test_an_overwritten_file_is_found(monkeypatch, tmp_path):
 
 def test_an_absent_distribution_is_not_overwritten():
     assert not installation.is_overwritten("no-such-distribution", "x.py")
+
+
+def test_versions_are_those_of_a_tpu_too(monkeypatch):
+    """There the distribution tensorflow-tpu brings TensorFlow, and `tensorflow` is not installed."""
+    version = importlib.metadata.version
+
+    def without_tensorflow(name: str) -> str:
+        if name == "tensorflow":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_tensorflow)
+    assert versions()["tensorflow"].startswith("2.")

@@ -36,9 +36,15 @@ LAYOUTS = {
     "data_4_model_2": "switch_large_128",
     "v3_8": "switch_base_128",
     "v3_32": "switch_base_128",
+    "v5e_32": "switch_base_128",
     "v4_128": "switch_base_128",
-    "v3_1024": "switch_c_2048",
+    "v4_64": "switch_large_128",
     "v4_512": "switch_xxl_128",
+    "v5p_128": "switch_xxl_128",
+    "v6e_256": "switch_xxl_128",
+    "v3_2048": "switch_c_2048",
+    "v4_1024": "switch_c_2048",
+    "v5p_256": "switch_c_2048",
 }
 
 

@@ -1,59 +1,65 @@
-"""A TensorFlow program through XLA's partitioner: lowered, annotated, compiled for a mesh, and what is in the result.
+"""A TensorFlow program as a compiler for TPUs reads it: lowered from shapes alone, annotated with a layout.
 
-TensorFlow lowers; jaxlib, which has XLA's compiler, compiles. The ways into jaxlib are private (marked below), so that
-its version is pinned: `pip install 'switch-tf[aot]'`.
+TensorFlow lowers; jaxlib, which has XLA's compiler, reads what comes out and compiles it (`compiling.py`). The ways
+into jaxlib are private (marked below), so that its version is pinned: `pip install 'switch-tf[aot]'`.
+
+A process of its own lowers what is to be compiled (`python -m tpu.lowering FOLDER`): its gigabytes are free again when
+the compiler starts.
 """
 
-import itertools
-import math
-import re
-from collections.abc import Sequence
-from typing import NamedTuple
+import json
+import pathlib
+import sys
+import time
 
 import jax
-import numpy as np
 import tensorflow as tf
 from jax._src.interpreters import mlir as jax_mlir  # Private.
-from jax._src.lib import _jax, xla_client  # Private.
+from jax._src.lib import _jax  # Private.
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlib.mlir import ir
 
 from switch_tf.partitioning.axes import Axes, placed_by
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.spmd import Partitioned
+from tpu.handover import LOWERED, LOWERING, REQUEST, peak_memory
+from tpu.plan import read_plan
 from tpu.program import Program
 
-_COLLECTIVES = ("all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute")
-_ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 # What TensorFlow says of the layouts of a program that is not split yet.
 _STALE_ATTRIBUTES = ("mhlo.xla_entry_computation_parameter_layouts", "mhlo.xla_entry_computation_result_layout")
+
+
+def sharding(mesh: Mesh | jax.sharding.AbstractMesh, layout: Layout, axes: Axes) -> NamedSharding:
+    """Returns JAX's name for how a layout splits a tensor."""
+    return NamedSharding(mesh, PartitionSpec(*layout.split(axes)))
 
 
 class PartitionedModule:
     """A lowered program that is to be split over a mesh."""
 
     def __init__(self, program: Program, layout: Layout):
-        """Lowers a program with the annotations of a layout, from shapes alone: nothing is allocated.
+        """Lowers a program with the annotations of a layout; nothing is allocated.
 
         Args:
           program: what to lower.
           layout: the mesh, and what is split over it.
         """
         self.layout = layout
+        self.argument_axes = program.argument_axes
         compiled = tf.function(program.function, autograph=False, jit_compile=True)
         with placed_by(Partitioned(layout)):
             hlo = compiled.experimental_get_compiler_ir(*program.arguments)(stage="hlo_serialized")
         with jax_mlir.make_ir_context():
-            self._module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
-        main = next(op for op in self._module.body.operations if op.attributes["sym_name"].value == "main")
-        self._argument_axes = program.argument_axes
-        self._result_axes = program.state_axes + [()] * (len(main.type.results) - program.state_size)
-        with self._module.context, ir.Location.unknown(self._module.context):
-            self._annotate(main)
+            self.module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
+        main = next(op for op in self.module.body.operations if op.attributes["sym_name"].value == "main")
+        self.result_axes = program.state_axes + [()] * (len(main.type.results) - program.state_size)
+        with self.module.context, ir.Location.unknown(self.module.context):
+            self._annotate(main, program.state_size)
 
-    def _annotate(self, main) -> None:
+    def _annotate(self, main, state_size: int) -> None:
         """Says of the whole program what the annotations inside cannot: its devices, its arguments and results."""
-        attributes, integer = self._module.operation.attributes, ir.IntegerType.get_signless(32)
+        attributes, integer = self.module.operation.attributes, ir.IntegerType.get_signless(32)
         for name in _STALE_ATTRIBUTES:
             if name in attributes:
                 del attributes[name]
@@ -61,101 +67,31 @@ class PartitionedModule:
         attributes["mhlo.num_partitions"] = ir.IntegerAttr.get(integer, self.layout.num_devices)
         mesh = jax.sharding.AbstractMesh(tuple(self.layout.mesh.values()), tuple(self.layout.mesh))
 
-        def sharding(axes: Axes) -> ir.DictAttr:
-            text = str(self._sharding(mesh, axes)._to_xla_hlo_sharding(len(axes)))  # Private.
-            return ir.DictAttr.get({"mhlo.sharding": ir.StringAttr.get(text)})
+        def split(axes: Axes) -> dict[str, ir.Attribute]:
+            text = str(sharding(mesh, self.layout, axes)._to_xla_hlo_sharding(len(axes)))  # Private.
+            return {"mhlo.sharding": ir.StringAttr.get(text)}
 
-        main.attributes["arg_attrs"] = ir.ArrayAttr.get([sharding(axes) for axes in self._argument_axes])
-        main.attributes["res_attrs"] = ir.ArrayAttr.get([sharding(axes) for axes in self._result_axes])
+        arguments = [split(axes) for axes in self.argument_axes]
+        # The state is given up to the program, which writes the new one in its place.
+        for index, argument in enumerate(arguments[:state_size]):
+            argument["tf.aliasing_output"] = ir.IntegerAttr.get(integer, index)
+        results = [split(axes) for axes in self.result_axes]
+        for name, dictionaries in (("arg_attrs", arguments), ("res_attrs", results)):
+            main.attributes[name] = ir.ArrayAttr.get([ir.DictAttr.get(entries) for entries in dictionaries])
 
-    def _sharding(self, mesh: Mesh | jax.sharding.AbstractMesh, axes: Axes) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*self.layout.split(axes)))
-
-    def compile(self, devices: Sequence[jax.Device]) -> "Executable":
-        """Splits the program over devices, in the mesh's order, and compiles it for them."""
-        options = xla_client.CompileOptions()
-        build = options.executable_build_options
-        options.num_partitions = build.num_partitions = len(devices)
-        build.use_spmd_partitioning = True
-        # GSPMD, whose annotations TensorFlow writes; Shardy would read none of them.
-        build.use_shardy_partitioner = False
-        ids = np.array([[device.id for device in devices]])
-        options.device_assignment = build.device_assignment = xla_client.DeviceAssignment.create(ids)
-        client = devices[0].client
-        executable = client.compile_and_load(self._module, xla_client.DeviceList(tuple(devices)), options)
-        mesh = Mesh(np.array(devices).reshape(list(self.layout.mesh.values())), tuple(self.layout.mesh))
-        return Executable(
-            executable,
-            [self._sharding(mesh, axes) for axes in self._argument_axes],
-            [self._sharding(mesh, axes) for axes in self._result_axes],
-        )
+    def write(self, path: pathlib.Path) -> None:
+        """Writes the module as MLIR's bytecode, for another process to compile."""
+        with path.open("wb") as file:
+            self.module.operation.write_bytecode(file)
 
 
-class Executable:
-    """A program that is split over devices which are there."""
-
-    def __init__(self, executable, argument_shardings: list[NamedSharding], result_shardings: list[NamedSharding]):
-        self._executable = executable
-        self._argument_shardings = argument_shardings
-        self._result_shardings = result_shardings
-
-    @property
-    def text(self) -> str:
-        """The program of one device, as HLO text."""
-        return "\n".join(module.to_string() for module in self._executable.hlo_modules())
-
-    def __call__(self, arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Runs it on whole arrays: arguments are split over the devices, and results put together."""
-        placed = [jax.device_put(array, sharding) for array, sharding in zip(arguments, self._argument_shardings)]
-        results = self._executable.execute_sharded(placed).disassemble_into_single_device_arrays()
-        return [np.asarray(_joined(parts, sharding)) for parts, sharding in zip(results, self._result_shardings)]
+def main(folder: str) -> None:
+    """Lowers the step that a folder's request asks for, into the folder."""
+    path, start = pathlib.Path(folder), time.monotonic()
+    plan = read_plan(**json.loads((path / REQUEST).read_text()))
+    PartitionedModule(plan.program(), plan.layout).write(path / LOWERED)
+    (path / LOWERING).write_text(json.dumps({"seconds": time.monotonic() - start, "host_bytes": peak_memory()}))
 
 
-def _joined(parts: list[jax.Array], sharding: NamedSharding) -> jax.Array:
-    numbers = [1 if name is None else sharding.mesh.shape[name] for name in sharding.spec]
-    shape = tuple(size * number for size, number in itertools.zip_longest(parts[0].shape, numbers, fillvalue=1))
-    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
-
-
-class Collective(NamedTuple):
-    """A collective of a program.
-
-    kind: "all-to-all", ...
-    shapes: of what a device gets from it, as HLO writes them: "f32[8,2,4,16]".
-    num_bytes: of that.
-    groups: which devices talk to each other, as HLO writes it.
-    source: TensorFlow's name of the op that needs it.
-    """
-
-    kind: str
-    shapes: tuple[str, ...]
-    num_bytes: int
-    groups: str
-    source: str
-
-
-def collectives(text: str) -> list[Collective]:
-    """Lists the collectives in a program's HLO text.
-
-    One that runs alongside other work is there in two halves, and (on TPUs) in several copies that share a channel: it
-    counts once.
-    """
-    found = {}
-    pattern = rf"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ({'|'.join(_COLLECTIVES)})(?:-start)?\((.*)$"
-    for name, result, kind, rest in re.findall(pattern, text, re.MULTILINE):
-        channel = re.search(r"channel_id=(\d+)", rest)
-        groups = re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\[.*?\](?=,|$))", rest)
-        source = re.search(r'op_name="([^"]*)"', rest)
-        shapes = re.findall(r"([a-z]+[0-9]*)\[([\d,]*)\]", result)
-        found[kind, channel.group(1) if channel else name] = Collective(
-            kind,
-            tuple(f"{dtype}[{sizes}]" for dtype, sizes in shapes),
-            sum(_ITEM_BYTES.get(dtype, 4) * _num_elements(sizes) for dtype, sizes in shapes),
-            groups.group(1) if groups else "",
-            source.group(1) if source else "",
-        )
-    return list(found.values())
-
-
-def _num_elements(sizes: str) -> int:
-    return math.prod(int(size) for size in sizes.split(",") if size)
+if __name__ == "__main__":
+    main(*sys.argv[1:])

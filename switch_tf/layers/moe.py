@@ -198,6 +198,12 @@ class SwitchFeedForward(layer.Layer):
             return length
         return tokens_per_group(batch * length, self.group_size, axes.num_shards(axes.GROUPS))
 
+    def num_slots(self, batch: int, length: int, training: bool = False, dropless: bool = False) -> int:
+        """Returns how many slots all experts together have for a batch [B, L], taken or not: G * E * C."""
+        is_dropless = self._is_dropless(training, dropless)
+        size = self._tokens_per_group(batch, length, is_dropless)
+        return batch * length // size * self.experts.num_experts * self._capacity(size, training, is_dropless)
+
     def _is_dropless(self, training: bool, dropless: bool) -> bool:
         return not training and (dropless or self.eval_capacity_factor is None) and self.router.chooses_for_tokens
 

@@ -35,9 +35,7 @@ def _unigram(experiment: Experiment) -> float:
     name, lengths, size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
     train = data.training_dataset(name, lengths, size, experiment.seed).as_numpy_iterator()
     held_out = data.evaluation_batches(name, lengths, size, None)
-    return unigram_neg_log_perplexity(
-        list(itertools.islice(train, _UNIGRAM_BATCHES)), held_out, experiment.model.vocab_size
-    )
+    return unigram_neg_log_perplexity(itertools.islice(train, _UNIGRAM_BATCHES), held_out, experiment.model.vocab_size)
 
 
 def _column(rows: Sequence[dict[str, str]], name: str) -> np.ndarray:

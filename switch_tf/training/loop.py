@@ -170,7 +170,7 @@ class _Trainer:
         self,
         run: Run,
         batches: data.TrainingBatches,
-        held_out: list[data.Batch],
+        held_out: data.EvaluationBatches,
         update: Callable,
         progress: Progress,
         task_evaluator: TaskEvaluator | None,

@@ -71,12 +71,18 @@ def test_loads_of_each_sparse_layer_add_up_to_one(trained):
         assert sum(map(float, line[2:])) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_evaluate_prints_json_and_a_table(trained, capsys):
+def test_evaluate_prints_json_and_a_table(trained, capsys, tmp_path):
     values = json.loads(call(capsys, "evaluate", f"--model_dir={trained}", "--json"))
     assert values["step"] == 12 and -8 < values["neg_log_perplexity"] < -2
     assert "encoder/layer_1/fraction_dropped" in values
-    table = call(capsys, "evaluate", f"--model_dir={trained}", "--step=8", "--split=train")
-    assert "neg_log_perplexity" in table and "train" in table
+    arguments = ["--step=8", "--split=train", "--num_batches=2", "--by_task", f"--output={tmp_path}"]
+    title, *lines = call(capsys, "evaluate", f"--model_dir={trained}", *arguments).splitlines()
+    assert title.endswith(", train")
+    table = dict(line.split() for line in lines)
+    # A task is the whole of what it is a part of.
+    assert table["tiny_span_corruption/neg_log_perplexity"] == table["neg_log_perplexity"]
+    assert 2 * 8 * 6 < float(table["target_tokens"]) <= 2 * 8 * 10
+    assert list((tmp_path / "evaluate_train").iterdir())
 
 
 def test_evaluate_agrees_with_the_last_evaluation_of_training(trained, capsys):
@@ -256,6 +262,7 @@ def test_help_is_there_for_every_command(capsys):
         (["predict", "<extra_id_0> x", "--step=5"], "there are 4, 8, 12"),
         (["predict", "<extra_id_0>" + " word" * 40], "TASK_FEATURE_LENGTHS"),
         (["evaluate", "--split=test"], "has no split 'test'"),
+        (["evaluate", "--num_batches=0"], "--num_batches=0 must be at least 1"),
         (["evaluate", "--gin.ModelConfig.num_decoder_layers=1"], "holds another model"),
         (["predict", "--held_out=0"], "--held_out=0 must be at least 1"),
     ],

@@ -1,5 +1,6 @@
 """From a pre-trained model directory to scores on tasks: begin, evaluate while training, keep the best, compare."""
 
+import collections
 import json
 import os
 import pathlib
@@ -16,11 +17,14 @@ import pytest
 import seqio
 import tensorflow as tf
 
+import tasks.all  # noqa: F401 (registers tasks)
 import tests.rule_glue
 import tests.tiny_task
 from switch_tf import main as command_line
 from switch_tf.training.checkpoints import checkpoints_of
 from switch_tf.training.records import read_csv
+from tasks.metrics import benchmark_averages
+from tasks.tfds_source import data_set_of
 from tasks.vocabularies import train_sentencepiece
 from tests.integration import runs
 from tests.tasks import tiny_tfds
@@ -185,7 +189,13 @@ def test_evaluate_agrees_with_training_and_writes_answers(finetuned, capsys, tmp
     assert answers[0]["inputs"].startswith("sst2 sentence: ") and answers[0]["target"] in ("positive", "negative")
     right = sum(answer["target"] == answer["prediction"] for answer in answers)
     assert scores["glue_sst2", "accuracy"] == pytest.approx(100 * right / 20)
-    assert list((tmp_path / "evaluate_validation").iterdir())
+    written = tmp_path / "evaluate_validation"
+    assert json.loads((written / "scores.json").read_text()) == values
+    rows = read_csv(str(written / "scores.csv"))
+    assert list(rows[0]) == ["step", "task", "metric", "value"]
+    assert {(row["task"], row["metric"]): float(row["value"]) for row in rows} == recorded
+    assert {row["step"] for row in rows} == {"8"}
+    assert list(written.glob("events.*"))
 
 
 def test_evaluate_compares_checkpoints(finetuned, capsys, tmp_path):
@@ -209,27 +219,48 @@ def test_any_model_directory_is_scored_on_any_task(pretrained, capsys):
         "evaluate",
         f"--model_dir={pretrained}",
         "--gin_file=gin/runs/evaluate.gin",
-        '--gin.MIXTURE_OR_TASK="glue_sst2"',
+        '--gin.MIXTURE_OR_TASK="rule_glue"',
         '--gin.TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 10}',
         "--gin.NUM_EVAL_EXAMPLES=20",
+        "--num_batches=2",
+        "--by_task",
         "--json",
     )
-    assert json.loads(out)["tasks"]["glue_sst2"]["accuracy"] <= 100
+    tasks = json.loads(out)["tasks"]
+    for name in ("glue_sst2", "glue_rte"):
+        assert tasks[name]["accuracy"] <= 100
+        assert tasks[name]["neg_log_perplexity"] < 0 < tasks[name]["target_tokens"]
+    assert list(tasks["rule_glue"]) == ["average"]
 
 
-def test_the_whole_of_glue_trains_and_is_scored(pretrained, tmp_path, capsys, monkeypatch):
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli_matched", "mnli_mismatched", "qnli", "rte")
+SUPER_GLUE = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc_simple_eval")
+
+
+@pytest.mark.parametrize(("benchmark", "scored"), [("glue", GLUE), ("super_glue", SUPER_GLUE)])
+def test_the_whole_of_a_benchmark_trains_and_is_scored(pretrained, tmp_path, monkeypatch, benchmark, scored):
     """Its tasks have other splits than one another, and some have a rate of 0 or no metric."""
-    tiny_tfds.write(str(tmp_path / "tfds"), {k: v for k, v in tiny_tfds.DATA_SETS.items() if k.startswith("glue/")})
+    needed = {data_set_of(task) for task in seqio.get_mixture_or_task(benchmark).tasks}
+    tiny_tfds.write(str(tmp_path / "tfds"), {name: tiny_tfds.DATA_SETS[name] for name in needed})
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path / "tfds"))
-    settings = ('MIXTURE_OR_TASK="glue"', "EVAL_PERIOD=1", "TRAIN_STEPS=1")
+    settings = (f'MIXTURE_OR_TASK="{benchmark}"', "EVAL_PERIOD=1", "TRAIN_STEPS=1")
     command_line.main(arguments(tmp_path / "run", pretrained, *settings))
-    values = json.loads(call(capsys, "evaluate", f"--model_dir={tmp_path / 'run'}", "--json"))
-    scored = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli_matched", "mnli_mismatched", "qnli", "rte")
-    assert values["tasks"].keys() == {"glue", *(f"glue_{name}" for name in scored)}
-    assert list(values["tasks"]["glue"]) == ["average"]
-    # MNLI is trained on as one task and scored as two others.
+    scores = collections.defaultdict(dict)
+    for row in read_csv(str(tmp_path / "run" / "task_eval.csv")):
+        scores[row["task"]][row["metric"]] = float(row["value"])
+    assert scores.keys() == {benchmark, *(f"{benchmark}_{name}" for name in scored)}
+    assert scores[benchmark] == {"average": pytest.approx(benchmark_averages(scores)[benchmark])}
+    assert list(checkpoints_of(str(tmp_path / "run")).manifest(1)["score"].values()) == [
+        f"{benchmark}/average",
+        scores[benchmark]["average"],
+    ]
+
+
+def test_mnli_is_trained_on_as_one_task_and_scored_as_another(pretrained, tmp_path, monkeypatch):
+    needed = {name: tiny_tfds.DATA_SETS[name] for name in ("glue/mnli:2.0.0", "glue/mnli_matched:2.0.0")}
+    tiny_tfds.write(str(tmp_path / "tfds"), needed)
+    monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path / "tfds"))
     mnli = ('MIXTURE_OR_TASK="glue_mnli"', 'EVAL_TASK="glue_mnli_matched"', "EVAL_PERIOD=1", "TRAIN_STEPS=1")
-    gin.clear_config()
     command_line.main(arguments(tmp_path / "mnli", pretrained, *mnli))
     assert [row["task"] for row in read_csv(str(tmp_path / "mnli" / "task_eval.csv"))] == ["glue_mnli_matched"] * 2
 

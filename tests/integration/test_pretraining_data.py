@@ -61,6 +61,16 @@ def test_vocabulary_then_cache_then_training(capsys, text, tmp_path):
     assert "was made with another vocabulary than" in message and "CACHE_DIR" in message
 
 
+def test_a_run_does_not_go_on_with_other_files(capsys, text, tmp_path):
+    model = {"MODEL_DIR": f'"{tmp_path / "run"}"', "VOCABULARY": "@TrainedVocabulary()"}
+    command_line.main(["train", *bindings(text, **model, TRAIN_STEPS="1")])
+    model["TRAIN_FILES"] = f'"{text / "held-out.txt"}"'
+    message = fails(capsys, "train", *bindings(text, **model))
+    assert f"holds a run with TRAIN_FILES = '{text}/train.txt and 0 more, " in message
+    assert f" not '{text}/held-out.txt and 0 more, " in message
+    assert message.endswith("set it back, or use another MODEL_DIR.")
+
+
 def test_a_broken_line_is_one_line(capsys, text, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text": "tw\n')
     broken = {"TRAIN_FILES": f'"{tmp_path / "train.jsonl"}"', "MODEL_DIR": f'"{tmp_path / "run"}"'}

@@ -1,4 +1,5 @@
-"""A tiny training step, split by XLA over 8 CPU devices, next to TensorFlow's own: `... FILE MESH_SHAPE LAYOUT_RULES`.
+"""A tiny training step, split by XLA over 8 CPU devices, next to TensorFlow's own: `... FILE MESH_SHAPE LAYOUT_RULES
+NUM_MICROBATCHES`.
 
 A process of its own: the number of JAX's CPU devices is fixed before it starts.
 """
@@ -10,11 +11,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+import itertools
 import json
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 import tensorflow as tf
+from jax._src.lib import xla_client  # Private.
+from jax.sharding import Mesh, NamedSharding
 
 from switch_tf.model import EncoderDecoder
 from switch_tf.model_config import ModelConfig
@@ -23,7 +28,9 @@ from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
 from tests.conftest import random_features
-from tpu.lowering import PartitionedModule, collectives
+from tpu import hlo
+from tpu.compiling import compile_options, text_of
+from tpu.lowering import PartitionedModule, sharding
 from tpu.program import training_program
 
 CONFIG = ModelConfig(
@@ -46,16 +53,42 @@ BATCH = 16
 STEPS = 3
 
 
-def main(file: str, mesh_shape: str, layout_rules: str) -> None:
+class Executable:
+    """A lowered program, compiled for devices that are there, which runs on whole arrays."""
+
+    def __init__(self, lowered: PartitionedModule, devices: Sequence[jax.Device]):
+        self._executable = devices[0].client.compile_and_load(
+            lowered.module, xla_client.DeviceList(tuple(devices)), compile_options(devices)
+        )
+        self.text = text_of(self._executable)
+        layout = lowered.layout
+        mesh = Mesh(np.array(devices).reshape(list(layout.mesh.values())), tuple(layout.mesh))
+        self._argument_shardings = [sharding(mesh, layout, axes) for axes in lowered.argument_axes]
+        self._result_shardings = [sharding(mesh, layout, axes) for axes in lowered.result_axes]
+
+    def __call__(self, arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Splits arguments over the devices, runs, and puts results together."""
+        placed = [jax.device_put(array, placement) for array, placement in zip(arguments, self._argument_shardings)]
+        results = self._executable.execute_sharded(placed).disassemble_into_single_device_arrays()
+        return [np.asarray(_joined(parts, placement)) for parts, placement in zip(results, self._result_shardings)]
+
+
+def _joined(parts: list[jax.Array], placement: NamedSharding) -> jax.Array:
+    numbers = [1 if name is None else placement.mesh.shape[name] for name in placement.spec]
+    shape = tuple(size * number for size, number in itertools.zip_longest(parts[0].shape, numbers, fillvalue=1))
+    return jax.make_array_from_single_device_arrays(shape, placement, parts)
+
+
+def main(file: str, mesh_shape: str, layout_rules: str, num_microbatches: str) -> None:
     """Trains both ways; writes losses and last states, and the collectives as JSON."""
     model = EncoderDecoder(CONFIG, seed=1)
     model.build()
     # Matrices are so small here that none would have factored second moments.
     optimizer = Adafactor(learning_rate=Constant(1e-3), min_size_to_factor=4)
     shapes = {name: feature.shape for name, feature in random_features(batch=BATCH).items()}
-    program = training_program(model, optimizer, Objective(router_z_loss=1e-3), shapes)
-    module = PartitionedModule(program, Layout.parse(mesh_shape, layout_rules))
-    partitioned = module.compile(jax.devices("cpu"))
+    program = training_program(model, optimizer, Objective(router_z_loss=1e-3), shapes, int(num_microbatches))
+    layout = Layout.parse(mesh_shape, layout_rules)
+    partitioned = Executable(PartitionedModule(program, layout), jax.devices("cpu"))
     # TensorFlow's own: no annotation, one device.
     compiled = tf.function(program.function, autograph=False)
 
@@ -64,7 +97,9 @@ def main(file: str, mesh_shape: str, layout_rules: str) -> None:
 
     weights = [weight.numpy() for weight in model.trainable_variables]
     slots = [np.zeros(spec.shape, np.float32) for spec in program.arguments[len(weights) : program.state_size]]
-    found = {"collectives": json.dumps([collective._asdict() for collective in collectives(partitioned.text)])}
+    found = {
+        "collectives": json.dumps([collective._asdict() for collective in hlo.Program(partitioned.text).collectives()])
+    }
     for name, run in {"partitioned": partitioned, "whole": whole}.items():
         state, losses = weights + slots, []
         for step in range(STEPS):

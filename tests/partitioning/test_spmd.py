@@ -25,11 +25,13 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("mesh_shape", "layout_rules"), [("data:8", EXPERTS), ("data:4,model:2", f"{EXPERTS},{HEADS}")]
+    ("mesh_shape", "layout_rules", "num_microbatches"),
+    [("data:8", EXPERTS, 1), ("data:4,model:2", f"{EXPERTS},{HEADS}", 2)],
 )
-def test_a_split_step_is_the_whole_step(tmp_path, mesh_shape, layout_rules):
+def test_a_split_step_is_the_whole_step(tmp_path, mesh_shape, layout_rules, num_microbatches):
     file = tmp_path / "found.npz"
     command = [sys.executable, "-m", "tests.partitioning.partitioned", str(file), mesh_shape, layout_rules]
+    command.append(str(num_microbatches))
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     found = np.load(file)
     names = [name.removeprefix("whole/") for name in found if name.startswith("whole/")]

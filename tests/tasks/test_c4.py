@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Iterator
 
+import gin
 import numpy as np
 import pytest
 import seqio
@@ -101,7 +102,9 @@ def test_files_by_gin_alone(files):
     train, held_out = texts("files_span_corruption", "train"), texts("files_span_corruption", "validation")
     assert sorted(train + held_out) == expected(range(800))
     assert 0 < len(held_out) < 30
-    assert next(iter(data.training_dataset("files_span_corruption", LENGTHS, 8, 0)))
+    batch = next(iter(data.training_dataset("files_span_corruption", LENGTHS, 8, 0)))
+    assert batch["encoder_input_tokens"].shape == (8, 128) and batch["decoder_target_tokens"].shape == (8, 29)
+    assert {tensor.dtype for tensor in batch.values()} == {tf.int32}
 
 
 def test_validation_files_of_their_own(files):
@@ -109,6 +112,47 @@ def test_validation_files_of_their_own(files):
     configuration.load(["gin/runs/pretrain_files.gin"], bindings)
     assert texts("files_span_corruption", "train") == expected(range(400))
     assert texts("files_span_corruption", "validation") == expected(range(400, 600))
+
+
+def test_what_a_run_must_keep(files, folder):
+    """Names, sizes and numbers of files; a pattern that finds the same ones is the same."""
+
+    def kept(*bindings: str) -> dict[str, object]:
+        seqio.utils._list_files_for_glob.cache_clear()  # A process sees the files that it saw first.
+        gin.clear_config()
+        configuration.load(["gin/runs/pretrain_files.gin"], bindings)
+        return data.data_settings("files_span_corruption")
+
+    first = kept(f'TRAIN_FILES = "{files}/a.*"')
+    assert first.keys() == {"USE_CACHED", "TRAIN_FILES"}
+    assert first["TRAIN_FILES"].startswith(f"{files}/a.txt and 0 more, {(files / 'a.txt').stat().st_size:,} bytes (")
+    assert kept(f'TRAIN_FILES = ["{files}/a.txt"]') == first == json.loads(json.dumps(first))
+    both = kept(f'TRAIN_FILES = "{files}/a.*"', f'VALIDATION_FILES = "{files}/b.jsonl"')
+    assert both["TRAIN_FILES"] == first["TRAIN_FILES"] and "/b.jsonl and 0 more" in both["VALIDATION_FILES"]
+    (files / "a.u").write_text("one more\n")
+    assert "and 1 more" in kept(f'TRAIN_FILES = "{files}/a.*"')["TRAIN_FILES"]
+    (files / "a.u").write_text("others\nto\n")
+    other = kept(f'TRAIN_FILES = "{files}/a.*"')["TRAIN_FILES"]
+    (files / "a.u").rename(files / "a.v")
+    renamed = kept(f'TRAIN_FILES = "{files}/a.*"')["TRAIN_FILES"]
+    assert other != renamed and other.split("(")[0] == renamed.split("(")[0]
+    gin.clear_config()
+    configuration.load(["gin/runs/pretrain_c4.gin"], [f'C4_FOLDER = "{folder / "c4_files"}"'])
+    assert "/c4-train.00000-of-00002.json.gz and 2 more" in data.data_settings("c4_files_span_corruption")["C4_FOLDER"]
+
+
+def test_files_that_are_gone_are_said(tmp_path):
+    """A position in the data opens the files that were being read."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("\n".join(tiny_c4.document("en", index, 8) for index in range(4000)))
+    configuration.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{tmp_path}/?"'])
+    batches = data.TrainingBatches("files_span_corruption", LENGTHS, 8, 0)
+    next(batches)
+    positions = batches.positions()
+    for name in ("a", "b"):
+        (tmp_path / name).rename(tmp_path / f"{name}.moved")
+    with pytest.raises(SettingError, match=r"was reading .*/[ab] of 'files_span_corruption', which is no longer there"):
+        batches.restore(positions.__getitem__)
 
 
 def test_an_iterator_over_json_resumes_exactly(files, tmp_path):
@@ -147,7 +191,7 @@ def test_a_broken_line_is_named(tmp_path, line, message):
 
 def test_no_files_are_said(tmp_path):
     configuration.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{tmp_path}/*.txt"'])
-    with pytest.raises(SettingError, match=r"TRAIN_FILES or VALIDATION_FILES = '.*\*\.txt' matches no file"):
+    with pytest.raises(SettingError, match=r"TRAIN_FILES = '.*\*\.txt' matches no file"):
         data.training_dataset("files_span_corruption", LENGTHS, 8, 0)
 
 

@@ -4,9 +4,11 @@ import re
 
 import pytest
 import seqio
+import t5.data.glue_utils
 
 from docs import tables_of_tasks
 from tasks import c4, multilingual, vocabularies
+from tasks.glue import unversioned
 from tasks.tfds_source import data_set_of
 from tests.tasks import tiny_tfds
 
@@ -43,6 +45,18 @@ def test_every_data_set_has_a_size_and_an_example():
         if data_set is not None:
             assert data_set in {*tiny_tfds.DATA_SETS, c4.TFDS_NAME, multilingual.TFDS_NAME}
             assert tables_of_tasks.sizes_of(task)
+
+
+def test_sizes_are_those_that_t5_mixes_by():
+    """Where they are: T5 counts each right answer of ReCoRD, the true examples of WSC, and the QQP of GLUE 1.0."""
+    weights = t5.data.glue_utils.get_glue_weight_mapping() | t5.data.glue_utils.get_super_glue_weight_mapping()
+    compared = 0
+    for name, weight in weights.items():
+        task = seqio.TaskRegistry.get(unversioned(name))
+        if weight and not name.startswith(("super_glue_record", "super_glue_wsc", "glue_qqp")):
+            assert tables_of_tasks.SIZES[data_set_of(task).split(":")[0]]["train"] == weight, name
+            compared += 1
+    assert compared == 14
 
 
 @pytest.mark.parametrize(

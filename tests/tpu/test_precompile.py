@@ -1,0 +1,167 @@
+"""`switch-tf tpu precompile`, with the real compiler of TPUs where it is installed (`make test` installs it)."""
+
+import importlib.metadata
+import json
+
+import pytest
+
+from switch_tf.errors import SettingError
+from switch_tf.main import main
+from tests.tpu.test_bounds import make_plan
+from tpu import precompile
+from tpu.precompile_report import report_of
+from tpu.topologies import find_slice
+
+TINY = [
+    "--gin_file=gin/models/switch_tiny_8.gin",
+    "--gin_file=gin/runs/pretrain.gin",
+    "--gin_file=gin/precision/selective.gin",
+    "--layout=gin/layouts/v3_8.gin",
+    "--topology=v3-8",
+]
+NUM_SPARSE_LAYERS = 2
+NUM_MICROBATCHES = 2
+
+try:
+    importlib.metadata.version("libtpu")
+except importlib.metadata.PackageNotFoundError:
+    HAS_COMPILER = False
+else:
+    HAS_COMPILER = True
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="libtpu is absent: pip install 'switch-tf[aot]'")
+
+
+def run(capsys, *flags: str) -> str:
+    main(["tpu", "precompile", *TINY, *flags])
+    return capsys.readouterr().out
+
+
+def refusal(capsys, *flags: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(["tpu", "precompile", *TINY, *flags])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and not printed.out
+    (line,) = printed.err.splitlines()
+    return line.removeprefix("switch-tf: error: ")
+
+
+@needs_compiler
+def test_a_training_step_for_eight_cores(capsys):
+    flags = ("--gin.BATCH_SIZE=64", f"--gin.NUM_MICROBATCHES={NUM_MICROBATCHES}")
+    report = json.loads(run(capsys, *flags, "--json"))
+    assert report["fits"] and report["num_devices"] == 8 and report["mesh"] == {"data": 8, "model": 1}
+
+    rows = {(row["kind"], row["dimension"]): row for row in report["exchanges"]}
+    # To the experts and back, and the same for the gradient, in each microbatch; and no expert is asked for.
+    assert rows["all-to-all", "data"]["number"] == 4 * NUM_SPARSE_LAYERS * NUM_MICROBATCHES
+    assert {kind for kind, _ in rows} == {"all-to-all", "all-reduce"}
+
+    memory = report["bytes_per_device"]
+    # The old state is given up for the new one.
+    assert memory["given_up"] >= memory["weights"] + memory["slots"] > 0
+    assert memory["weights"] + memory["slots"] < memory["needed"] < memory["limit"]
+
+    flops = report["flops_per_device"]
+    assert flops["of_tokens"] <= flops["of_slots"]
+    assert 0.95 < flops["compiled"] / flops["of_slots"] < 1.15
+    seconds = report["seconds_at_least"]
+    assert seconds["step"] == max(seconds["products"], seconds["exchange"]) > 0
+    assert report["tokens_per_second_at_most"] == pytest.approx(64 * (512 + 114) / seconds["step"])
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_larger_batch_in_more_microbatches_is_no_larger_program(capsys):
+    sizes = []
+    for batch_size in (64, 256):
+        flags = (f"--gin.BATCH_SIZE={batch_size}", f"--gin.NUM_MICROBATCHES={batch_size // 32}", "--json")
+        report = json.loads(run(capsys, *flags))
+        sizes.append(report["bytes_per_device"]["program"])
+    assert sizes[1] <= 1.02 * sizes[0]
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["evaluate", "decode"])
+def test_other_steps(capsys, step):
+    report = json.loads(run(capsys, "--gin.BATCH_SIZE=64", f"--step={step}", "--json"))
+    assert report["fits"] and report["bytes_per_device"]["slots"] == 0
+    exchanged = {row["kind"]: row["number"] for row in report["exchanges"]}
+    # Decoding goes through the decoder's sparse layer for each of 114 tokens.
+    assert exchanged["all-to-all"] == 2 * {"evaluate": NUM_SPARSE_LAYERS, "decode": 1 + 114}[step]
+    flops = report["flops_per_device"]
+    assert 0.9 < flops["compiled"] / flops["of_slots"] < 1.15
+
+
+@needs_compiler
+def test_a_step_that_does_not_fit_says_by_how_much_and_what_helps(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["tpu", "precompile", *TINY, "--gin.BATCH_SIZE=65536", "--gin.NUM_MICROBATCHES=1"])
+    assert stopped.value.code == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("train step of 65536 sequences of 512 + 114 tokens, on v3:2x2 (v3-8; data 8 x model 1)")
+    assert second.startswith("does not fit: needs ") and " of 15.48 GiB on each device; " in second
+    assert second.endswith("raise NUM_MICROBATCHES to 8")
+
+
+@needs_compiler
+def test_a_topology_that_would_end_the_compiler(capsys):
+    line = refusal(
+        capsys,
+        *("--topology=v5e:16x32", "--gin.BATCH_SIZE=512", "--gin.NUM_MICROBATCHES=1", "--gin.NUM_EXPERTS=512"),
+        "--gin.MESH_SHAPE='data:512,model:1'",
+    )
+    assert line.startswith("--topology=v5e:16x32 is no slice that the TPU's compiler knows (there is: v5e:1x1, ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "start"),
+    [
+        (["--topology=v9-8"], "accelerator_type = 'v9-8' is no TPU slice"),
+        (["--topology=v9:2x2"], "topology = 'v9:2x2': there is no TPU 'v9'"),
+        (
+            ["--topology=v4-32"],
+            "MESH_SHAPE = 'data:8,model:1' has 8 devices and --topology=v4:2x2x4 16: set --gin.MESH",
+        ),
+        (["--gin.NUM_EXPERTS=12"], "MESH_SHAPE = 'data:8,model:1' splits experts into 8 parts, but NUM_EXPERTS = 12"),
+        (["--gin.NUM_MICROBATCHES=3"], "NUM_MICROBATCHES = 3 must divide BATCH_SIZE = 2048"),
+        (["--layout=gin/layouts/v3_9.gin"], "--gin_file=gin/layouts/v3_9.gin is not there"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_is_compiled(capsys, monkeypatch, flags, start):
+    monkeypatch.setattr(precompile, "_COMPILERS", {})
+    monkeypatch.setattr(precompile, "_run", lambda *_: pytest.fail("A process was started."))
+    assert refusal(capsys, *flags).startswith(start)
+
+
+def test_a_run_is_needed_for_its_optimizer(capsys, monkeypatch):
+    monkeypatch.setattr(precompile, "_COMPILERS", {})
+    with pytest.raises(SystemExit):
+        main(["tpu", "precompile", TINY[0], "--topology=v5e:1x1"])
+    assert (
+        "Nothing sets Experiment.task_feature_lengths: add --gin_file=gin/runs/pretrain.gin" in capsys.readouterr().err
+    )
+
+
+def test_the_extra_that_is_absent(capsys, monkeypatch):
+    monkeypatch.setattr(precompile, "_COMPILERS", {"no-such-compiler": "1.0"})
+    assert refusal(capsys) == (
+        "precompile needs no-such-compiler 1.0, which is absent here: pip install 'switch-tf[aot]' -c constraints.txt."
+    )
+
+
+def test_a_compiler_that_the_system_ends(tmp_path):
+    with pytest.raises(SettingError, match="most likely for want of memory: raise NUM_MICROBATCHES"):
+        precompile._run("tests.tpu.ended_by_the_system", tmp_path, "compiling")
+
+
+def test_a_compiler_that_fails(tmp_path):
+    with pytest.raises(SettingError, match=r"is a defect of switch_tf or of its compilers: .*No module named"):
+        precompile._run("tests.tpu.no_such_module", tmp_path, "compiling")
+
+
+def test_a_refusal_for_another_reason_than_memory_is_not_taken_for_one():
+    compiled = {"error": "INTERNAL: a defect", "seconds": 1.0, "host_bytes": 1}
+    lowering = {"seconds": 1.0, "host_bytes": 1}
+    with pytest.raises(RuntimeError, match="INTERNAL: a defect"):
+        report_of(make_plan(), find_slice("v4:2x2x2"), lowering, compiled, None)

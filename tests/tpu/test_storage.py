@@ -1,0 +1,55 @@
+"""A local folder and a bucket do the same."""
+
+import google.auth.exceptions
+import pytest
+
+from switch_tf.errors import SettingError
+from tests.tpu.conftest import MODEL_DIR
+from tpu.storage import ABSENT, Changed, open_storage
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def any_storage(request, tmp_path, bucket):
+    return open_storage(MODEL_DIR if request.param == "bucket" else str(tmp_path / "local"))
+
+
+def test_files_are_read_as_they_were_written(any_storage):
+    assert any_storage.read("a/b.txt") is None
+    assert any_storage.size("a/b.txt") == 0
+    assert any_storage.read_part("a/b.txt", 0) == b""
+    any_storage.write("a/b.txt", b"0123456789")
+    any_storage.write("a/c d.txt", b"")
+    any_storage.write("b", b"x")
+    assert any_storage.read("a/b.txt").data == b"0123456789"
+    assert any_storage.size("a/b.txt") == 10
+    assert any_storage.read_part("a/b.txt", 3) == b"3456789"
+    assert any_storage.read_part("a/b.txt", 3, 5) == b"34"
+    assert any_storage.read_part("a/b.txt", 10) == b""
+    assert any_storage.names("a/") == ["a/b.txt", "a/c d.txt"]
+    assert any_storage.names("") == ["a/b.txt", "a/c d.txt", "b"]
+
+
+def test_a_write_over_another_version_is_refused(any_storage):
+    any_storage.write("record", b"1", ABSENT)
+    with pytest.raises(Changed):
+        any_storage.write("record", b"2", ABSENT)
+    version = any_storage.read("record").version
+    any_storage.write("record", b"3", version)
+    with pytest.raises(Changed):
+        any_storage.write("record", b"4", version)
+    assert any_storage.read("record").data == b"3"
+
+
+def test_a_bucket_that_is_not_there(bucket):
+    with pytest.raises(SettingError, match="There is no bucket another-bucket: make it, in the TPU's region"):
+        open_storage("gs://another-bucket/mine").names("")
+
+
+def test_without_credentials(monkeypatch, tmp_path):
+    def none(*arguments, **settings):
+        raise google.auth.exceptions.DefaultCredentialsError("none")
+
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setattr("google.auth.default", none)
+    with pytest.raises(SettingError, match="no Google Cloud credentials here: run `gcloud auth application-default"):
+        open_storage(MODEL_DIR)

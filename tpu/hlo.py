@@ -1,0 +1,252 @@
+"""What a compiled program does, read from its HLO text: which collectives, how many FLOPs, how often."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+COLLECTIVES = ("all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute")
+_ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|called_computations|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
+_SHAPE = re.compile(r"([a-z]+[0-9]+[a-z0-9]*|pred)\[([\d,]*)\]")
+
+
+class Instruction(NamedTuple):
+    """A line of a computation.
+
+    name: unique in the program.
+    result: its shape, or shapes, as HLO writes them.
+    kind: "convolution", "all-to-all", ...
+    rest: operands and attributes, as HLO writes them.
+    """
+
+    name: str
+    result: str
+    kind: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the operands; shapes may stand before them."""
+        inside = self.rest[: _closing(self.rest)]
+        return re.findall(r"%([\w.\-]+)", inside)
+
+    @property
+    def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Dtype and sizes of each array of the result."""
+        return [(dtype, _sizes(sizes)) for dtype, sizes in _SHAPE.findall(self.result)]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the result, without padding."""
+        return sum(_ITEM_BYTES.get(dtype, 4) * math.prod(sizes) for dtype, sizes in self.shapes)
+
+
+class Collective(NamedTuple):
+    """A collective of a program.
+
+    kind: "all-to-all", ...
+    shapes: of what a device gets from it, as HLO writes them: "f32[8,2,4,16]".
+    num_bytes: of that.
+    groups: the devices that talk to each other, one group after the other; () for all of them.
+    source: TensorFlow's name of the op that needs it.
+    executions: how often the program runs it.
+    """
+
+    kind: str
+    shapes: tuple[str, ...]
+    num_bytes: int
+    groups: tuple[tuple[int, ...], ...]
+    source: str
+    executions: int
+
+
+class Program:
+    """The text of one device's program, taken apart."""
+
+    def __init__(self, text: str):
+        """Reads the computations.
+
+        Args:
+          text: HLO, as `HloModule.to_string` writes it.
+        """
+        self.computations: dict[str, list[Instruction]] = {}
+        entry, current = "", []
+        for line in text.splitlines():
+            instruction = _INSTRUCTION.match(line)
+            if instruction:
+                current.append(Instruction(*instruction.groups()))
+            elif header := _HEADER.match(line):
+                current = self.computations.setdefault(header[2], [])
+                entry = header[2] if header[1] else entry
+        self.executions = self._count_executions(entry)
+
+    def instructions(self) -> Iterator[tuple[Instruction, int]]:
+        """Yields every instruction that is run, and how often."""
+        for name, executions in self.executions.items():
+            for instruction in self.computations[name]:
+                yield instruction, executions
+
+    def _count_executions(self, entry: str) -> dict[str, int]:
+        executions = dict.fromkeys(self.computations, 0)
+        executions[entry] = 1
+        # A computation stands before those that call it.
+        for name in reversed(self.computations):
+            for instruction in self.computations[name] if executions[name] else ():
+                for called, times in self._calls(instruction):
+                    executions[called] += times * executions[name]
+        return {name: times for name, times in executions.items() if times}
+
+    def _calls(self, instruction: Instruction) -> Iterator[tuple[str, int]]:
+        if instruction.kind == "while":
+            names = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", instruction.rest))
+            times = self._trip_count(instruction, names["condition"])
+            yield names["body"], times
+            return
+        for group in _CALLED.findall(instruction.rest):
+            for name in group.split(", "):
+                yield name.removeprefix("%"), 1
+
+    def _trip_count(self, loop: Instruction, condition: str) -> int:
+        """Returns how often a loop's body runs, at most: what its condition compares the counter with."""
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
+        if known:
+            return int(known[1])
+        bounds = [
+            int(instruction.rest.split(")")[0])
+            for instruction in self.computations[condition]
+            if instruction.kind == "constant" and instruction.result.startswith("s32[]")
+        ]
+        if len(bounds) != 1:
+            raise ValueError(f"The loop {loop.name} has no bound that can be read from its condition {condition}.")
+        return bounds[0]
+
+    def collectives(self) -> list[Collective]:
+        """Lists the collectives.
+
+        One that runs alongside other work is there in two halves, and (on TPUs) in several copies that share a channel:
+        it counts once.
+        """
+        found = {}
+        for instruction, executions in self.instructions():
+            kind = instruction.kind.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            channel = re.search(r"channel_id=(\d+)", instruction.rest)
+            source = re.search(r'op_name="([^"]*)"', instruction.rest)
+            found[kind, channel[1] if channel else instruction.name] = Collective(
+                kind,
+                tuple(f"{dtype}[{sizes}]" for dtype, sizes in _SHAPE.findall(instruction.result)),
+                instruction.num_bytes,
+                replica_groups(instruction.rest),
+                source[1] if source else "",
+                executions,
+            )
+        return list(found.values())
+
+    def matmul_flops(self) -> int:
+        """Counts the FLOPs of all products, 2 for each multiply-add (on TPUs products are convolutions)."""
+        shapes: Mapping[str, tuple[int, ...]] = {
+            instruction.name: instruction.shapes[0][1]
+            for computation in self.computations.values()
+            for instruction in computation
+            if instruction.shapes
+        }
+        total = 0
+        for instruction, executions in self.instructions():
+            if instruction.kind in ("convolution", "dot"):
+                left, right, *_ = (shapes[name] for name in instruction.operands)
+                count = _convolution_flops if instruction.kind == "convolution" else _dot_flops
+                total += executions * count(instruction, left, right)
+        return total
+
+
+def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
+    """Reads which devices talk to each other.
+
+    Args:
+      attributes: of a collective: `replica_groups={{0,1},{2,3}}`, or `replica_groups=[2,2]<=[4]` (a reshaped range), or
+        `replica_groups=[2,2]<=[2,2]T(1,0)` (a transposed one); or a permutation's `source_target_pairs`.
+
+    Returns:
+      The groups; () where all devices are one.
+    """
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
+    if listed:
+        return tuple(_sizes(group) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
+    ranged = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if not ranged:
+        return ()
+    number, size = int(ranged[1]), int(ranged[2])
+    dimensions = _sizes(ranged[3])
+    order = _sizes(ranged[4]) if ranged[4] else tuple(range(len(dimensions)))
+    strides = [math.prod(dimensions[i + 1 :]) for i in range(len(dimensions))]
+    places = itertools.product(*(range(dimensions[i]) for i in order))
+    devices = [sum(place * strides[i] for place, i in zip(at, order)) for at in places]
+    return tuple(tuple(devices[group * size : (group + 1) * size]) for group in range(number))
+
+
+def _dot_flops(dot: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    del right
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.rest)
+    width = math.prod(left[dimension] for dimension in _sizes(contracted[1] if contracted else ""))
+    return 2 * width * math.prod(dot.shapes[0][1])
+
+
+def _convolution_flops(convolution: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Counts as XLA does: a multiply-add for each place of the window that lies on an element, not on padding."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.rest)
+    left_labels, right_labels, result_labels = labels.groups()
+    result = convolution.shapes[0][1]
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", re.search(r"window=\{(.*?)\}|$", convolution.rest)[1] or ""))
+    count = result[result_labels.index("b")] * result[result_labels.index("f")] * right[right_labels.index("i")]
+    for index, dimension in enumerate(label for label in result_labels if label.isdigit()):
+
+        def setting(name: str, default: str, index: int = index) -> str:
+            return window[name].split("x")[index] if name in window else default
+
+        low = int(setting("pad", "0_0").split("_")[0])
+        count *= _places_on_elements(
+            left[left_labels.index(dimension)],
+            right[right_labels.index(dimension)],
+            result[result_labels.index(dimension)],
+            stride=int(setting("stride", "1")),
+            low=low,
+            left_dilation=int(setting("lhs_dilate", "1")),
+            right_dilation=int(setting("rhs_dilate", "1")),
+        )
+    return 2 * count
+
+
+def _places_on_elements(
+    size: int, window: int, steps: int, stride: int, low: int, left_dilation: int, right_dilation: int
+) -> int:
+    """Counts, along one dimension, the (step, place in the window) that meet an element of the input."""
+    extent = (size - 1) * left_dilation + 1
+    met = 0
+    for place in range(window):
+        # The step at which this place of the window is on position `at`: at = step * stride + offset.
+        offset = place * right_dilation - low
+        met += sum(
+            1
+            for step in range(steps)
+            if 0 <= step * stride + offset < extent and (step * stride + offset) % left_dilation == 0
+        )
+    return met
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(",") if size)
+
+
+def _closing(text: str) -> int:
+    """Returns where the parenthesis that was opened before `text` closes."""
+    depth = 1
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return place
+    return len(text)

@@ -1,0 +1,201 @@
+"""`switch-tf tpu precompile`: a step of an experiment through the compiler of TPUs that are not there."""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from switch_tf import arguments
+from switch_tf.errors import SettingError
+from tpu.handover import COMPILED, LOWERING, REQUEST, TARGET, TEXT
+from tpu.topologies import Slice, find_slice
+
+_EXAMPLES = """\
+examples:
+  switch-tf tpu precompile --gin_file=gin/models/switch_base_128.gin --gin_file=gin/runs/pretrain.gin \\
+      --gin_file=gin/precision/selective.gin --layout=gin/layouts/v3_32.gin --topology=v3-32
+  switch-tf tpu precompile ... --topology=v4:4x4x8 --gin.MESH_SHAPE='"data:16,model:8"' --json
+  switch-tf tpu precompile ... --topology=v5e:4x8 --step=decode --gin.BATCH_SIZE=256
+
+The status is 0 where the step fits into the devices' memory, 1 where it does not. docs/tpu.md reads the report.
+"""
+# tpu/lowering.py and tpu/compiling.py go private ways into them; setup.py's [aot] pins them.
+_COMPILERS = {"jax": "0.10.2", "libtpu": "0.0.42.1"}
+# No TPU is looked for, no machine is asked whether it is in a cloud, and nothing is written beside the results.
+_QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    # Several of them may compile at a time.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+_POLL_SECONDS = 0.5
+
+
+def add_parser(commands) -> None:
+    """Adds `precompile` under `switch-tf tpu`.
+
+    Args:
+      commands: what `add_subparsers` returned.
+    """
+    parser = arguments.add_with_examples(
+        commands, "precompile", "compile for a TPU that is not there: does it fit, what does it exchange", _EXAMPLES
+    )
+    arguments.add_gin(parser)
+    arguments.add_json(parser)
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME", help="as Cloud TPU calls it (v4-256), or the compiler (v4:4x4x8)"
+    )
+    parser.add_argument("--layout", metavar="FILE", help="a gin file of the mesh, read after every --gin_file")
+    parser.add_argument(
+        "--step",
+        choices=("train", "evaluate", "decode"),
+        default="train",
+        help="which step (default: %(default)s); `decode` takes a batch from the encoder to the last token",
+    )
+    parser.add_argument("--hlo", metavar="FILE", help="write one device's program there, as HLO text")
+
+
+def precompile(options: argparse.Namespace, bindings: list[str]) -> None:
+    """Compiles and prints the report; leaves with status 1 where the step does not fit.
+
+    Args:
+      options: of the command line.
+      bindings: `NAME = value` lines of --gin.NAME=value.
+
+    Raises:
+      SettingError: if the experiment, the mesh or the topology is wrong, or the compiler is absent or gave up.
+    """
+    # TensorFlow's import takes seconds, which `--help` should not.
+    from tpu.plan import read_plan
+    from tpu.precompile_report import print_report, report_of
+
+    _check_compilers()
+    slice_ = find_slice(options.topology)
+    request = {
+        "gin_files": [*options.gin_file, *([options.layout] if options.layout else [])],
+        "bindings": bindings,
+        "search_path": options.gin_search_path,
+        "step": options.step,
+    }
+    plan = read_plan(**request)
+    _check_mesh(plan.layout.mesh, slice_)
+    with tempfile.TemporaryDirectory(prefix="precompile") as name:
+        folder = pathlib.Path(name)
+        (folder / REQUEST).write_text(json.dumps(request))
+        target = {"topology_name": slice_.topology_name, "topology_settings": _topology_settings(slice_)}
+        (folder / TARGET).write_text(json.dumps(target))
+        if slice_.shape not in slice_.generation.shapes:
+            _look_up(slice_, folder)
+        _run("tpu.lowering", folder, "lowering")
+        _run("tpu.compiling", folder, f"compiling for {slice_.topology_name}")
+        report = report_of(
+            plan,
+            slice_,
+            lowering=json.loads((folder / LOWERING).read_text()),
+            compiled=json.loads((folder / COMPILED).read_text()),
+            text=(folder / TEXT).read_text() if (folder / TEXT).exists() else None,
+        )
+        if options.hlo and (folder / TEXT).exists():
+            pathlib.Path(options.hlo).write_bytes((folder / TEXT).read_bytes())
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_report(report)
+    if not report["fits"]:
+        sys.exit(1)
+
+
+def _check_compilers() -> None:
+    for package, version in _COMPILERS.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found = "absent"
+        if found != version:
+            raise SettingError(
+                f"precompile needs {package} {version}, which is {found} here: pip install 'switch-tf[aot]' "
+                "-c constraints.txt."
+            )
+
+
+def _check_mesh(mesh: Mapping[str, int], slice_: Slice) -> None:
+    num_devices = math.prod(mesh.values())
+    if num_devices != slice_.num_devices:
+        shape = ",".join(f"{name}:{size}" for name, size in mesh.items())
+        raise SettingError(
+            f"MESH_SHAPE = '{shape}' has {num_devices} devices and --topology={slice_.topology_name} "
+            f"{slice_.num_devices}: set --gin.MESH_SHAPE='\"data:{slice_.num_devices}\"', or another --topology."
+        )
+
+
+def _topology_settings(slice_: Slice) -> dict:
+    if slice_.num_chips == 1:
+        return {"chips_per_host_bounds": [1, 1, 1]}
+    # Both cores of a chip as one device, as Cloud TPU has it.
+    return {"chip_config_name": "megacore"} if slice_.generation.name == "v4" else {}
+
+
+def _look_up(slice_: Slice, folder: pathlib.Path) -> None:
+    """Asks the compiler for a slice of an unusual shape, which may end it, before anything takes minutes."""
+    try:
+        _run("tpu.compiling", folder, f"looking {slice_.topology_name} up")
+    except SettingError as error:
+        usual = ", ".join(slice_.generation.slice(shape).topology_name for shape in slice_.generation.shapes)
+        raise SettingError(
+            f"--topology={slice_.topology_name} is no slice that the TPU's compiler knows (there is: {usual})."
+        ) from error
+
+
+def _run(module: str, folder: pathlib.Path, what: str) -> None:
+    """Runs `python -m module folder`, and says how long it has been at it.
+
+    Raises:
+      SettingError: if it ends without a result.
+    """
+    root = str(pathlib.Path(__file__).resolve().parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    errors = folder / "errors.txt"
+    with errors.open("w") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, str(folder)],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=os.environ | _QUIET | {"PYTHONPATH": os.pathsep.join(paths)},
+        )
+        with tqdm(desc=what, bar_format="{desc} {elapsed}", disable=None) as clock:
+            _wait(child, clock)
+    if child.returncode == -signal.SIGKILL:
+        raise SettingError(
+            f"{what} was ended by the system, most likely for want of memory: raise NUM_MICROBATCHES, so that fewer "
+            "sequences are in the program at a time, or take a machine with more memory."
+        )
+    if child.returncode:
+        lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"status {child.returncode}"
+        raise SettingError(f"{what} failed, which is a defect of switch_tf or of its compilers: {reason}")
+
+
+def _wait(child: subprocess.Popen, clock: tqdm) -> None:
+    try:
+        while child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_POLL_SECONDS)
+            clock.refresh()
+    finally:  # Ctrl-C included.
+        child.kill()
