@@ -102,10 +102,13 @@ def test_the_bucket_holds_what_a_disk_does(buckets, resumed, local):
 
 
 def test_every_command_reads_it(buckets, resumed, local, capsys):
-    main("evaluate", f"--model_dir={RUN}", "--json")
+    main("evaluate", f"--model_dir={RUN}", "--json", "--by_task")
     in_bucket = capsys.readouterr().out
-    main("evaluate", f"--model_dir={local}", "--json")
+    main("evaluate", f"--model_dir={local}", "--json", "--by_task")
     assert in_bucket == capsys.readouterr().out
+    scores = (local / "evaluate_validation" / "scores.csv").read_text()
+    assert buckets.content("runs", "tiny/evaluate_validation/scores.csv").decode() == scores
+    assert buckets.names("runs", "tiny/evaluate_validation/events")
     buckets.put("runs", "texts.txt", b"The <extra_id_0> statement.\n")
     main("predict", f"--model_dir={RUN}", "--file=gs://runs/texts.txt")
     assert "statement." in capsys.readouterr().out
