@@ -43,7 +43,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff", *CLOUD],
+        # trustme: the certificate of the bucket server that tests start.
+        "test": ["pytest>=8", "ruff", "trustme", *CLOUD],
         # `switch-tf tpu submit` and its like.
         "cloud": CLOUD,
         # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are

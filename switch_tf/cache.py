@@ -9,6 +9,7 @@ import gin
 import seqio
 import tensorflow as tf
 
+from switch_tf import storage
 from switch_tf.errors import SettingError
 
 
@@ -62,7 +63,7 @@ def check_digests(task: seqio.Task, task_folder: str) -> None:
     Raises:
       SettingError: if it was made with another vocabulary.
     """
-    if not tf.io.gfile.exists(digests_file(task_folder)):
+    if not storage.exists(digests_file(task_folder)):
         return
     with tf.io.gfile.GFile(digests_file(task_folder)) as file:
         if json.load(file) != digests(task):
@@ -92,7 +93,7 @@ def use_cached(provider: seqio.Task | seqio.Mixture, split: str) -> bool:
     for task in (task for task in tasks_of(provider) if split in task.splits):
         if not task.supports_caching:
             raise SettingError(f"USE_CACHED = True, but {task.name} cannot be cached: set it to False.")
-        if task.cache_dir is None or not tf.io.gfile.exists(seqio.get_cached_info_path(task.cache_dir, split)):
+        if task.cache_dir is None or not storage.exists(seqio.get_cached_info_path(task.cache_dir, split)):
             raise SettingError(
                 f"USE_CACHED = True, but CACHE_DIR = '{cache.folder}' has not all of {task.name}, split '{split}': run "
                 "`switch-tf cache` with the gin files and bindings of this run first."

@@ -14,7 +14,7 @@ import seqio
 import tensorflow as tf
 import tqdm
 
-from switch_tf import data
+from switch_tf import data, storage
 from switch_tf.cache import Cache, check_digests, digests, digests_file, tasks_of
 from switch_tf.errors import SettingError
 from switch_tf.vocabulary import Vocabulary
@@ -119,7 +119,7 @@ def cache_split(task: seqio.Task, task_folder: str, split: str, min_shards: int)
       SettingError: if the split has no example.
     """
     info_path = seqio.get_cached_info_path(task_folder, split)
-    if tf.io.gfile.exists(info_path):
+    if storage.exists(info_path):
         print(f"{task.name}, {split}: is there.")
         return
     parts = len(task.source.list_shards(split))
@@ -136,7 +136,7 @@ def cache_split(task: seqio.Task, task_folder: str, split: str, min_shards: int)
             source = task.source.get_dataset(split=split, shard_info=info, shuffle=False)
             dataset = task.preprocess_precache(source, seed=part)
             described = _described(dataset)
-            if tf.io.gfile.exists(record):
+            if storage.exists(record):
                 written = _read_json(record)
                 bar.update(written["examples"])
             else:
@@ -176,7 +176,7 @@ def cache_task(task: seqio.Task, folder: str, splits: Iterable[str] | None, min_
         raise SettingError(f"{task.name} cannot be cached: its preprocessors or its source do not allow it.")
     splits = list(task.splits if splits is None else splits)
     task_folder = os.path.join(folder, seqio.get_task_dir_from_name(task.name))
-    tf.io.gfile.makedirs(task_folder)
+    storage.make_folder(task_folder)
     check_digests(task, task_folder)
     _write_text(digests_file(task_folder), json.dumps(digests(task), sort_keys=True, indent=2))
     for split in splits:
@@ -219,4 +219,5 @@ def cache(
             of_task = None if splits is None else [split for split in splits if split in task.splits]
             print(f"{cache_task(task, folder, of_task, min_shards)} is complete.", flush=True)
     except (OSError, *_UNWRITABLE) as error:
-        raise SettingError(f"CACHE_DIR = '{folder}' cannot be written: {' '.join(str(error).split())}") from error
+        reason = storage.refusal(error) or " ".join(str(error).split())
+        raise SettingError(f"CACHE_DIR = '{folder}' cannot be written: {reason}") from error

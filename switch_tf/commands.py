@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import seqio
+import tensorflow as tf
 
-from switch_tf import data
+from switch_tf import data, storage
 from switch_tf.decoding import make_greedy
 from switch_tf.errors import SettingError
 from switch_tf.experiment import Experiment, Run
@@ -85,10 +86,10 @@ def _decode(tokens: np.ndarray, vocabulary: seqio.Vocabulary) -> str:
 def _texts(texts: Sequence[str], file: str | None) -> list[str]:
     if file is not None:
         try:
-            with sys.stdin if file == "-" else open(file, encoding="utf-8") as lines:
+            with sys.stdin if file == "-" else tf.io.gfile.GFile(file) as lines:
                 texts = [*texts, *(line.strip() for line in lines if line.strip())]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingError(f"--file={file} cannot be read: {error}.") from error
+        except (OSError, UnicodeDecodeError, tf.errors.OpError) as error:
+            raise SettingError(f"--file={file} cannot be read: {storage.refusal(error) or error}.") from error
     if not texts:
         raise SettingError('predict needs a text: switch-tf predict ... "The <extra_id_0> sat down." (or --file).')
     if not all("<extra_id_0>" in text for text in texts):

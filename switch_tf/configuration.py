@@ -131,6 +131,25 @@ def _no_value(name: str) -> SettingError:
     return SettingError(f"{name} has no value: set it with --gin.{name}=... or in a gin file.")
 
 
+def macro_of_path(path: str) -> str | None:
+    """Finds the macro that a file was looked for by.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The macro with its value, `MODEL_DIR = 'gs://bucket/run'`; the longest that the path begins
+      with. None where there is none.
+    """
+    found = {}
+    for name in _DEFINITION.findall(gin.config_str(max_line_length=1000)):
+        value = macro(name)
+        for beginning in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+            if isinstance(beginning, str) and "/" in beginning and path.startswith(beginning.partition("*")[0]):
+                found[beginning] = f"{name} = '{beginning}'"
+    return found[max(found, key=len)] if found else None
+
+
 def macro(name: str, default: object = None) -> object:
     """Returns a macro's value, `default` where it is not set."""
     try:

@@ -10,7 +10,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from switch_tf import data
+from switch_tf import data, storage
 from switch_tf.cache import file_digest
 from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder, weight_name
@@ -154,7 +154,7 @@ class Experiment:
 
     def vocabulary_digest(self) -> str | None:
         """Returns the SHA-256 of the run's vocabulary, None where it keeps none."""
-        return file_digest(self.vocabulary_path) if tf.io.gfile.exists(self.vocabulary_path) else None
+        return file_digest(self.vocabulary_path) if storage.exists(self.vocabulary_path) else None
 
 
 class Run:
@@ -282,7 +282,7 @@ class Run:
             if batches is not None:
                 batches.restore(lambda name: state_files.read(prefix, name, tf.variant))
         except tf.errors.OpError as error:
-            raise self.checkpoints.damaged(step) from error
+            raise self.checkpoints.unreadable(step, error) from error
 
     def _load(self, prefix: str, variables: Mapping[str, tf.Variable]) -> None:
         for name, variable in variables.items():
@@ -314,9 +314,8 @@ class Run:
         try:
             self._load(checkpoints.prefix(step), weights)
         except tf.errors.OpError as error:
-            raise SettingError(
-                f"INITIAL_CHECKPOINT = '{initial}': {checkpoints.path(step)} is damaged; take another checkpoint."
-            ) from error
+            fault = storage.refusal(error) or f"{checkpoints.path(step)} is damaged; take another checkpoint"
+            raise SettingError(f"INITIAL_CHECKPOINT = '{initial}': {fault}.") from error
 
 
 def _readable_manifest(checkpoints: CheckpointFolder, step: int) -> dict:
@@ -365,7 +364,7 @@ def write_description(model_dir: str) -> None:
         "versions.txt": "".join(f"{name}=={version}\n" for name, version in versions().items()),
     }
     try:
-        tf.io.gfile.makedirs(model_dir)
+        storage.make_folder(model_dir)
         for name, text in files.items():
             with tf.io.gfile.GFile(os.path.join(model_dir, name), "w") as file:
                 file.write(text)
@@ -377,10 +376,17 @@ def read_description(model_dir: str) -> str:
     """Returns the operative config of a model directory.
 
     Raises:
-      SettingError: if there is none.
+      SettingError: if there is none, or it cannot be read.
     """
-    path = os.path.join(model_dir, "config.gin")
-    if not tf.io.gfile.exists(path):
-        raise SettingError(f"MODEL_DIR = '{model_dir}' holds no config.gin: it is no model directory, or not yet.")
-    with tf.io.gfile.GFile(path) as file:
-        return file.read()
+    try:
+        with tf.io.gfile.GFile(os.path.join(model_dir, "config.gin")) as file:
+            return file.read()
+    except tf.errors.OpError as error:
+        refusal = storage.refusal(error)
+        if refusal is not None:
+            raise SettingError(f"MODEL_DIR = '{model_dir}': {refusal}.") from error
+        if not isinstance(error, tf.errors.NotFoundError):
+            raise
+        raise SettingError(
+            f"MODEL_DIR = '{model_dir}' holds no config.gin: it is no model directory, or not yet."
+        ) from error

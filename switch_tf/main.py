@@ -125,9 +125,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _quiet_libraries() -> None:
+def _prepare_libraries() -> None:
     # TensorFlow tells every CPU user that it found no GPU, at the level of errors.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Without a cache, TensorFlow fetches 64 MB from a bucket for every tensor of a checkpoint that it reads.
+    os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "32")
+    os.environ.setdefault("GCS_READ_CACHE_MAX_SIZE_MB", "512")
     # seqio brings JAX, which would take the TPU, or look for one where libtpu is installed: TensorFlow is to have it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import absl.logging
@@ -231,7 +234,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Runs one command; leaves with status 2 and one line for a user's mistake, 128 + n after signal n."""
     bindings, others = arguments.split_bindings(sys.argv[1:] if words is None else words)
     options = make_parser().parse_args(others)
-    _quiet_libraries()
+    _prepare_libraries()
     if options.command == "tpu":
         _tpu(options, bindings)
         return
@@ -259,11 +262,27 @@ def main(words: Sequence[str] | None = None) -> None:
         _fail(sentence)
     except tf.errors.DataLossError as error:
         _fail(f"A file of the data is damaged: {error.message}")
+    except tf.errors.OpError as error:
+        sentence = _sentence_of_bucket(error)
+        if sentence is None:
+            raise
+        _fail(sentence)
     except RuntimeError as error:
         # What gin raises for a parameter that has no value.
         if not str(error).startswith("Required bindings"):
             raise
         _fail(str(error))
+
+
+def _sentence_of_bucket(error: Exception) -> str | None:
+    """Tells what a bucket refused, and by which setting it was asked; None if the error is of something else."""
+    from switch_tf import configuration, storage
+
+    refusal = storage.refusal(error)
+    if refusal is None:
+        return None
+    address = storage.address_in(error)
+    return f"{configuration.macro_of_path(address) or address}: {refusal}."
 
 
 def _tpu(options: argparse.Namespace, bindings: list[str]) -> None:

@@ -12,7 +12,7 @@ import seqio
 import tensorflow as tf
 import tqdm
 
-from switch_tf import data
+from switch_tf import data, storage
 from switch_tf.cache import tasks_of
 from switch_tf.commands import load_run
 from switch_tf.errors import SettingError
@@ -150,15 +150,14 @@ def _said_if_unwritable(folder: str) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        raise SettingError(
-            f"{folder} cannot be written ({' '.join(str(error).split())[:200]}): name another folder by --output=..."
-        ) from error
+        reason = storage.refusal(error) or storage.reason_of(error)
+        raise SettingError(f"{folder} cannot be written ({reason}): name another folder by --output=...") from error
 
 
 def _write_predictions(folder: str, step: int, split: str, task_evaluator: TaskEvaluator, results: TaskResults) -> None:
     """Writes `predictions/step_.../<split>/<task>.jsonl`."""
     predictions = os.path.join(folder, "predictions", f"step_{step:08d}", split)
-    tf.io.gfile.makedirs(predictions)
+    storage.make_folder(predictions)
     for task in results.outputs:
         with tf.io.gfile.GFile(os.path.join(predictions, f"{task}.jsonl"), "w") as file:
             for answer in task_evaluator.answers(results, task):
@@ -167,11 +166,13 @@ def _write_predictions(folder: str, step: int, split: str, task_evaluator: TaskE
 
 def _write_board(folder: str, step: int, split: str, scores: Scores) -> None:
     """Writes `evaluate_<split>/` for TensorBoard: a run of its own, beside the training's curves and not over them."""
-    board = tf.summary.create_file_writer(os.path.join(folder, f"evaluate_{split}"))
+    mirror = storage.Mirror(os.path.join(folder, f"evaluate_{split}"))
+    board = tf.summary.create_file_writer(mirror.path)
     with board.as_default():
         for name, value in flat(scores).items():
             tf.summary.scalar(f"tasks/{name}", value, step=step)
     board.close()
+    mirror.copy()
 
 
 def _write_tables(folder: str, split: str, found: Sequence[tuple[dict[str, float], Scores]]) -> None:

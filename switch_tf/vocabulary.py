@@ -11,7 +11,7 @@ import sentencepiece
 import tensorflow as tf
 import tqdm
 
-from switch_tf import data
+from switch_tf import data, storage
 from switch_tf.cache import tasks_of
 from switch_tf.errors import SettingError
 from switch_tf.text_files import Patterns, matching_files, read_documents
@@ -163,7 +163,7 @@ def make_vocabulary(
     for name, value in limits.items():
         if value is not None and value < 1:
             raise SettingError(f"--{name}={value} must be at least 1.")
-    if tf.io.gfile.exists(output):
+    if storage.exists(output):
         raise SettingError(f"--output={output} is there already: delete it, or choose another name.")
     texts = texts_of_files(files, key) if files else texts_of_task(mixture_or_task, split)
     texts = first_texts(texts, max_characters, max_documents)
@@ -174,7 +174,8 @@ def make_vocabulary(
         with tf.io.gfile.GFile(output, "wb") as file:
             file.write(model)
     except (tf.errors.OpError, OSError) as error:
-        raise SettingError(f"--output={output} cannot be written: {' '.join(str(error).split())}") from error
+        reason = storage.refusal(error) or " ".join(str(error).split())
+        raise SettingError(f"--output={output} cannot be written: {reason}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     sample = texts[:: max(1, len(texts) // 200)]
     tokens = sum(map(len, processor.encode(sample)))

@@ -10,6 +10,7 @@ import seqio
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from switch_tf import storage
 from switch_tf.errors import SettingError
 from switch_tf.vocabulary import (
     MAX_CHARACTERS,
@@ -32,6 +33,9 @@ def select_vocabulary(path: str) -> None:
 
 
 def _unreadable(path: str, error: Exception) -> SettingError:
+    refusal = storage.refusal(error)
+    if refusal is not None:
+        return SettingError(f"The vocabulary {path} cannot be read: {refusal}.")
     reason = " ".join(str(error).split()).rstrip(".")
     mend = "set VocabularyFile.path to another"
     if path.startswith("gs://"):
@@ -95,7 +99,7 @@ def _install(model_dir: str, contents: bytes, source: str) -> str:
       OSError: if the folder cannot be written; what TensorFlow raises while it reads text is no such error.
     """
     path = path_in(model_dir)
-    if tf.io.gfile.exists(path):
+    if storage.exists(path):
         with tf.io.gfile.GFile(path, "rb") as file:
             if file.read() != contents:
                 raise SettingError(
@@ -104,7 +108,7 @@ def _install(model_dir: str, contents: bytes, source: str) -> str:
                 )
     else:
         try:
-            tf.io.gfile.makedirs(os.path.dirname(path))
+            storage.make_folder(os.path.dirname(path))
             # A rename is atomic: a run that is killed here leaves no half of a vocabulary.
             with tf.io.gfile.GFile(path + ".writing", "wb") as file:
                 file.write(contents)
@@ -151,14 +155,14 @@ class InitialVocabulary:
           SettingError: if neither has one.
         """
         path = path_in(model_dir)
-        if tf.io.gfile.exists(path):
+        if storage.exists(path):
             select_vocabulary(path)
             return path
         checkpoint = self.checkpoint.rstrip("/")
         # A model directory, or `checkpoints/step_...` in one.
         for initial in (checkpoint, os.path.dirname(os.path.dirname(checkpoint))):
             given = path_in(initial)
-            if tf.io.gfile.exists(given):
+            if storage.exists(given):
                 return VocabularyFile(given).install(model_dir)
         raise SettingError(
             f"INITIAL_CHECKPOINT = '{self.checkpoint}' is neither a model directory with a vocabulary nor a checkpoint "
@@ -189,7 +193,7 @@ class TrainedVocabulary:
           SettingError: if the task's text is empty or too little.
         """
         path = path_in(model_dir)
-        if tf.io.gfile.exists(path):
+        if storage.exists(path):
             select_vocabulary(path)
             return path
         print(f"Training a vocabulary of {self.num_pieces} pieces on {self.task} ...", flush=True)

@@ -3,6 +3,11 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A bucket that does not answer is asked again once, at once, not ten times over minutes.
+os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "1000")
+os.environ.setdefault("GCS_RETRY_CONFIG_MAX_RETRIES", "1")
+os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "1")
+os.environ.setdefault("GCS_READ_CACHE_MAX_SIZE_MB", "64")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import gin
@@ -10,6 +15,7 @@ import numpy as np
 import pytest
 
 from switch_tf.model_config import ModelConfig
+from tests import bucket_server
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +58,12 @@ def random_features(batch: int = 4, inputs: int = 16, targets: int = 8, vocab_si
         "decoder_target_tokens": target,
         "decoder_loss_weights": (target != 0).astype(np.int32),
     }
+
+
+@pytest.fixture(scope="module")
+def buckets(tmp_path_factory):
+    """A server of buckets, to which TensorFlow's `gs://` leads, in this process and those that it starts."""
+    with bucket_server.serving(tmp_path_factory.mktemp("buckets")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server

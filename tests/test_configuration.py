@@ -63,3 +63,12 @@ def test_the_recorded_configuration_gives_the_same_model():
     recorded = gin.operative_config_str()
     configuration.load([], [], recorded=recorded)
     assert ModelConfig() == config
+
+
+def test_the_macro_that_a_file_was_looked_for_by():
+    for name, value in (("MODEL_DIR", "gs://b/run"), ("TRAIN_FILES", ["gs://a/x.txt", "gs://b/run2/*.txt"]), ("N", 3)):
+        gin.bind_parameter(f"{name}/gin.macro.value", value)
+    found = configuration.macro_of_path
+    assert found("gs://b/run/config.gin") == "MODEL_DIR = 'gs://b/run'"
+    assert found("gs://b/run2/1.txt") == "TRAIN_FILES = 'gs://b/run2/*.txt'"
+    assert found("gs://c/run") is None

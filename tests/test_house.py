@@ -52,7 +52,7 @@ def test_imports_make_no_circle():
         ("switch_tf.model_config", ("switch_tf.layers", "switch_tf.errors")),
         ("switch_tf.model", ("switch_tf.model_config", "switch_tf.layers", "switch_tf.errors")),
         ("switch_tf.interop", ("switch_tf.interop", "switch_tf.model", "switch_tf.layers", "switch_tf.errors")),
-        ("tasks", ("tasks", "switch_tf.errors", "switch_tf.text_files", "switch_tf.vocabulary")),
+        ("tasks", ("tasks", "switch_tf.errors", "switch_tf.storage", "switch_tf.text_files", "switch_tf.vocabulary")),
     ],
 )
 def test_arrows_point_down(room, may_use):

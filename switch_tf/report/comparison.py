@@ -1,8 +1,8 @@
 """Compares model directories: a table, the curves of all (`loss.png`), where tokens went (`experts.png`)."""
 
+import io
 import itertools
 import os
-import pathlib
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -11,8 +11,9 @@ import matplotlib
 matplotlib.use("Agg")  # No screen is needed to write a file.
 import matplotlib.pyplot as plt
 import numpy as np
+import tensorflow as tf
 
-from switch_tf import configuration, data
+from switch_tf import configuration, data, storage
 from switch_tf.describe import description, human
 from switch_tf.errors import SettingError
 from switch_tf.evaluation import unigram_neg_log_perplexity
@@ -49,7 +50,15 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def plot_curves(model_dirs: Sequence[str], unigram: float, path: pathlib.Path) -> None:
+def _save(figure: plt.Figure, path: str) -> None:
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120)
+    plt.close(figure)
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(image.getvalue())
+
+
+def plot_curves(model_dirs: Sequence[str], unigram: float, path: str) -> None:
     """Draws the negative log perplexity of every run over its steps: training (thin), held-out (dots)."""
     figure, plot = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for index, model_dir in enumerate(model_dirs):
@@ -66,11 +75,10 @@ def plot_curves(model_dirs: Sequence[str], unigram: float, path: pathlib.Path) -
     )
     plot.grid(alpha=0.3)
     plot.legend(loc="lower right", title="thin: training, running mean")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
 
 
-def plot_experts(model_dir: str, path: pathlib.Path) -> bool:
+def plot_experts(model_dir: str, path: str) -> bool:
     """Draws each expert's share of the tokens over the steps, one panel for each sparse layer; False if it is dense."""
     layers = defaultdict(list)
     for row in read_csv(os.path.join(model_dir, "experts.csv")):
@@ -94,8 +102,7 @@ def plot_experts(model_dir: str, path: pathlib.Path) -> bool:
         plot.margins(x=0)
     figure.supylabel("share of the tokens, by expert")
     figure.suptitle(f"Load of the {len(loads)} experts of {os.path.basename(os.path.normpath(model_dir))}")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
     return True
 
 
@@ -105,8 +112,7 @@ def compare(model_dirs: Sequence[str], output: str) -> None:
     Raises:
       SettingError: if a directory holds no run that has been evaluated.
     """
-    folder = pathlib.Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(output)
     experiments = [_experiment(model_dir) for model_dir in model_dirs]
     print(f"{'model':<18}{'parameters':>16}{'FLOPs/sequence':>18}{'steps':>8}{'held-out NLP':>14}{'accuracy':>10}")
     for model_dir, experiment in zip(model_dirs, experiments):
@@ -125,10 +131,7 @@ def compare(model_dirs: Sequence[str], output: str) -> None:
     print(f"{'unigram model':<18}{'':>16}{'':>18}{'':>8}{unigram:>14.4f}")
     print("NLP: negative log perplexity, the mean log likelihood of a target token in nats; higher is better.")
 
-    plot_curves(model_dirs, unigram, folder / "loss.png")
-    written = [folder / "loss.png"]
-    for model_dir in model_dirs:
-        if plot_experts(model_dir, folder / "experts.png"):
-            written.append(folder / "experts.png")
-            break
-    print(f"Wrote {' and '.join(map(str, written))}.")
+    curves, experts = os.path.join(output, "loss.png"), os.path.join(output, "experts.png")
+    plot_curves(model_dirs, unigram, curves)
+    is_sparse = any(plot_experts(model_dir, experts) for model_dir in model_dirs)
+    print(f"Wrote {curves}{f' and {experts}' if is_sparse else ''}.")

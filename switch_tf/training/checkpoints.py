@@ -1,5 +1,6 @@
 """Checkpoints that are there whole or not at all: `checkpoints/step_00000100/`, complete once its manifest is."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from switch_tf import storage
 from switch_tf.errors import SettingError
 
 _FOLDER = re.compile(r"step_(\d{8,})/?$")
@@ -40,14 +42,16 @@ class CheckpointFolder:
         return os.path.join(self.path(step), "state")
 
     def _folders(self) -> list[int]:
-        if not tf.io.gfile.isdir(self.folder):
-            return []
-        matches = (_FOLDER.match(name) for name in tf.io.gfile.listdir(self.folder))
+        matches = (_FOLDER.match(name) for name in storage.list_folder(self.folder))
         return sorted(int(match.group(1)) for match in matches if match)
 
     def steps(self) -> list[int]:
-        """Returns the steps of all complete checkpoints, oldest first."""
-        return [step for step in self._folders() if tf.io.gfile.exists(os.path.join(self.path(step), _MANIFEST))]
+        """Returns the steps of all complete checkpoints, oldest first.
+
+        Raises:
+          tf.errors.OpError: if they cannot be looked up in a bucket; `storage.refusal` says why.
+        """
+        return [step for step in self._folders() if storage.exists(os.path.join(self.path(step), _MANIFEST))]
 
     def latest(self) -> int | None:
         """Returns the step of the newest complete checkpoint, None where there is none."""
@@ -108,10 +112,13 @@ class CheckpointFolder:
             with tf.io.gfile.GFile(os.path.join(self.path(step), _MANIFEST)) as file:
                 return json.load(file)
         except (ValueError, tf.errors.OpError) as error:
-            raise self.damaged(step) from error
+            raise self.unreadable(step, error) from error
 
-    def damaged(self, step: int) -> SettingError:
-        """Returns the error for a checkpoint that cannot be read, with what to do."""
+    def unreadable(self, step: int, error: Exception) -> SettingError:
+        """Returns the error for a checkpoint that cannot be read, because of what the system said, with what to do."""
+        refusal = storage.refusal(error)
+        if refusal is not None:
+            return SettingError(f"The checkpoint {self.path(step)} cannot be read: {refusal}.")
         older = [other for other in self.steps() if other < step]
         then = f"resume from step {older[-1]}" if older else "start from the beginning"
         return SettingError(f"The checkpoint {self.path(step)} is damaged: delete that folder to {then}.")
@@ -124,7 +131,7 @@ class CheckpointFolder:
         """
         try:
             self.remove(step)
-            tf.io.gfile.makedirs(self.path(step))
+            storage.make_folder(self.path(step))
         except (OSError, tf.errors.OpError) as error:
             raise write_error(self.path(step), error, self) from error
 
@@ -149,9 +156,9 @@ class CheckpointFolder:
     def remove(self, step: int) -> None:
         """Removes a checkpoint, manifest first, so that a removal that is cut off leaves no complete-looking rest."""
         manifest = os.path.join(self.path(step), _MANIFEST)
-        if tf.io.gfile.exists(manifest):
+        with contextlib.suppress(tf.errors.NotFoundError):
             tf.io.gfile.remove(manifest)
-        if tf.io.gfile.isdir(self.path(step)):
+        if storage.is_folder(self.path(step)):
             tf.io.gfile.rmtree(self.path(step))
 
     def clean(self, step: int) -> None:
@@ -200,10 +207,15 @@ def write_error(path: str, error: Exception, checkpoints: CheckpointFolder) -> S
       error: what the system said.
       checkpoints: the run's.
     """
-    latest = checkpoints.latest()
-    saved = f"the checkpoint of step {latest} is safe" if latest is not None else "no checkpoint had been made yet"
-    # TensorFlow names the operation and the file first and the reason last.
-    reason = " ".join(str(error).split("; ")[-1].split())[:200]
+    try:
+        latest = checkpoints.latest()
+        saved = f"the checkpoint of step {latest} is safe" if latest is not None else "no checkpoint had been made yet"
+    except tf.errors.OpError:
+        saved = "the checkpoints that were complete are safe"
+    refusal = storage.refusal(error)
+    if refusal is not None:
+        return SettingError(f"MODEL_DIR cannot be written ({path}): {refusal}; {saved}.")
     return SettingError(
-        f"MODEL_DIR cannot be written ({path}: {reason}); {saved}. Free some space and run the same command again."
+        f"MODEL_DIR cannot be written ({path}: {storage.reason_of(error)}); {saved}. Free some space and run the same "
+        "command again."
     )

@@ -151,6 +151,9 @@ def train(
         except tf.errors.OpError:
             engine.processes.explain()
             raise
+        finally:
+            if trainer.recorder is not None:
+                trainer.recorder.close()
     engine.processes.close()
     if stopped_by is not None:
         raise Stopped(
@@ -206,6 +209,8 @@ class _Trainer:
         if self.step > 0 and self.step % eval_period == 0 and processes.any(self._lacks_evaluation()):
             # A signal came at this very step: it was saved at once, before the evaluation that was due.
             is_better = self.hold_out()
+            if self.recorder is not None:
+                self.recorder.copy_records()
             if is_better and self.run.engine.is_first_process:
                 manifest = self.run.checkpoints.manifest(self.step) | {"score": self.score}
                 self.run.checkpoints.complete(self.step, manifest)
@@ -303,5 +308,7 @@ class _Trainer:
     def save(self) -> None:
         """Begins with a checkpoint, after the rows of all steps that are in it."""
         self.flush()
+        if self.recorder is not None:
+            self.recorder.copy_records()
         self.run.save(self.batches, self.score)
         self.progress.restart_clock()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from switch_tf import storage
 from switch_tf.layers.routing import RoutingMetrics
 from switch_tf.model_config import ModelConfig
 from switch_tf.training.checkpoints import checkpoints_of, write_error
@@ -21,21 +22,23 @@ _ROUTING_SCALARS = tuple(name for name in RoutingMetrics._fields if name != "exp
 class CsvRecord:
     """A CSV file whose first column is the step; opening it for a step forgets the rows after that step."""
 
-    def __init__(self, path: str, columns: Sequence[str], resume_step: int):
+    def __init__(self, path: str, columns: Sequence[str], resume_step: int, model_dir: str | None = None):
         """Opens the file.
 
         A run that was killed may have written rows after its last checkpoint; the run that resumes writes them
         again, so they go.
 
         Args:
-          path: of the file; made where it is not there.
+          path: of the file, on a disk; made where it is not there.
           columns: after `step`.
           resume_step: the last step whose rows stay.
+          model_dir: the run's model directory, for errors; None where the file lies in it.
 
         Raises:
           SettingError: if the file cannot be written.
         """
         self.path = path
+        self._model_dir = model_dir or os.path.dirname(path)
         self.columns = ("step", *columns)
         rows = [row for row in read_csv(path) if int(row["step"]) <= resume_step]
         unfinished = path + ".writing"
@@ -46,7 +49,7 @@ class CsvRecord:
                 writer.writerows(rows)
             tf.io.gfile.rename(unfinished, path, overwrite=True)
         except (OSError, tf.errors.OpError) as error:
-            raise write_error(path, error, checkpoints_of(os.path.dirname(path))) from error
+            raise write_error(path, error, checkpoints_of(self._model_dir)) from error
 
     def append(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Appends rows, all of them or (where the disk is full) an error.
@@ -58,12 +61,12 @@ class CsvRecord:
             with tf.io.gfile.GFile(self.path, "a") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
         except (OSError, tf.errors.OpError) as error:
-            raise write_error(self.path, error, checkpoints_of(os.path.dirname(self.path))) from error
+            raise write_error(self.path, error, checkpoints_of(self._model_dir)) from error
 
 
 def read_csv(path: str) -> list[dict[str, str]]:
     """Reads a CSV record's complete rows; an empty list where there is no file."""
-    if not tf.io.gfile.exists(path):
+    if not storage.exists(path):
         return []
     with tf.io.gfile.GFile(path) as file:
         text = file.read()
@@ -89,7 +92,11 @@ def routing_scalars(routing: Mapping[str, RoutingMetrics]) -> dict[str, float]:
 
 
 class RunRecorder:
-    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `task_eval.csv`, and TensorBoard's."""
+    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `task_eval.csv`, and TensorBoard's.
+
+    In a bucket, where nothing can be appended to a file, they are copies: of the CSV files before every checkpoint, so
+    that no row is absent of a step that a run resumes after, and of all now and then, and when the recorder is closed.
+    """
 
     def __init__(self, model_dir: str, config: ModelConfig, resume_step: int, scores_tasks: bool = False):
         """Opens the files of a run.
@@ -109,14 +116,21 @@ class RunRecorder:
         scalars = [name for name in StepMetrics._fields if name != "routing"]
         loads = [f"load_{expert}" for expert in range(config.num_experts)]
 
+        self._mirror = storage.Mirror(model_dir)
+        self._records: list[str] = []
+
         def record(name: str, columns: Sequence[str]) -> CsvRecord:
-            return CsvRecord(os.path.join(model_dir, name), columns, resume_step)
+            self._records.append(name)
+            with self._writing(os.path.join(model_dir, name)):
+                path = self._mirror.fetch(name)
+            return CsvRecord(path, columns, resume_step, model_dir)
 
         self._metrics = record("metrics.csv", [*scalars, *per_layer, "tokens_per_second"])
         self._evaluations = record("eval.csv", [*EVALUATION_SCALARS, *per_layer])
         self._experts = record("experts.csv", ["layer", *loads]) if self._layers else None
         self._task_scores = record("task_eval.csv", ["task", "metric", "value"]) if scores_tasks else None
-        self._board = tf.summary.create_file_writer(model_dir)
+        self._board = tf.summary.create_file_writer(self._mirror.path)
+        self.copy_records()
 
     def write(self, steps: Sequence[tuple[int, StepMetrics]], tokens_per_second: float) -> None:
         """Writes some consecutive steps: all their scalars, and the expert loads of the last one.
@@ -145,6 +159,8 @@ class RunRecorder:
                         tf.summary.scalar(f"train/{name}", value, step=row["step"])
             for layer, metrics in last.routing.items():
                 tf.summary.histogram(f"train/{layer}/expert_load", metrics.expert_load, step=last_step)
+        with self._writing(self._model_dir):
+            self._mirror.copy_seldom()
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation after `step` has its row."""
@@ -169,14 +185,37 @@ class RunRecorder:
             for row in rows:
                 tf.summary.scalar(f"tasks/{row['task']}/{row['metric']}", row["value"], step=step)
 
+    def copy_records(self) -> None:
+        """Sees to it that the model directory has all rows so far, which must come before a checkpoint of their steps.
+
+        Raises:
+          SettingError: if they cannot be written.
+        """
+        with self._writing(self._model_dir):
+            self._mirror.copy(self._records)
+
+    def close(self) -> None:
+        """Sees to it that the model directory has all that was written.
+
+        Raises:
+          SettingError: if it cannot be written.
+        """
+        with self._writing(self._model_dir):
+            self._mirror.copy()
+
     @contextlib.contextmanager
     def _writing_board(self) -> Iterator[None]:
-        try:
+        with self._writing("TensorBoard's files"):
             with self._board.as_default():
                 yield
             self._board.flush()
-        except tf.errors.OpError as error:
-            raise write_error("TensorBoard's files", error, checkpoints_of(self._model_dir)) from error
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            raise write_error(what, error, checkpoints_of(self._model_dir)) from error
 
 
 def is_finite(metrics: StepMetrics) -> bool:

@@ -7,14 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import tensorflow as tf
 
+from switch_tf import storage
 from switch_tf.errors import SettingError
 from switch_tf.partitioning.engine import Engine
 from switch_tf.training import state_files
 from switch_tf.training.checkpoints import CheckpointFolder, write_error
 from switch_tf.training.state_files import Piece
 
-# Seconds between two looks for the files of the other processes, and how long they may take after the first one's.
+# Seconds between two looks for the files of the other processes (a bucket's owner pays for each look), and how long
+# they may take after the first one's.
 _POLL_SECONDS = 0.1
+_BUCKET_POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 1800.0
 
 
@@ -96,14 +99,14 @@ class CheckpointWriter:
             raise write_error(self.folder.path(step), error, self.folder) from error
 
     def _await_parts(self, step: int) -> None:
-        missing = list(range(1, self.engine.num_processes))
+        if self.engine.num_processes == 1:
+            return
+        prefix, processes = self.folder.prefix(step), set(range(self.engine.num_processes))
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while missing := [
-            process for process in missing if not state_files.has_part(self.folder.prefix(step), process)
-        ]:
+        while missing := processes - state_files.parts_written(prefix):
             if time.monotonic() > deadline:
                 raise SettingError(
-                    f"The checkpoint {self.folder.path(step)} lacks the part of process {missing[0]}: see that "
+                    f"The checkpoint {self.folder.path(step)} lacks the part of process {min(missing)}: see that "
                     "process's output, and that MODEL_DIR is one folder for all processes."
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_BUCKET_POLL_SECONDS if storage.in_bucket(prefix) else _POLL_SECONDS)

@@ -4,12 +4,15 @@ A bundle knows tensors by their names and whole shapes and finds any block of on
 written: the files say nothing of engines, meshes or processes. `tf.train.load_checkpoint` reads them.
 """
 
+import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from switch_tf import storage
 from switch_tf.partitioning.axes import Block
 
 # Where a GPU is visible, TensorFlow would take host arrays there first.
@@ -46,9 +49,17 @@ def _mark(prefix: str, process: int) -> str:
     return f"{_part(prefix, process)}.written"
 
 
-def has_part(prefix: str, process: int) -> bool:
-    """Whether a process has written all that it has of the bundle `prefix`."""
-    return tf.io.gfile.exists(_mark(prefix, process))
+def parts_written(prefix: str) -> set[int]:
+    """Lists the processes that have written all that they have of the bundle `prefix`.
+
+    Raises:
+      tf.errors.OpError: if its folder cannot be looked up.
+    """
+    folder, name = os.path.split(prefix)
+    mark = re.compile(re.escape(name) + r"\.part_(\d+)\.written")
+    # One listing, however many processes there are: in a bucket each look costs.
+    found = (mark.fullmatch(file) for file in storage.list_folder(folder))
+    return {int(match[1]) for match in found if match}
 
 
 def write_part(prefix: str, process: int, pieces: list[Piece]) -> None:

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TINY = ("--gin_file=tests/tiny.gin",)
 
 
-def arguments(model_dir: pathlib.Path, *bindings: str) -> list[str]:
+def arguments(model_dir: pathlib.Path | str, *bindings: str) -> list[str]:
     """The tiny training run's arguments."""
     return ["train", *TINY, f'--gin.MODEL_DIR="{model_dir}"', *(f"--gin.{binding}" for binding in bindings)]
 
@@ -40,7 +40,12 @@ def run(*arguments: str, program: str | None = None) -> subprocess.CompletedProc
 
 def losses(model_dir: pathlib.Path) -> dict[str, dict[str, str]]:
     """Every row of metrics.csv by its step, without the speed, which is never the same; two rows for one step fail."""
-    lines = (model_dir / "metrics.csv").read_text().splitlines()
+    return losses_of((model_dir / "metrics.csv").read_text())
+
+
+def losses_of(metrics: str) -> dict[str, dict[str, str]]:
+    """The same of a file's text."""
+    lines = metrics.splitlines()
     header = lines[0].split(",")
     rows = {}
     for line in lines[1:]:

@@ -1,0 +1,187 @@
+"""Folders in a bucket, `gs://bucket/path`: what is different there, and a sentence for what a bucket refuses.
+
+An object appears whole, once its upload has ended, and nothing can be appended to it. Folders are but the beginnings of
+names: they need not be made, and an account that may do everything with objects may not be able to make one.
+"""
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+# Appended files are copied whole, so they are copied seldom: not more often than this, in seconds, and together for no
+# more than this share of the time.
+_COPY_PERIOD = 60.0
+_COPY_SHARE = 0.01
+
+_ADDRESS = re.compile(r"gs://([^/\s'\"]+)[^\s'\":;,]*")
+_HTTP_ERROR = "Error executing an HTTP request: "
+_NO_BUCKET = "specified bucket does not exist"
+
+
+def in_bucket(path: str) -> bool:
+    """Whether a path is one in an object store, not on a disk of this machine."""
+    return "://" in path
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder, and those above it; in a bucket there is nothing to make.
+
+    Raises:
+      OSError, tf.errors.OpError: if the disk cannot be written.
+    """
+    if not in_bucket(path):
+        tf.io.gfile.makedirs(path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or a folder; unlike TensorFlow's, not False but an error where there is no such bucket.
+
+    Raises:
+      tf.errors.OpError: if it cannot be looked up.
+    """
+    if not in_bucket(path):
+        return tf.io.gfile.exists(path)
+    try:
+        tf.io.gfile.stat(path)
+    except tf.errors.NotFoundError as error:
+        if _NO_BUCKET in error.message:
+            raise
+        return False
+    return True
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder.
+
+    TensorFlow's `isdir` and `listdir` take a bucket that does not answer for a folder that is not there, and a run that
+    cannot see its checkpoints would begin anew.
+
+    Raises:
+      tf.errors.OpError: if it cannot be looked up, or there is no such bucket.
+    """
+    return exists(path) if in_bucket(path) else tf.io.gfile.isdir(path)
+
+
+def list_folder(path: str) -> list[str]:
+    """Lists a folder; an empty list where there is none.
+
+    Args:
+      path: local or in a bucket.
+
+    Returns:
+      The names in it, without a slash at their ends.
+
+    Raises:
+      tf.errors.OpError: if the folder cannot be looked up, or there is no such bucket.
+    """
+    return [name.rstrip("/") for name in tf.io.gfile.listdir(path)] if is_folder(path) else []
+
+
+def reason_of(error: Exception) -> str:
+    """Returns what the system said, in one line; TensorFlow names the operation and the file first."""
+    return " ".join(str(error).split("; ")[-1].split())[:200]
+
+
+def address_in(error: Exception) -> str | None:
+    """Returns the address, `gs://bucket/object`, that an error is about; None where it names none."""
+    found = _ADDRESS.search(str(error))
+    return found[0].rstrip("/.") if found else None
+
+
+def refusal(error: Exception) -> str | None:
+    """Explains an error of a bucket's, as opposed to one of the file's own (damaged, not there).
+
+    Args:
+      error: what TensorFlow raised, or what carries its message.
+
+    Returns:
+      What the bucket does, and the mend; None where it is not the bucket.
+    """
+    message = " ".join(str(error).split())
+    found = _ADDRESS.search(message)
+    if found is None or _HTTP_ERROR not in message:
+        return None
+    bucket = found[1]
+    if _NO_BUCKET in message:
+        return f"there is no bucket '{bucket}': make it, in the region of the machines, or name another"
+    said = message.partition(_HTTP_ERROR)[2].partition(" when ")[0].strip()[:200]
+    status = re.search(r"HTTP response code (\d+)", message)
+    if status is not None and status[1] in ("401", "403"):
+        return (
+            f"the bucket '{bucket}' refuses this account ({said}): give it roles/storage.objectAdmin there, or log in "
+            "by `gcloud auth application-default login`"
+        )
+    if status is not None and status[1] in ("404", "410"):
+        return None
+    return (
+        f"the bucket '{bucket}' does not answer, also when asked again ({said}): run the same command again once it "
+        "does"
+    )
+
+
+class Mirror:
+    """A folder with files that are appended to: a disk's own, or, for a bucket, one on this machine that is copied.
+
+    A copy replaces the bucket's whole object at once, so that whoever reads finds the file as it was at some moment.
+    """
+
+    def __init__(self, folder: str):
+        """Opens a folder; nothing is copied yet.
+
+        Args:
+          folder: local or in a bucket.
+        """
+        self._folder = folder
+        self._temporary = tempfile.TemporaryDirectory(prefix="switch_tf_") if in_bucket(folder) else None
+        self._copied: dict[str, tuple[int, int]] = {}
+        self._due = 0.0
+
+    @property
+    def path(self) -> str:
+        """The folder on this machine's disk."""
+        return self._folder if self._temporary is None else self._temporary.name
+
+    def fetch(self, name: str) -> str:
+        """Copies a file from the bucket, where it is there.
+
+        Returns:
+          Its path on this machine's disk.
+
+        Raises:
+          tf.errors.OpError: if it cannot be read.
+        """
+        path, original = os.path.join(self.path, name), os.path.join(self._folder, name)
+        if self._temporary is not None and exists(original):
+            tf.io.gfile.copy(original, path, overwrite=True)
+        return path
+
+    def copy(self, names: Iterable[str] | None = None) -> None:
+        """Copies the files that have changed into the bucket.
+
+        Args:
+          names: which files; None for all.
+
+        Raises:
+          OSError, tf.errors.OpError: if they cannot be read or written.
+        """
+        if self._temporary is None:
+            return
+        for name in sorted(os.listdir(self.path)) if names is None else names:
+            path = os.path.join(self.path, name)
+            status = os.stat(path)
+            state = (status.st_size, status.st_mtime_ns)
+            if self._copied.get(name) != state:
+                tf.io.gfile.copy(path, os.path.join(self._folder, name), overwrite=True)
+                self._copied[name] = state
+
+    def copy_seldom(self) -> None:
+        """Copies all files that have changed, unless the last time was a moment ago; see `copy`."""
+        start = time.monotonic()
+        if start >= self._due:
+            self.copy()
+            end = time.monotonic()
+            self._due = end + max(_COPY_PERIOD, (end - start) / _COPY_SHARE)

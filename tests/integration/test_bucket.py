@@ -1,0 +1,171 @@
+"""A run in a bucket is killed and resumed like one on a disk, and every command reads it; errors are sentences."""
+
+import pathlib
+import signal
+
+import gin
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from switch_tf import configuration, storage
+from switch_tf import main as command_line
+from switch_tf.experiment import Experiment, Run
+from tests.integration import runs
+
+SETTINGS = ("TRAIN_STEPS=8", "CHECKPOINT_PERIOD=3", "EVAL_PERIOD=4", "LOG_PERIOD=1")
+RUN = "gs://runs/tiny"
+
+# Ends the process when the checkpoint of a step has been uploaded in parts, and its rows: there is no manifest.
+KILL_WHILE_SAVING = """
+import os, signal
+from switch_tf.training import state_files
+merge_parts = state_files.merge_parts
+def killed(prefix, num_processes):
+    if "step_00000006" in prefix:
+        os.kill(os.getpid(), signal.SIGKILL)
+    merge_parts(prefix, num_processes)
+state_files.merge_parts = killed
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _at_the_root():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(runs.ROOT)
+        patch.syspath_prepend(str(runs.ROOT))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _healthy(buckets):
+    buckets.heal()
+    buckets.make("refused", refused=True)
+    buckets.make("read-only", read_only=True)
+
+
+def main(*words: str) -> None:
+    gin.clear_config()
+    command_line.main(list(words))
+
+
+def fails(capsys, *words: str) -> str:
+    """Runs a command that must end with status 2 and one line; returns the line."""
+    with pytest.raises(SystemExit) as exit_:
+        main(*words)
+    assert exit_.value.code == 2
+    # What shows how far a text has been read may have begun the line.
+    lines = [line for line in capsys.readouterr().err.split("\n") if line.strip()]
+    assert "switch-tf: error: " in lines[-1] and "Traceback" not in "".join(lines)
+    return lines[-1].partition("switch-tf: error: ")[2]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, _at_the_root) -> pathlib.Path:
+    """The model directory of the same run on a disk, which nobody disturbed."""
+    model_dir = tmp_path_factory.mktemp("local") / "tiny"
+    main(*runs.arguments(model_dir, *SETTINGS))
+    return model_dir
+
+
+@pytest.fixture(scope="module")
+def resumed(buckets, local) -> dict[str, str]:
+    """The CSV files of the run that was killed while it saved its second checkpoint, as they were then."""
+    buckets.make("runs")
+    vocabulary = "vocabulary/sentencepiece.model"
+    buckets.put("runs", f"tiny/{vocabulary}", (local / vocabulary).read_bytes())
+    killed = runs.run(*runs.arguments(RUN, *SETTINGS), program=KILL_WHILE_SAVING)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    names = ("metrics.csv", "eval.csv", "experts.csv")
+    before = {name: buckets.content("runs", f"tiny/{name}").decode() for name in names}
+    main(*runs.arguments(RUN, *SETTINGS))
+    return before
+
+
+def test_killed_and_resumed_in_a_bucket_it_is_the_run_on_a_disk(buckets, resumed, local):
+    # What the killed run did after its only checkpoint was in the bucket already.
+    assert list(runs.losses_of(resumed["metrics.csv"])) == ["1", "2", "3", "4", "5", "6"]
+    assert resumed["eval.csv"].count("\n") == 2
+    assert runs.losses_of(buckets.content("runs", "tiny/metrics.csv").decode()) == runs.losses(local)
+    for name in ("eval.csv", "experts.csv"):
+        assert buckets.content("runs", f"tiny/{name}").decode() == (local / name).read_text()
+
+
+def test_the_bucket_holds_what_a_disk_does(buckets, resumed, local):
+    def kind(name: str) -> str:
+        return "events.out.tfevents" if name.startswith("events") else name
+
+    there = {kind(name.removeprefix("tiny/")) for name in buckets.names("runs", "tiny/") if not name.endswith("/")}
+    assert there == {kind(str(path.relative_to(local))) for path in local.rglob("*") if path.is_file()}
+    # One of each process that trained.
+    assert len(buckets.names("runs", "tiny/events.out.tfevents")) == 2
+
+
+def test_every_command_reads_it(buckets, resumed, local, capsys):
+    main("evaluate", f"--model_dir={RUN}", "--json", "--by_task")
+    in_bucket = capsys.readouterr().out
+    main("evaluate", f"--model_dir={local}", "--json", "--by_task")
+    assert in_bucket == capsys.readouterr().out
+    scores = (local / "evaluate_validation" / "scores.csv").read_text()
+    assert buckets.content("runs", "tiny/evaluate_validation/scores.csv").decode() == scores
+    assert buckets.names("runs", "tiny/evaluate_validation/events")
+    buckets.put("runs", "texts.txt", b"The <extra_id_0> statement.\n")
+    main("predict", f"--model_dir={RUN}", "--file=gs://runs/texts.txt")
+    assert "statement." in capsys.readouterr().out
+    main("report", RUN, "--output=gs://runs/report")
+    assert "Wrote gs://runs/report/loss.png and gs://runs/report/experts.png." in capsys.readouterr().out
+    assert buckets.content("runs", "report/loss.png").startswith(b"\x89PNG")
+    main("describe", f"--model_dir={RUN}", "--json")
+    assert '"parameters"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("bucket", "reason"),
+    [
+        ("none", "there is no bucket 'none': make it, in the region of the machines, or name another."),
+        ("refused", "the bucket 'refused' refuses this account (HTTP response code 403"),
+    ],
+)
+def test_a_bucket_that_is_not_there_or_refuses(capsys, bucket, reason):
+    model_dir = f"gs://{bucket}/tiny"
+    commands = (
+        runs.arguments(model_dir),
+        ["evaluate", *runs.TINY, f'--gin.MODEL_DIR="{model_dir}"'],
+        ["predict", f"--model_dir={model_dir}", "<extra_id_0>"],
+        ["report", model_dir],
+    )
+    for words in commands:
+        assert fails(capsys, *words).startswith(f"MODEL_DIR = '{model_dir}': {reason}"), words
+
+
+def test_a_bucket_that_may_only_be_read(capsys):
+    said = fails(capsys, *runs.arguments("gs://read-only/tiny"))
+    assert said.startswith(
+        "MODEL_DIR cannot be written (gs://read-only/tiny/vocabulary/sentencepiece.model): the bucket"
+    )
+    assert "give it roles/storage.objectAdmin" in said and said.endswith("; no checkpoint had been made yet.")
+
+
+def test_a_run_that_cannot_see_its_checkpoints_does_not_begin_anew(buckets, resumed, capsys):
+    before = {name: buckets.content("runs", name) for name in buckets.names("runs", "tiny/")}
+    buckets.fail("GET", "prefix=tiny/checkpoints/", 1000)
+    said = fails(capsys, *runs.arguments(RUN, *SETTINGS, "TRAIN_STEPS=9"))
+    assert said.startswith(f"MODEL_DIR = '{RUN}': the bucket 'runs' does not answer, also when asked again (HTTP resp")
+    assert said.endswith("run the same command again once it does.")
+    assert before == {name: buckets.content("runs", name) for name in buckets.names("runs", "tiny/")}
+
+
+def test_an_initial_checkpoint_in_a_bucket(resumed, tmp_path, local):
+    initial = (f'InitialVocabulary.checkpoint = "{RUN}"', "VOCABULARY = @InitialVocabulary()")
+    configuration.load(["tests/tiny.gin"], [f"MODEL_DIR = '{tmp_path}'", *initial])
+    experiment = Experiment()
+    experiment.install_vocabulary()
+    run = Run(experiment)
+    run.begin_from(RUN)
+    read = {name: variable.numpy() for name, variable in run.variables().items() if name != "step"}
+    run.begin_from(f"{local}/checkpoints/step_00000008")
+    for name, values in read.items():
+        np.testing.assert_array_equal(values, run.variables()[name].numpy(), err_msg=name)
+    with pytest.raises(tf.errors.NotFoundError) as error:
+        run.begin_from("gs://none/tiny")
+    assert "there is no bucket 'none'" in storage.refusal(error.value)

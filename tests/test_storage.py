@@ -1,0 +1,274 @@
+"""Files and folders in a bucket, by TensorFlow's own file system and a server of its protocol."""
+
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import gin
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+import tests.tiny_task
+from switch_tf import caching, data, storage, text_files, vocabulary
+from switch_tf.errors import SettingError
+from switch_tf.partitioning.engine import SingleEngine
+from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.processes import Processes
+from switch_tf.training import state_files
+from switch_tf.training.checkpoints import CheckpointFolder, find_checkpoint
+from switch_tf.training.records import CsvRecord, RunRecorder
+from switch_tf.training.saving import CheckpointWriter
+from switch_tf.training.state_files import Piece
+from tasks import vocabularies
+from tasks.pretraining import add_span_corruption_task
+from tasks.pretraining import text_files as source_of_files
+
+ROOT = pathlib.Path(__file__).parents[1]
+VALUES = np.arange(200_000, dtype=np.float32)
+
+# What the second of two processes does, on a machine of its own.
+SECOND_PROCESS = """
+import sys
+import numpy as np
+from switch_tf.training import state_files
+from switch_tf.training.state_files import Piece
+state_files.write_part(sys.argv[1], 1, [Piece("table", "4 2,2", np.array([3.0, 4.0], np.float32))])
+"""
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def bucket(buckets) -> str:
+    """An empty bucket of the test's own (TensorFlow remembers for seconds what is where), and a healthy server."""
+    name = f"bucket-{next(_numbers)}"
+    buckets.make(name)
+    buckets.make("refused", refused=True)
+    buckets.make("read-only", read_only=True)
+    buckets.heal()
+    buckets.requests()
+    return name
+
+
+def writer_of(folder: CheckpointFolder, num_processes: int = 1) -> CheckpointWriter:
+    engine = SingleEngine(Layout({}, {}), processes=Processes(tuple(f"a:{n}" for n in range(num_processes)), 0))
+    engine.barrier = lambda: None
+    return CheckpointWriter(folder, engine)
+
+
+def save(folder: CheckpointFolder, step: int) -> None:
+    writer = writer_of(folder)
+    writer.start(step, [Piece("table", "", VALUES)], {"step": step})
+    writer.wait()
+
+
+def test_checkpoints_are_kept_found_and_removed(buckets, bucket):
+    folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints", keep=2)
+    assert folder.latest() is None
+    for step in (10, 20, 30):
+        save(folder, step)
+    assert folder.steps() == [20, 30]
+    assert not buckets.names(bucket, "run/checkpoints/step_00000010")
+    found, step = find_checkpoint(f"gs://{bucket}/run/")
+    np.testing.assert_array_equal(state_files.read(found.prefix(step), "table", tf.float32), VALUES)
+    for initial in (f"gs://{bucket}/none", f"gs://{bucket}/run/checkpoints/step_00000010"):
+        with pytest.raises(SettingError, match=f"INITIAL_CHECKPOINT = 'gs://{bucket}/.* holds no checkpoint"):
+            find_checkpoint(initial)
+
+
+def test_without_its_manifest_an_upload_is_no_checkpoint_and_is_replaced(buckets, bucket):
+    folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints")
+    save(folder, 10)
+    state_files.write_part(folder.prefix(20), 3, [Piece("table", "", VALUES)])
+    assert folder.steps() == [10]
+    save(folder, 20)
+    assert folder.steps() == [10, 20]
+    assert sorted(name.rpartition("/")[2] for name in buckets.names(bucket, "run/checkpoints/step_00000020/s")) == [
+        "state.data-00000-of-00001",
+        "state.index",
+    ]
+
+
+def test_two_processes_write_the_parts_of_a_checkpoint(buckets, bucket):
+    folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints")
+    writer = writer_of(folder, num_processes=2)
+    writer.start(10, [Piece("table", "4 0,2", np.array([1.0, 2.0], np.float32))], {"step": 10})
+    assert folder.latest() is None
+    command = [sys.executable, "-c", SECOND_PROCESS, folder.prefix(10)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    writer.wait()
+    assert folder.steps() == [10]
+    np.testing.assert_array_equal(state_files.read(folder.prefix(10), "table", tf.float32), [1.0, 2.0, 3.0, 4.0])
+    assert not [name for name in buckets.names(bucket) if "part" in name]
+
+
+def test_an_upload_that_is_cut_off_goes_on_where_it_was(buckets, bucket):
+    folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints")
+    buckets.fail("PUT", "data-00000", 1, status=None)
+    save(folder, 10)
+    np.testing.assert_array_equal(state_files.read(folder.prefix(10), "table", tf.float32), VALUES)
+    sent = [request.sent for request in buckets.requests() if request.method == "PUT" and "data-0" in request.path]
+    assert sent[0] == 0 and 0 < sent[1] < VALUES.nbytes  # Asked how much has come, then the rest.
+
+
+def test_a_bucket_that_does_not_answer_leaves_the_older_checkpoints_and_is_named(buckets, bucket):
+    folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints", keep=1)
+    save(folder, 10)
+    buckets.fail("PUT", "step_00000020", 1000)
+    with pytest.raises(
+        SettingError, match=rf"MODEL_DIR .*gs://{bucket}/run/.*bucket '{bucket}' does not answer.*503.*step 10 is safe"
+    ):
+        save(folder, 20)
+    assert folder.steps() == [10]
+    assert not buckets.names(bucket, "run/checkpoints/step_00000020")
+
+
+def test_what_cannot_be_looked_up_is_neither_absent_nor_damaged(buckets, bucket):
+    # Not written from here: what this process wrote, TensorFlow remembers.
+    buckets.put(bucket, "run/checkpoints/step_00000010/manifest.json", b"{}")
+    folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints")
+    buckets.fail("GET", "prefix=run/checkpoints/", 1000)
+    with pytest.raises(tf.errors.AbortedError):
+        folder.latest()
+    buckets.heal()
+    assert folder.latest() == 10
+    buckets.fail("GET", "manifest.json", 1000)
+    with pytest.raises(SettingError, match=f"step_00000010 cannot be read: the bucket '{bucket}' does not answer"):
+        folder.manifest(10)
+
+
+@pytest.mark.parametrize(
+    ("refusing", "reason"),
+    [
+        ("none", "there is no bucket 'none': make it"),
+        ("refused", r"the bucket 'refused' refuses this account .*403.*: give it roles/storage.objectAdmin"),
+        ("read-only", r"the bucket 'read-only' refuses this account .*403.*: give it roles/storage.objectAdmin"),
+    ],
+)
+def test_a_bucket_that_cannot_be_written_is_explained(tiny_config, refusing, reason):
+    with pytest.raises(SettingError, match=rf"MODEL_DIR cannot be written \(gs://{refusing}/run/?.*\): {reason}"):
+        RunRecorder(f"gs://{refusing}/run", tiny_config, 0)
+
+
+def test_only_what_a_bucket_said_is_a_refusal():
+    said = "Error executing an HTTP request: HTTP response code"
+    assert (
+        storage.refusal(tf.errors.NotFoundError(None, None, f"{said} 404 with body 'x' when reading gs://b/x")) is None
+    )
+    assert storage.refusal(tf.errors.DataLossError(None, None, "gs://b/x: checksum does not match")) is None
+    assert storage.refusal(OSError("No space left on device")) is None
+    error = tf.errors.PermissionDeniedError(
+        None, None, f"{said} 401 with body 'x'\n\t when reading gs://b/x/y\n [[node]]"
+    )
+    assert storage.refusal(error).startswith(
+        "the bucket 'b' refuses this account (HTTP response code 401 with body 'x')"
+    )
+    assert storage.address_in(error) == "gs://b/x/y"
+    error = tf.errors.FailedPreconditionError(
+        None, None, "Error executing an HTTP request: libcurl code 6 meaning 'Could not resolve hostname', error "
+        "details: Could not resolve host: www.googleapis.com\n\t when reading metadata of gs://b/run"
+    )  # fmt: skip
+    assert "does not answer" in storage.refusal(error) and "Could not resolve host" in storage.refusal(error)
+
+
+def test_a_mirror_copies_what_has_changed_and_seldom(buckets, bucket):
+    buckets.put(bucket, "run/metrics.csv", b"step,loss\n1,0.5\n2,0.25\n")
+    mirror = storage.Mirror(f"gs://{bucket}/run")
+    record = CsvRecord(mirror.fetch("metrics.csv"), ["loss"], 1, f"gs://{bucket}/run")
+    mirror.copy()
+    assert buckets.content(bucket, "run/metrics.csv") == b"step,loss\n1,0.5\n"
+    buckets.requests()
+    mirror.copy()
+    assert not buckets.requests()
+    record.append([{"step": 2, "loss": 0.125}])
+    mirror.copy_seldom()
+    assert buckets.content(bucket, "run/metrics.csv").endswith(b"2,0.125\n")
+    record.append([{"step": 3, "loss": 0.0625}])
+    mirror.copy_seldom()
+    assert buckets.content(bucket, "run/metrics.csv").endswith(b"2,0.125\n")
+    buckets.fail("PUT", "metrics.csv", 1, status=None)
+    mirror.copy(["metrics.csv"])
+    assert buckets.content(bucket, "run/metrics.csv").endswith(b"3,0.0625\n")
+
+
+def test_a_long_copy_is_made_less_often(buckets, bucket, monkeypatch):
+    clock = iter([1000.0, 1010.0, 1999.0, 2011.0, 2012.0])
+    monkeypatch.setattr(storage.time, "monotonic", lambda: next(clock))
+    mirror = storage.Mirror(f"gs://{bucket}/run")
+    path = pathlib.Path(mirror.path) / "metrics.csv"
+    path.write_text("1\n")
+    mirror.copy_seldom()  # Takes 10 seconds, one hundredth of those until the next.
+    path.write_text("1\n2\n")
+    mirror.copy_seldom()
+    assert buckets.content(bucket, "run/metrics.csv") == b"1\n"
+    mirror.copy_seldom()
+    assert buckets.content(bucket, "run/metrics.csv") == b"1\n2\n"
+
+
+def test_a_disk_has_no_copies(tmp_path):
+    mirror = storage.Mirror(str(tmp_path))
+    assert mirror.path == str(tmp_path) and mirror.fetch("metrics.csv") == str(tmp_path / "metrics.csv")
+    mirror.copy()
+    assert not os.listdir(tmp_path)
+
+
+def put_documents(buckets, bucket: str, num_files: int) -> None:
+    """Files of three documents each, beside a folder and a file of another kind."""
+    for number in range(num_files):
+        documents = [" ".join(topic.split()) for topic in tests.tiny_task.TOPICS[3 * number : 3 * number + 3]]
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+        buckets.put(bucket, f"text/train-{number:02d}.jsonl", lines.encode())
+    buckets.put(bucket, "text/train-folder.jsonl/other.txt", b"no document\n")
+    buckets.put(bucket, "text/readme.md", b"no document\n")
+
+
+def test_data_files_by_pattern(buckets, bucket):
+    put_documents(buckets, bucket, 12)  # More than a page of a listing.
+    files = text_files.matching_files(f"gs://{bucket}/text/train-*.jsonl", "TRAIN_FILES")
+    assert files == [f"gs://{bucket}/text/train-{number:02d}.jsonl" for number in range(12)]
+    texts = [example["text"] for example in text_files.read_documents(tf.constant(files[-1]))]
+    assert texts == [" ".join(topic.split()).encode() for topic in tests.tiny_task.TOPICS[33:36]]
+    for pattern, reason in (
+        (f"gs://{bucket}/no/*", "matches no file"),
+        ("gs://none/*.txt", ": there is no bucket 'none'"),
+        ("gs://refused/*.txt", ": the bucket 'refused' refuses this account"),
+    ):
+        with pytest.raises(SettingError, match=rf"TRAIN_FILES = .*{reason}"):
+            text_files.matching_files(pattern, "TRAIN_FILES")
+
+
+def test_a_vocabulary_and_a_cache_in_a_bucket(buckets, bucket):
+    put_documents(buckets, bucket, 3)
+    vocabulary.make_vocabulary(f"gs://{bucket}/mine.model", 400, files=[f"gs://{bucket}/text/*.jsonl"])
+    with pytest.raises(
+        SettingError, match=r"--output=gs://read-only/mine.model cannot be written: .*refuses this account"
+    ):
+        vocabulary.make_vocabulary("gs://read-only/mine.model", 400, files=[f"gs://{bucket}/text/train-00.jsonl"])
+
+    files = source_of_files({"train": f"gs://{bucket}/text/train-??.jsonl"})
+    add_span_corruption_task("span_corruption_in_a_bucket", files)
+    before = list(seqio.get_global_cache_dirs())
+    try:
+        gin.bind_parameter("Cache.folder", f"gs://{bucket}/cache")
+        caching.cache(
+            "span_corruption_in_a_bucket",
+            vocabulary=vocabularies.VocabularyFile(f"gs://{bucket}/mine.model"),
+            min_shards=1,
+        )
+        names = buckets.names(bucket, "cache/span_corruption_in_a_bucket")
+        assert len(names) == 3 + len(("COMPLETED", "vocabularies.json", "info.train.json", "stats.train.json"))
+        gin.bind_parameter("Cache.use", True)
+        lengths = {"inputs": 32, "targets": 10}
+        (batch,) = data.training_dataset("span_corruption_in_a_bucket", lengths, 8, seed=0).take(1).as_numpy_iterator()
+        assert batch["decoder_target_tokens"].shape == (8, 10) and (batch["decoder_target_tokens"] > 0).any()
+        gin.bind_parameter("Cache.folder", "gs://read-only/cache")
+        with pytest.raises(SettingError, match=r"CACHE_DIR = 'gs://read-only/cache' .* refuses this account"):
+            caching.cache("span_corruption_in_a_bucket")
+    finally:
+        seqio.set_global_cache_dirs(before)
