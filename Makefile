@@ -13,7 +13,7 @@ BENCH := runs/bench
 help:
 	@echo "make quickstart   pre-train a small Switch Transformer and a dense T5 on Python's documentation; plots, samples"
 	@echo "make test         the tests (minutes)"
-	@echo "make test-all     the slow ones too; installs torch for those against Hugging Face"
+	@echo "make test-all     the slow ones too; installs torch for those against Hugging Face, and Beam"
 	@echo "make lint         ruff"
 	@echo "make format       ruff format"
 	@echo "make bench        speed, side by side with peers (installs torch; a quarter of an hour)"
@@ -37,9 +37,21 @@ $(VENV)/installed: setup.py constraints.txt pyproject.toml
 	$(REPAIR_NIGHTLIES)
 	@touch $@
 
+$(VENV)/aot: $(VENV)/installed
+	@echo "Installing the compiler of TPUs into $(VENV): 0.7 GB ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[aot]'
+	$(REPAIR_NIGHTLIES)
+	@touch $@
+
 $(VENV)/interop: $(VENV)/installed
 	@echo "Installing torch and transformers into $(VENV) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interop]'
+	$(REPAIR_NIGHTLIES)
+	@touch $@
+
+$(VENV)/cache: $(VENV)/installed
+	@echo "Installing Beam into $(VENV) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cache]'
 	$(REPAIR_NIGHTLIES)
 	@touch $@
 
@@ -52,10 +64,10 @@ quickstart: $(VENV)/installed
 	$(RUN) predict --model_dir=$(QUICKSTART)/switch_tiny_8 --held_out=3
 	$(RUN) report $(QUICKSTART)/switch_tiny_8 $(QUICKSTART)/t5_tiny --output=$(QUICKSTART)
 
-test: $(VENV)/installed
+test: $(VENV)/aot
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/interop
+test-all: $(VENV)/interop $(VENV)/aot $(VENV)/cache
 	$(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/installed

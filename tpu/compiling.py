@@ -27,11 +27,17 @@ def read_module(path: pathlib.Path) -> ir.Module:
         return ir.Module.parse(path.read_bytes())
 
 
-def compile_options(devices: Sequence[jax.Device]) -> xla_client.CompileOptions:
-    """Says that a program is to be split over devices, in the mesh's order."""
+def compile_options(devices: Sequence[jax.Device], with_low_effort: bool = False) -> xla_client.CompileOptions:
+    """Says that a program is to be split over devices, in the mesh's order.
+
+    Args:
+      devices: one for each place of the mesh.
+      with_low_effort: whether to be done sooner with a program that is slower.
+    """
     options = xla_client.CompileOptions()
     build = options.executable_build_options
     options.num_partitions = build.num_partitions = len(devices)
+    build.exec_time_optimization_effort = -1.0 if with_low_effort else 0.0
     build.use_spmd_partitioning = True
     # GSPMD, whose annotations TensorFlow writes; Shardy would read none of them.
     build.use_shardy_partitioner = False
@@ -56,18 +62,16 @@ def tpu_devices(topology_name: str, topology_settings: dict) -> tuple[jax.Device
     return tuple(topology.devices)
 
 
-def compile_for_tpu(module: ir.Module, devices: tuple[jax.Device, ...]):
+def compile_for_tpu(module: ir.Module, devices: tuple[jax.Device, ...], with_low_effort: bool = False):
     """Compiles a lowered program; what comes out can be looked at and not run."""
-    compiler = devices[0].client
-    return compiler.compile(
-        module, executable_devices=xla_client.DeviceList(devices), compile_options=compile_options(devices)
-    )
+    options = compile_options(devices, with_low_effort)
+    return devices[0].client.compile(module, executable_devices=xla_client.DeviceList(devices), compile_options=options)
 
 
-def _compiled(folder: pathlib.Path, devices: tuple[jax.Device, ...]) -> dict:
+def _compiled(folder: pathlib.Path, devices: tuple[jax.Device, ...], with_low_effort: bool) -> dict:
     module, start = read_module(folder / LOWERED), time.monotonic()
     try:
-        executable = compile_for_tpu(module, devices)
+        executable = compile_for_tpu(module, devices, with_low_effort)
     except jax.errors.JaxRuntimeError as error:
         return {"error": str(error), "seconds": time.monotonic() - start, "host_bytes": peak_memory()}
     seconds = time.monotonic() - start
@@ -86,9 +90,10 @@ def _compiled(folder: pathlib.Path, devices: tuple[jax.Device, ...]) -> dict:
 def main(folder: str) -> None:
     """Compiles what lies in a folder for the topology that it names; where nothing does, only looks the topology up."""
     path = pathlib.Path(folder)
-    devices = tpu_devices(**json.loads((path / TARGET).read_text()))
+    target = json.loads((path / TARGET).read_text())
+    devices = tpu_devices(target["topology_name"], target["topology_settings"])
     if (path / LOWERED).exists():
-        (path / COMPILED).write_text(json.dumps(_compiled(path, devices)))
+        (path / COMPILED).write_text(json.dumps(_compiled(path, devices, target["with_low_effort"])))
     else:  # Some topologies have devices, and no compiler.
         everywhere = NamedSharding(Mesh(np.array(devices), ("devices",)), PartitionSpec())
         jax.jit(lambda x: x, in_shardings=everywhere).lower(jax.ShapeDtypeStruct((), np.float32)).compile()

@@ -5,7 +5,7 @@ import resource
 REQUEST = "request.json"  # arguments of `plan.read_plan`
 LOWERED = "lowered.mlirbc"  # the program, for a mesh
 LOWERING = "lowering.json"  # what it took
-TARGET = "target.json"  # arguments of `compiling.tpu_devices`
+TARGET = "target.json"  # for which TPUs, with which effort
 COMPILED = "compiled.json"  # what the compiler says, or why it does not
 TEXT = "compiled.hlo"  # one device's program
 

@@ -68,6 +68,13 @@ def add_parser(commands) -> None:
         default="train",
         help="which step (default: %(default)s); `decode` takes a batch from the encoder to the last token",
     )
+    parser.add_argument(
+        "--effort",
+        choices=("full", "low"),
+        default="full",
+        help="low: a tenth of the time and half of the memory, for a program that is smaller and slower, with about "
+        "the same activations and exchanges (default: %(default)s)",
+    )
     parser.add_argument("--hlo", metavar="FILE", help="write one device's program there, as HLO text")
 
 
@@ -83,7 +90,7 @@ def precompile(options: argparse.Namespace, bindings: list[str]) -> None:
     """
     # TensorFlow's import takes seconds, which `--help` should not.
     from tpu.plan import read_plan
-    from tpu.precompile_report import print_report, report_of
+    from tpu.precompile_report import report_of, report_text
 
     _check_compilers()
     slice_ = find_slice(options.topology)
@@ -98,7 +105,11 @@ def precompile(options: argparse.Namespace, bindings: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="precompile") as name:
         folder = pathlib.Path(name)
         (folder / REQUEST).write_text(json.dumps(request))
-        target = {"topology_name": slice_.topology_name, "topology_settings": _topology_settings(slice_)}
+        target = {
+            "topology_name": slice_.topology_name,
+            "topology_settings": _topology_settings(slice_),
+            "with_low_effort": options.effort == "low",
+        }
         (folder / TARGET).write_text(json.dumps(target))
         if slice_.shape not in slice_.generation.shapes:
             _look_up(slice_, folder)
@@ -107,16 +118,14 @@ def precompile(options: argparse.Namespace, bindings: list[str]) -> None:
         report = report_of(
             plan,
             slice_,
+            options.effort,
             lowering=json.loads((folder / LOWERING).read_text()),
             compiled=json.loads((folder / COMPILED).read_text()),
             text=(folder / TEXT).read_text() if (folder / TEXT).exists() else None,
         )
         if options.hlo and (folder / TEXT).exists():
             pathlib.Path(options.hlo).write_bytes((folder / TEXT).read_bytes())
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print_report(report)
+    print(json.dumps(report, indent=2) if options.json else report_text(report))
     if not report["fits"]:
         sys.exit(1)
 

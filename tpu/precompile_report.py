@@ -16,12 +16,13 @@ _NEEDED = re.compile(r"required for HLO temporaries \(([\d.]+)([KMG])\)|Used ([\
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def report_of(plan: Plan, slice_: Slice, lowering: dict, compiled: dict, text: str | None) -> dict:
+def report_of(plan: Plan, slice_: Slice, effort: str, lowering: dict, compiled: dict, text: str | None) -> dict:
     """Puts together what was found.
 
     Args:
       plan: the step.
       slice_: the TPUs.
+      effort: the compiler's, "full" or "low".
       lowering: what the process that lowered says.
       compiled: what the process that compiled says; with "error", where the compiler refused.
       text: the compiled program, None where there is none.
@@ -51,6 +52,7 @@ def report_of(plan: Plan, slice_: Slice, lowering: dict, compiled: dict, text: s
         "fits": "error" not in compiled,
         "bytes_per_device": memory,
         "compilation": {
+            "effort": effort,
             "lowering_seconds": lowering["seconds"],
             "lowering_host_bytes": lowering["host_bytes"],
             "compiling_seconds": compiled["seconds"],
@@ -100,31 +102,36 @@ def _needed_bytes(error: str) -> int:
     return round(float(number) * _UNITS[unit])
 
 
-def print_report(report: dict) -> None:
-    """Prints a report for people."""
+def report_text(report: dict) -> str:
+    """Renders a report for people."""
     mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items()) or "one device"
     lengths = report["lengths"]
     what = f"{report['step']} step of {report['batch_size']} sequences of {lengths['inputs']} + {lengths['targets']}"
     parts = f" in {report['num_microbatches']} microbatches" if report["num_microbatches"] > 1 else ""
-    print(f"{what} tokens{parts}, on {report['topology']} ({report['accelerator_type']}; {mesh})")
+    title = f"{what} tokens{parts}, on {report['topology']} ({report['accelerator_type']}; {mesh})"
     memory = report["bytes_per_device"]
     needed = f"needs {memory['needed'] / _GIB:.2f} of {memory['limit'] / _GIB:.2f} GiB on each device"
     if not report["fits"]:
-        print(f"does not fit: {needed}; {report['mend']}")
-        return
-    print(f"fits: {needed}")
-    _print_memory(memory)
-    _print_exchanges(report["exchanges"])
-    _print_bounds(report)
+        return f"{title}\ndoes not fit: {needed}; {report['mend']}"
     compilation = report["compilation"]
     host = max(compilation["lowering_host_bytes"], compilation["compiling_host_bytes"])
-    print(
-        f"\nlowered in {compilation['lowering_seconds']:.0f} s, compiled in {compilation['compiling_seconds']:.0f} s, "
-        f"with {host / _GIB:.1f} GiB of this machine's memory"
-    )
+    lines = [
+        title,
+        f"fits: {needed}",
+        "",
+        *_memory_lines(memory),
+        "",
+        *_exchange_lines(report["exchanges"]),
+        "",
+        *_bound_lines(report),
+        "",
+        f"lowered in {compilation['lowering_seconds']:.0f} s, compiled in {compilation['compiling_seconds']:.0f} s "
+        f"({compilation['effort']} effort), with {host / _GIB:.1f} GiB of this machine's memory",
+    ]
+    return "\n".join(lines)
 
 
-def _print_memory(memory: dict) -> None:
+def _memory_lines(memory: dict) -> list[str]:
     rows = {
         "weights (float32)": memory["weights"],
         "Adafactor's slots": memory["slots"],
@@ -133,31 +140,35 @@ def _print_memory(memory: dict) -> None:
         "program": memory["program"],
         "together": memory["needed"],
     }
-    print(f"\n{'memory of a device':<40}{'GiB':>12}")
-    for label, size in rows.items():
-        print(f"{label:<40}{size / _GIB:>12.2f}")
+    return [
+        f"{'memory of a device':<40}{'GiB':>12}",
+        *(f"{label:<40}{size / _GIB:>12.2f}" for label, size in rows.items()),
+    ]
 
 
-def _print_exchanges(rows: list[dict]) -> None:
-    print(f"\n{'exchange of a device':<24}{'along':<16}{'number':>8}{'MiB':>12}{'at least':>14}")
-    for row in rows:
-        print(
+def _exchange_lines(rows: list[dict]) -> list[str]:
+    return [
+        f"{'exchange of a device':<24}{'along':<16}{'number':>8}{'MiB':>12}{'at least':>14}",
+        *(
             f"{row['kind']:<24}{row['dimension']:<16}{row['number']:>8,}{row['num_bytes'] / 2**20:>12,.1f}"
             f"{1000 * row['seconds']:>11,.1f} ms"
-        )
-    if not rows:
-        print("none")
+            for row in rows
+        ),
+    ]
 
 
-def _print_bounds(report: dict) -> None:
+def _bound_lines(report: dict) -> list[str]:
     flops, seconds = report["flops_per_device"], report["seconds_at_least"]
-    print(f"\n{'products of a device, each step':<40}{'TFLOP':>12}")
-    print(f"{'of the model, token by token':<40}{flops['of_tokens'] / 1e12:>12.3f}")
-    print(f"{'with the slots that no token takes':<40}{flops['of_slots'] / 1e12:>12.3f}")
     ratio = flops["compiled"] / flops["of_slots"]
-    print(f"{'of the program':<40}{flops['compiled'] / 1e12:>12.3f}  ({ratio:.2f} times that)")
-    print("\nno step can be faster than this, by the chip's published rates; real ones are slower")
-    print(f"{'products':<40}{1000 * seconds['products']:>9,.1f} ms")
-    print(f"{'exchange':<40}{1000 * seconds['exchange']:>9,.1f} ms")
-    print(f"{'both at the same time':<40}{1000 * seconds['step']:>9,.1f} ms")
-    print(f"{'tokens a second, at most':<40}{report['tokens_per_second_at_most']:>12,.0f}")
+    return [
+        f"{'products of a device':<40}{'TFLOP':>12}",
+        f"{'of the model, token by token':<40}{flops['of_tokens'] / 1e12:>12.3f}",
+        f"{'with the slots that no token takes':<40}{flops['of_slots'] / 1e12:>12.3f}",
+        f"{'of the program':<40}{flops['compiled'] / 1e12:>12.3f}  ({ratio:.2f} times that)",
+        "",
+        "no step can be faster than this, by the chip's published rates; real ones are slower",
+        f"{'products':<40}{1000 * seconds['products']:>9,.1f} ms",
+        f"{'exchange':<40}{1000 * seconds['exchange']:>9,.1f} ms",
+        f"{'both at the same time':<40}{1000 * seconds['step']:>9,.1f} ms",
+        f"{'tokens a second, at most':<40}{report['tokens_per_second_at_most']:>12,.0f}",
+    ]

@@ -164,4 +164,4 @@ def test_a_refusal_for_another_reason_than_memory_is_not_taken_for_one():
     compiled = {"error": "INTERNAL: a defect", "seconds": 1.0, "host_bytes": 1}
     lowering = {"seconds": 1.0, "host_bytes": 1}
     with pytest.raises(RuntimeError, match="INTERNAL: a defect"):
-        report_of(make_plan(), find_slice("v4:2x2x2"), lowering, compiled, None)
+        report_of(make_plan(), find_slice("v4:2x2x2"), "full", lowering, compiled, None)
