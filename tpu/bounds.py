@@ -21,7 +21,7 @@ class Exchange(NamedTuple):
     dimension: along which dimensions of the mesh: "data", "data+model".
     number: how many there are.
     num_bytes: of all their results on one device.
-    seconds: that it takes at least, with all of the device's links busy.
+    seconds: that it takes at least, with all links of the chips busy.
     largest: the largest array among them, as HLO writes it.
     """
 
@@ -44,24 +44,21 @@ def exchanges(collectives: Sequence[Collective], layout: Layout, slice_: Slice) 
     Returns:
       One row for each kind and dimension, the largest first.
     """
-    rate = chip_of(slice_.generation).link_bytes / slice_.generation.devices_per_chip
     everybody = tuple(range(layout.num_devices))
     rows: dict[tuple[str, str], list[Collective]] = defaultdict(list)
     for collective in collectives:
         rows[collective.kind, _dimension(_group(collective, everybody), layout)].append(collective)
-    found = []
-    for (kind, dimension), row in rows.items():
-        sent = sum(each.executions * _sent_bytes(each, len(_group(each, everybody))) for each in row)
-        found.append(
-            Exchange(
-                kind,
-                dimension,
-                sum(each.executions for each in row),
-                sum(each.executions * each.num_bytes for each in row),
-                sent / rate,
-                max(each.largest for each in row)[1],
-            )
+    found = [
+        Exchange(
+            kind,
+            dimension,
+            sum(each.executions for each in row),
+            sum(each.executions * each.num_bytes for each in row),
+            sum(each.executions * _seconds(each, _group(each, everybody), slice_) for each in row),
+            max(each.largest for each in row)[1],
         )
+        for (kind, dimension), row in rows.items()
+    ]
     return sorted(found, key=lambda row: -row.num_bytes)
 
 
@@ -75,21 +72,25 @@ def _dimension(group: Sequence[int], layout: Layout) -> str:
     return "+".join(name for name in layout.mesh if len({place[name] for place in places}) > 1) or "none"
 
 
-def _sent_bytes(collective: Collective, group_size: int) -> float:
-    """Returns what a device must send, at least, for a collective among so many."""
-    others = (group_size - 1) / group_size
-    return (
-        collective.num_bytes
-        * {
-            "all-to-all": others,
-            "all-gather": others,
-            # Each part is added up in one place, and goes from there to all others.
-            "all-reduce": 2 * others,
-            # The result is one part of what went in.
-            "reduce-scatter": group_size * others,
-            "collective-permute": 1.0,
-        }[collective.kind]
-    )
+def _seconds(collective: Collective, group: Sequence[int], slice_: Slice) -> float:
+    """Returns how long a collective takes at least: what each chip must send to others, over all of its links.
+
+    All chips do the same at the same time. Devices of one chip need no link between them, and share those to others.
+    """
+    of_chip = slice_.generation.devices_per_chip
+    chips = len({device // of_chip for device in group})
+    others = (chips - 1) / chips
+    members, size = len(group) / chips, collective.num_bytes
+    sent_by_chip = {
+        "all-to-all": of_chip * size * others,
+        "all-gather": of_chip * size * others,
+        # Added up inside of the chip first; each part is added up on one chip, and goes from there to all others.
+        "all-reduce": of_chip / members * 2 * size * others,
+        # The result is one part of what went in.
+        "reduce-scatter": of_chip / members * size * len(group) * others,
+        "collective-permute": of_chip * size * (chips > 1),
+    }[collective.kind]
+    return sent_by_chip / chip_of(slice_.generation).link_bytes
 
 
 class Flops(NamedTuple):

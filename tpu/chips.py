@@ -25,11 +25,11 @@ def _gib(size: float) -> int:
     return round(size * 2**30)
 
 
-# Peak rates: Cloud TPU's documentation. Links: that of v5e, v5p and v6e (half of the "bidirectional" bandwidth); for v3
-# and v4 Jouppi et al. 2023, Table 4 (4 links of 70 GB/s, 6 of 50 GB/s); for v2 Jouppi et al. 2020 (4 of 62 GB/s).
+# Peak rates: Cloud TPU's documentation. Links: that of v5e, v5p and v6e (half of the "bidirectional" bandwidth); for v4
+# Jouppi et al. 2023 (6 links of 50 GB/s); for v2 and v3 Jouppi et al. 2020 (4 of 62 and of 82 GB/s).
 _CHIPS = {
     "v2": Chip(45e12, 248e9, _gib(7.48)),
-    "v3": Chip(123e12, 280e9, _gib(15.48)),
+    "v3": Chip(123e12, 328e9, _gib(15.48)),
     "v4": Chip(275e12, 300e9, _gib(30.75)),
     "v5e": Chip(197e12, 200e9, _gib(15.75)),
     "v5p": Chip(459e12, 600e9, _gib(95.74)),

@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from switch_tf.errors import SettingError
+
+# The first half of these has what goes in beside what comes out.
+_STARTS_WITH_OPERAND = ("collective-permute-start", "all-gather-start")
 COLLECTIVES = ("all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute")
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -38,11 +42,6 @@ class Instruction(NamedTuple):
     def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Dtype and sizes of each array of the result."""
         return [(dtype, _sizes(sizes)) for dtype, sizes in _SHAPE.findall(self.result)]
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the result, without padding."""
-        return sum(array_bytes(dtype, sizes) for dtype, sizes in self.shapes)
 
 
 def array_bytes(dtype: str, sizes: tuple[int, ...]) -> int:
@@ -132,7 +131,7 @@ class Program:
             if instruction.kind == "constant" and instruction.result.startswith("s32[]")
         ]
         if len(bounds) != 1:
-            raise ValueError(f"The loop {loop.name} has no bound that can be read from its condition {condition}.")
+            raise SettingError(f"The loop {loop.name} has no bound that can be read from its condition {condition}.")
         return bounds[0]
 
     def collectives(self) -> list[Collective]:
@@ -148,10 +147,13 @@ class Program:
                 continue
             channel = re.search(r"channel_id=(\d+)", instruction.rest)
             source = re.search(r'op_name="([^"]*)"', instruction.rest)
+            arrays = instruction.shapes
+            if instruction.kind in _STARTS_WITH_OPERAND:  # (operand, result, ...)
+                arrays = arrays[1:2]
             found[kind, channel[1] if channel else instruction.name] = Collective(
                 kind,
-                tuple(f"{dtype}[{sizes}]" for dtype, sizes in _SHAPE.findall(instruction.result)),
-                instruction.num_bytes,
+                tuple(f"{dtype}[{','.join(map(str, sizes))}]" for dtype, sizes in arrays),
+                sum(array_bytes(dtype, sizes) for dtype, sizes in arrays),
                 replica_groups(instruction.rest),
                 source[1] if source else "",
                 executions,

@@ -29,6 +29,9 @@ def mend(plan: Plan, slice_: Slice, needed: int) -> str:
     """
     limit = chip_of(slice_.generation).device_bytes
     activations = max(needed - _fixed_bytes(plan), 0)
+    for batch_size in _smaller_batches(plan):
+        if _fixed_bytes(plan) + activations * batch_size / plan.batch_size <= limit:
+            return f"lower BATCH_SIZE to {batch_size}"
     for num_microbatches in _more_microbatches(plan):
         if _fixed_bytes(plan) + activations * plan.num_microbatches / num_microbatches <= limit:
             return f"raise NUM_MICROBATCHES to {num_microbatches}"
@@ -43,8 +46,15 @@ def mend(plan: Plan, slice_: Slice, needed: int) -> str:
         factor = larger.num_devices // slice_.num_devices
         other = _with_data(plan, factor)
         if other is not None and _fixed_bytes(other) + activations <= limit:
-            return f"take {larger.accelerator_type}, with MESH_SHAPE = '{_mesh_text(other.layout)}'"
-    return f"no {slice_.generation.name} slice with this mesh would do: raise {_split_dimension(plan.layout)} as well"
+            return (
+                f"take {larger.accelerator_type}, with MESH_SHAPE = '{_mesh_text(other.layout)}' and "
+                f"NUM_MICROBATCHES = {other.num_microbatches}"
+            )
+    held = "weights and gradients" if plan.step == TRAIN else "weights"
+    return (
+        f"no larger {slice_.generation.name} slice of this layout would do: {held} alone take "
+        f"{_fixed_bytes(plan) / 2**30:.2f} GiB on each device"
+    )
 
 
 def _fixed_bytes(plan: Plan) -> int:
@@ -59,6 +69,14 @@ def _fits(plan: Plan) -> bool:
     except SettingError:
         return False
     return True
+
+
+def _smaller_batches(plan: Plan) -> Iterator[int]:
+    size = plan.batch_size // 2
+    while plan.step != TRAIN and size >= 1:
+        if _fits(dataclasses.replace(plan, batch_size=size)):
+            yield size
+        size //= 2
 
 
 def _more_microbatches(plan: Plan) -> Iterator[int]:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 
 import switch_tf.training.loop  # noqa: F401 (registers what gin files bind)
 from switch_tf import configuration
-from switch_tf.describe import configured_layout
+from switch_tf.errors import SettingError
 from switch_tf.model import EncoderDecoder
 from switch_tf.model_config import ModelConfig
 from switch_tf.partitioning.layout import Layout
+from switch_tf.placement import check_placement
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.weights import without_allocation
@@ -79,11 +80,14 @@ def read_plan(gin_files: Sequence[str], bindings: Sequence[str], search_path: Se
       SettingError: if they do not compose, or mesh and batch do not fit each other.
     """
     configuration.load(gin_files, bindings, search_path)
-    config, lengths = ModelConfig(), configuration.parameter("Experiment.task_feature_lengths", _RUN)
-    return Plan(
+    lengths = configuration.parameter("Experiment.task_feature_lengths", _RUN)
+    for name in ("inputs", "targets"):
+        if name not in lengths:
+            raise SettingError(f"TASK_FEATURE_LENGTHS = {lengths!r} has no '{name}'.")
+    plan = Plan(
         step,
-        config,
-        configured_layout(config, lengths),
+        ModelConfig(),
+        Layout.parse(*(configuration.parameter(f"Experiment.{name}", _RUN) for name in ("mesh_shape", "layout_rules"))),
         configuration.parameter("Experiment.batch_size", _RUN),
         lengths["inputs"],
         lengths["targets"],
@@ -91,3 +95,7 @@ def read_plan(gin_files: Sequence[str], bindings: Sequence[str], search_path: Se
         configuration.parameter("train.optimizer", _RUN),
         configuration.parameter("train.objective", _RUN),
     )
+    if plan.batch_size < 1:
+        raise SettingError(f"BATCH_SIZE = {plan.batch_size} must be at least 1.")
+    check_placement(plan.layout, plan.config, plan.batch_size, lengths, plan.num_microbatches)
+    return plan

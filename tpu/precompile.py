@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tqdm import tqdm
 
@@ -102,7 +102,9 @@ def precompile(options: argparse.Namespace, bindings: list[str]) -> None:
     }
     plan = read_plan(**request)
     _check_mesh(plan.layout.mesh, slice_)
-    with tempfile.TemporaryDirectory(prefix="precompile") as name:
+    if options.hlo and not pathlib.Path(options.hlo).absolute().parent.is_dir():
+        raise SettingError(f"--hlo={options.hlo}: there is no such folder; make it first.")
+    with tempfile.TemporaryDirectory(prefix="precompile") as name, _ended_by_signals():
         folder = pathlib.Path(name)
         (folder / REQUEST).write_text(json.dumps(request))
         target = {
@@ -115,19 +117,36 @@ def precompile(options: argparse.Namespace, bindings: list[str]) -> None:
             _look_up(slice_, folder)
         _run("tpu.lowering", folder, "lowering")
         _run("tpu.compiling", folder, f"compiling for {slice_.topology_name}")
+        text = (folder / TEXT).read_text() if (folder / TEXT).exists() else None
+        if options.hlo and text:
+            pathlib.Path(options.hlo).write_text(text)
         report = report_of(
             plan,
             slice_,
             options.effort,
             lowering=json.loads((folder / LOWERING).read_text()),
             compiled=json.loads((folder / COMPILED).read_text()),
-            text=(folder / TEXT).read_text() if (folder / TEXT).exists() else None,
+            text=text,
         )
-        if options.hlo and (folder / TEXT).exists():
-            pathlib.Path(options.hlo).write_bytes((folder / TEXT).read_bytes())
     print(json.dumps(report, indent=2) if options.json else report_text(report))
     if not report["fits"]:
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Leaves the block, which ends the compiler and removes its files, when the process is told to stop."""
+
+    def leave(number: int, frame) -> None:
+        del frame
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_compilers() -> None:
@@ -138,8 +157,7 @@ def _check_compilers() -> None:
             found = "absent"
         if found != version:
             raise SettingError(
-                f"precompile needs {package} {version}, which is {found} here: pip install 'switch-tf[aot]' "
-                "-c constraints.txt."
+                f"precompile needs {package} {version}, which is {found} here: pip install 'switch-tf[aot]'."
             )
 
 
@@ -147,9 +165,11 @@ def _check_mesh(mesh: Mapping[str, int], slice_: Slice) -> None:
     num_devices = math.prod(mesh.values())
     if num_devices != slice_.num_devices:
         shape = ",".join(f"{name}:{size}" for name, size in mesh.items())
+        others = [slice_.generation.slice(shape) for shape in slice_.generation.shapes]
+        names = [other.accelerator_type for other in others if other.num_devices == num_devices]
         raise SettingError(
             f"MESH_SHAPE = '{shape}' has {num_devices} devices and --topology={slice_.topology_name} "
-            f"{slice_.num_devices}: set --gin.MESH_SHAPE='\"data:{slice_.num_devices}\"', or another --topology."
+            f"{slice_.num_devices}: make them equal" + (f", or take --topology={names[0]}." if names else ".")
         )
 
 
@@ -191,8 +211,8 @@ def _run(module: str, folder: pathlib.Path, what: str) -> None:
             _wait(child, clock)
     if child.returncode == -signal.SIGKILL:
         raise SettingError(
-            f"{what} was ended by the system, most likely for want of memory: raise NUM_MICROBATCHES, so that fewer "
-            "sequences are in the program at a time, or take a machine with more memory."
+            f"{what} was ended by the system, most likely for want of memory: try --effort=low, have fewer sequences "
+            "on a device at a time (NUM_MICROBATCHES, BATCH_SIZE), or take a machine with more memory."
         )
     if child.returncode:
         lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()]
@@ -206,5 +226,6 @@ def _wait(child: subprocess.Popen, clock: tqdm) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(_POLL_SECONDS)
             clock.refresh()
-    finally:  # Ctrl-C included.
+    finally:
         child.kill()
+        child.wait()

@@ -3,6 +3,7 @@
 import re
 
 from switch_tf.describe import layout_description
+from switch_tf.errors import SettingError
 from tpu import hlo
 from tpu.bounds import exchanges, step_flops
 from tpu.chips import chip_of
@@ -12,8 +13,8 @@ from tpu.topologies import Slice
 
 _GIB = 2**30
 # "... required for HLO temporaries (16.25G) exceeds available HBM (15.75G)", "Used 41.3G of 30.75G hbm"
-_NEEDED = re.compile(r"required for HLO temporaries \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+_NEEDED = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def report_of(plan: Plan, slice_: Slice, effort: str, lowering: dict, compiled: dict, text: str | None) -> dict:
@@ -31,7 +32,7 @@ def report_of(plan: Plan, slice_: Slice, effort: str, lowering: dict, compiled: 
       An object for JSON; docs/tpu.md explains its keys.
 
     Raises:
-      RuntimeError: if the compiler refused for another reason than memory.
+      SettingError: if the compiler refused for another reason than memory.
     """
     chip = chip_of(slice_.generation)
     held = layout_description(plan.config, plan.layout)["bytes_per_device"]
@@ -97,7 +98,7 @@ def _needed_bytes(error: str) -> int:
     """Reads how much memory the compiler wanted, arguments and program included, whatever it calls them."""
     found = _NEEDED.search(error)
     if "RESOURCE_EXHAUSTED" not in error or not found:
-        raise RuntimeError(f"The compiler of TPUs refused the step: {error}")
+        raise SettingError(f"The TPU's compiler refused the step, and not for its memory: {error.splitlines()[0]}")
     number, unit = (group for group in found.groups() if group)
     return round(float(number) * _UNITS[unit])
 

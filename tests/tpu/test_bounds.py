@@ -58,15 +58,24 @@ def test_exchanges_are_named_by_the_mesh_and_timed_by_what_is_sent():
         ("all-reduce", "data+model"),
         ("reduce-scatter", "data"),
     }
-    # Two cores share the links of a v3 chip, 280 GB/s.
-    rate = 140e9
+    # Two cores, 2 * i and 2 * i + 1, share a v3 chip and its 328 GB/s.
+    rate = 328e9
     assert rows["all-to-all", "data"].number == 3 and rows["all-to-all", "data"].num_bytes == 12000
-    assert rows["all-to-all", "data"].seconds == pytest.approx(12000 * 3 / 4 / rate)
-    assert rows["all-reduce", "model"].seconds == pytest.approx(2 * 4000 / 2 / rate)
-    assert rows["all-reduce", "data+model"].seconds == pytest.approx(2 * 4000 * 7 / 8 / rate)
+    assert rows["all-to-all", "data"].seconds == pytest.approx(2 * 12000 * 3 / 4 / rate)
+    # Between the cores of one chip no link is needed.
+    assert rows["all-reduce", "model"].seconds == 0
+    # Four chips, each with the sum of its two cores.
+    assert rows["all-reduce", "data+model"].seconds == pytest.approx(2 * 4000 * 3 / 4 / rate)
     assert rows["all-reduce", "model"].largest == "f32[1000]"
-    # Three other parts, each as large as the result.
-    assert rows["reduce-scatter", "data"].seconds == pytest.approx(3 * 4000 / rate)
+    # Three other parts, each as large as the result, from each core.
+    assert rows["reduce-scatter", "data"].seconds == pytest.approx(2 * 3 * 4000 / rate)
+
+
+def test_where_each_chip_is_one_device_all_of_its_links_are_its_own():
+    layout = Layout.parse("data:8,model:2", RULES)
+    along_model = tuple((2 * chip, 2 * chip + 1) for chip in range(8))
+    (row,) = exchanges([collective("all-reduce", along_model)], layout, find_slice("v4:2x2x4"))
+    assert row.seconds == pytest.approx(2 * 4000 / 2 / 300e9)
 
 
 def test_flops_of_slots_are_those_of_tokens_where_each_slot_has_its_token():

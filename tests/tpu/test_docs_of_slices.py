@@ -1,5 +1,6 @@
 """docs/tpu.md's table: what is kept of its compilations is of the gin files as they are, and fits."""
 
+import collections
 import json
 
 import pytest
@@ -27,9 +28,11 @@ def test_a_report_is_of_the_layout_as_it_is(layout):
     memory = report["bytes_per_device"]
     assert report["fits"] and memory["needed"] < memory["limit"]
     assert memory["given_up"] >= memory["weights"] + memory["slots"]
-    exchanged = {row["kind"]: row["number"] for row in report["exchanges"]}
+    exchanged = collections.Counter()
+    for row in report["exchanges"]:
+        exchanged[row["kind"]] += row["number"]
     # What goes through each sparse layer, there and back, and no expert's weights.
-    assert exchanged["all-to-all"] <= 4 * plan.config.num_sparse_layers * plan.num_microbatches
+    assert 0 < exchanged["all-to-all"] <= 4 * plan.config.num_sparse_layers * plan.num_microbatches
     assert "all-gather" not in exchanged
     flops = report["flops_per_device"]
     assert flops["compiled"] / flops["of_slots"] == pytest.approx(1, abs=0.15)

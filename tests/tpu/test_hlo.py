@@ -50,6 +50,20 @@ def test_collectives_and_products_in_a_loop_count_as_often_as_it_turns():
     assert program.matmul_flops() == 6 * 2 * 4 * 4 * 8
 
 
+@pytest.mark.parametrize(
+    ("start", "shape", "num_bytes"),
+    [
+        ("(bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[], u32[]) collective-permute-start(%x)", "bf16[4,8]", 64),
+        ("(f32[4]{0}, f32[32]{0}) all-gather-start(%x)", "f32[32]", 128),
+    ],
+)
+def test_what_goes_in_is_not_counted_with_what_comes_out(start, shape, num_bytes):
+    begun = f"%begun = {start}, channel_id=11, replica_groups={{{{0,1}}}}"
+    program = Program(LOOP.replace("  ROOT %result", f"  {begun}\n  ROOT %result"))
+    (found,) = (each for each in program.collectives() if each.kind in start)
+    assert (found.shapes, found.num_bytes) == ((shape,), num_bytes)
+
+
 def test_a_loop_without_a_bound_is_no_number():
     with pytest.raises(ValueError, match="loop has no bound"):
         Program(LOOP.replace("s32[]{:T(256)} constant(6)", "s32[]{:T(256)} parameter(1)"))

@@ -35,8 +35,16 @@ def test_weights_that_this_slice_cannot_hold_ask_for_a_larger_one():
     width = int(1.5 * 8 * LIMIT / (2 * 4 * 2 * 2 * 128 * experts))
     plan = make_plan("data:8,model:1", num_experts=experts, d_model=128, d_ff=width - width % 128, num_heads=1)
     sentence = mend(plan, V4, needed=int(1.6 * LIMIT))
-    assert sentence == "take v4-32, with MESH_SHAPE = 'data:16,model:1'"
+    assert sentence == "take v4-32, with MESH_SHAPE = 'data:16,model:1' and NUM_MICROBATCHES = 1"
 
 
 def test_evaluation_has_no_microbatches():
-    assert "NUM_MICROBATCHES to" not in mend(make_plan(step="evaluate"), V4, needed=int(1.5 * LIMIT))
+    assert mend(make_plan(step="evaluate"), V4, needed=int(1.5 * LIMIT)) == "lower BATCH_SIZE to 8"
+
+
+def test_what_no_slice_holds():
+    """Each of two experts is larger than all memory, and there are no more devices than experts."""
+    width = int(2 * LIMIT / (2 * 4 * 2 * 128))
+    plan = make_plan("data:2,model:1", num_experts=2, d_model=128, d_ff=width - width % 128 + 1, num_heads=1)
+    sentence = mend(plan, find_slice("v4:2x2x1"), needed=3 * LIMIT)
+    assert sentence.startswith("no larger v4 slice of this layout would do: weights and gradients alone take ")
