@@ -50,9 +50,9 @@ def mend(plan: Plan, slice_: Slice, needed: int) -> str:
                 f"take {larger.accelerator_type}, with MESH_SHAPE = '{_mesh_text(other.layout)}' and "
                 f"NUM_MICROBATCHES = {other.num_microbatches}"
             )
-    held = "weights and gradients" if plan.step == TRAIN else "weights"
+    held = "weights and gradients take" if plan.step == TRAIN else "weights take"
     return (
-        f"no larger {slice_.generation.name} slice of this layout would do: {held} alone take "
+        f"no larger {slice_.generation.name} slice of this layout is sure to do: {held} "
         f"{_fixed_bytes(plan) / 2**30:.2f} GiB on each device"
     )
 

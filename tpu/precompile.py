@@ -72,8 +72,8 @@ def add_parser(commands) -> None:
         "--effort",
         choices=("full", "low"),
         default="full",
-        help="low: a tenth of the time and half of the memory, for a program that is smaller and slower, with about "
-        "the same activations and exchanges (default: %(default)s)",
+        help="low: sooner and with half of the memory, for a program that is smaller and slower, with about the same "
+        "activations and exchanges (default: %(default)s)",
     )
     parser.add_argument("--hlo", metavar="FILE", help="write one device's program there, as HLO text")
 

@@ -15,7 +15,7 @@ from tpu.job import Job
 from tpu.topologies import GENERATIONS, SLICES
 
 TEXT = (pathlib.Path(__file__).parents[2] / "docs" / "tpu.md").read_text()
-COMMANDS = [line.strip() for line in re.findall(r"^ *(switch-tf [^\n]+)$", TEXT, re.MULTILINE)]
+COMMANDS = [line.strip() for line in re.findall(r"^ *(switch-tf [^\n]+)$", TEXT.replace("\\\n", " "), re.MULTILINE)]
 
 
 @pytest.fixture
