@@ -106,7 +106,7 @@ class Cloud:
 
     @contextlib.contextmanager
     def _sentences(self, doing: str) -> Iterator[None]:
-        from google.auth.exceptions import GoogleAuthError
+        from google.auth.exceptions import GoogleAuthError, TransportError
 
         exceptions = self._exceptions
         try:
@@ -115,6 +115,8 @@ class Cloud:
             raise self._sentence(doing, error.cause or error) from error
         except exceptions.GoogleAPICallError as error:
             raise self._sentence(doing, error) from error
+        except TransportError as error:
+            raise SettingError(f"{doing}: Google does not answer ({error}): give the same command again.") from error
         except GoogleAuthError as error:
             raise missing_credentials() from error
 

@@ -45,6 +45,9 @@ def submit(cloud: Cloud, storage: Storage, job: Job, files: Files) -> Record:
     """
     record, version = read_record(storage)
     if record is None or record.state != RUNNING:
+        # The job before may have left its TPU, under another name or in another zone.
+        for attempt in record.attempts if record is not None else ():
+            _delete(cloud, record, attempt["queued_resource"])
         record = Record.begin(job, files.folder, record)
         files.upload(storage)
         try:
@@ -61,8 +64,13 @@ def submit(cloud: Cloud, storage: Storage, job: Job, files: Files) -> Record:
     try:
         return _queue(cloud, storage, record)
     except Refused as error:
-        sentence = str(error)
-        update_record(storage, lambda record: record.end(FAILED, sentence))
+        sentence, number = str(error), record.attempt["number"]
+
+        def give_up(record: Record) -> None:
+            if _awaits(record, number):
+                record.end(FAILED, sentence)
+
+        update_record(storage, give_up)
         raise
 
 
@@ -72,6 +80,10 @@ def _queue(cloud: Cloud, storage: Storage, record: Record) -> Record:
     for attempt in record.attempts[:-1]:
         _delete(cloud, record, attempt["queued_resource"])
     name = job.queued_resource_id(number)
+    # Time has passed.
+    record, _ = read_record(storage)
+    if not _awaits(record, number):
+        return record
     try:
         cloud.create(create_request(job, startup_script(job, record.files, number), number))
     except AlreadyThere:
@@ -85,10 +97,19 @@ def _queue(cloud: Cloud, storage: Storage, record: Record) -> Record:
 
     def change(record: Record) -> None:
         # Another machine may have gone on in the meantime.
-        if record.attempt["number"] == number and record.attempt_state == SUBMITTING:
+        if _awaits(record, number):
             record.observe(state)
 
-    return update_record(storage, change)
+    record = update_record(storage, change)
+    if record.state != RUNNING:
+        # It was cancelled between the request and here, by somebody who found nothing to give back.
+        _delete(cloud, record, name)
+    return record
+
+
+def _awaits(record: Record, number: int) -> bool:
+    """Whether a job waits for the queued resource of this attempt."""
+    return record.state == RUNNING and record.attempt["number"] == number and record.attempt_state == SUBMITTING
 
 
 def _is_of(resource: Resource | None, record: Record) -> bool:

@@ -122,8 +122,8 @@ class Bucket:
 
     @contextlib.contextmanager
     def _sentences(self) -> Iterator[None]:
-        from google.auth.exceptions import GoogleAuthError
-        from requests.exceptions import ConnectionError as NoConnection
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from requests.exceptions import RequestException
 
         try:
             yield
@@ -136,10 +136,11 @@ class Bucket:
             ) from error
         except self._exceptions.NotFound as error:
             raise SettingError(f"There is no bucket {self._bucket.name}: make it, in the TPU's region.") from error
+        # Without a network there is no token either: of both, that is what is to be mended.
+        except (self._exceptions.GoogleAPIError, RequestException, TransportError) as error:
+            raise SettingError(f"{self.url} does not answer: give the command again ({_first_line(error)}).") from error
         except GoogleAuthError as error:
             raise missing_credentials() from error
-        except (self._exceptions.GoogleAPIError, NoConnection) as error:
-            raise SettingError(f"{self.url} does not answer: give the command again ({_first_line(error)}).") from error
 
     def read(self, name: str) -> File | None:
         with self._sentences():

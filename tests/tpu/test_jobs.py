@@ -324,3 +324,54 @@ def test_jobs_are_found_on_all_pages_and_those_of_others_are_not(zone, storage, 
     assert jobs.find(zone.connect(), "job-1", job.parent).parent == job.parent
     with pytest.raises(SettingError, match="in europe-west4-a and in us-east1-d: say which with --zone="):
         jobs.find(zone.connect(), "job-1", "projects/the-project/locations/-")
+
+
+def test_a_cancel_while_a_job_is_being_queued_leaves_no_tpu(zone, storage, job, files, monkeypatch):
+    cloud = zone.connect()
+    create = cloud.create
+
+    def cancelled_meanwhile(request) -> None:
+        jobs.cancel(zone.connect(), storage)
+        create(request)
+
+    monkeypatch.setattr(cloud, "create", cancelled_meanwhile)
+    assert jobs.submit(cloud, storage, job, files).state == "CANCELLED"
+    assert read_record(storage)[0].state == "CANCELLED" and not zone.id_states()
+
+
+def test_a_cancel_before_a_lost_job_is_queued_again_is_heard(zone, storage, job, files, monkeypatch):
+    cloud = zone.connect()
+    jobs.submit(cloud, storage, job, files)
+    zone.set_state("mine-1", State.SUSPENDED)
+    delete = cloud.delete
+
+    def cancelled_meanwhile(parent: str, resource_id: str) -> None:
+        delete(parent, resource_id)
+        monkeypatch.setattr(cloud, "delete", delete)
+        jobs.cancel(zone.connect(), storage)
+
+    monkeypatch.setattr(cloud, "delete", cancelled_meanwhile)
+    assert jobs.advance(cloud, storage).state == "CANCELLED"
+    assert not zone.id_states() and zone.calls.count("CreateQueuedResource") == 1
+
+
+def test_a_refusal_after_a_cancel_leaves_it_cancelled(zone, storage, job, files, monkeypatch):
+    cloud = zone.connect()
+
+    def cancelled_and_refused(request) -> None:
+        jobs.cancel(zone.connect(), storage)
+        raise jobs.Refused("no")
+
+    monkeypatch.setattr(cloud, "create", cancelled_and_refused)
+    with pytest.raises(SettingError, match="no"):
+        jobs.submit(cloud, storage, job, files)
+    assert read_record(storage)[0].state == "CANCELLED"
+
+
+def test_another_job_in_the_same_folder_gives_back_what_the_one_before_kept(zone, storage, job, files):
+    jobs.submit(zone.connect(), storage, dataclasses.replace(job, keep=True), files)
+    zone.set_state("mine-1", State.ACTIVE)
+    outcome(storage, 1, 0)
+    assert jobs.advance(zone.connect(), storage).state == "FINISHED" and list(zone.id_states()) == ["mine-1"]
+    jobs.submit(zone.connect(), storage, dataclasses.replace(job, name="other"), files)
+    assert [name.rpartition("-")[0] for name in zone.id_states()] == ["other"]

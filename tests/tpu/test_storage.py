@@ -2,6 +2,7 @@
 
 import google.auth.exceptions
 import pytest
+import requests
 
 from switch_tf.errors import SettingError
 from tests.tpu.conftest import MODEL_DIR
@@ -53,3 +54,17 @@ def test_without_credentials(monkeypatch, tmp_path):
     monkeypatch.setattr("google.auth.default", none)
     with pytest.raises(SettingError, match="no Google Cloud credentials here: run `gcloud auth application-default"):
         open_storage(MODEL_DIR)
+
+
+@pytest.mark.parametrize(
+    "error", [google.auth.exceptions.TransportError("no route"), requests.exceptions.ReadTimeout("too late")]
+)
+def test_no_network_is_not_called_missing_credentials(bucket, monkeypatch, error):
+    storage = open_storage(MODEL_DIR)
+
+    def lost(*arguments, **settings):
+        raise error
+
+    monkeypatch.setattr(storage._bucket, "get_blob", lost)
+    with pytest.raises(SettingError, match="does not answer: give the command again"):
+        storage.read("record")
