@@ -252,23 +252,25 @@ def test_a_vocabulary_and_a_cache_in_a_bucket(buckets, bucket):
         vocabulary.make_vocabulary("gs://read-only/mine.model", 400, files=[f"gs://{bucket}/text/train-00.jsonl"])
 
     files = source_of_files({"train": f"gs://{bucket}/text/train-??.jsonl"})
-    add_span_corruption_task("span_corruption_in_a_bucket", files)
+    add_span_corruption_task("test_span_corruption_in_a_bucket", files)
     before = list(seqio.get_global_cache_dirs())
     try:
         gin.bind_parameter("Cache.folder", f"gs://{bucket}/cache")
         caching.cache(
-            "span_corruption_in_a_bucket",
+            "test_span_corruption_in_a_bucket",
             vocabulary=vocabularies.VocabularyFile(f"gs://{bucket}/mine.model"),
             min_shards=1,
         )
-        names = buckets.names(bucket, "cache/span_corruption_in_a_bucket")
+        names = buckets.names(bucket, "cache/test_span_corruption_in_a_bucket")
         assert len(names) == 3 + len(("COMPLETED", "vocabularies.json", "info.train.json", "stats.train.json"))
         gin.bind_parameter("Cache.use", True)
         lengths = {"inputs": 32, "targets": 10}
-        (batch,) = data.training_dataset("span_corruption_in_a_bucket", lengths, 8, seed=0).take(1).as_numpy_iterator()
+        (batch,) = (
+            data.training_dataset("test_span_corruption_in_a_bucket", lengths, 8, seed=0).take(1).as_numpy_iterator()
+        )
         assert batch["decoder_target_tokens"].shape == (8, 10) and (batch["decoder_target_tokens"] > 0).any()
         gin.bind_parameter("Cache.folder", "gs://read-only/cache")
         with pytest.raises(SettingError, match=r"CACHE_DIR = 'gs://read-only/cache' .* refuses this account"):
-            caching.cache("span_corruption_in_a_bucket")
+            caching.cache("test_span_corruption_in_a_bucket")
     finally:
         seqio.set_global_cache_dirs(before)

@@ -51,7 +51,7 @@ def test_the_model_directory_may_be_gins(base):
         ({"accelerator_type": "v4-32"}, [], "v4-32 has 16: make them equal, or take accelerator_type = 'v4-64'."),
         ({"gin_files": BASE[:2]}, [], "ENGINE = 'single' runs in one process, and v3-32 has 4 machines"),
         ({}, ["NUM_LOGICAL_DEVICES = 8"], "NUM_LOGICAL_DEVICES cuts a CPU into devices"),
-        ({}, ["BATCH_SIZE = 100"], "BATCH_SIZE = 100 is no multiple of 32"),
+        ({}, ["BATCH_SIZE = 100"], "100 / 4 = 25 is no multiple of 32"),
         ({}, ["NUM_EXPERTS = 12"], "NUM_EXPERTS = 12 is no multiple of 32"),
     ],
 )
