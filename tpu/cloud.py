@@ -80,15 +80,19 @@ class Cloud:
         with need_extra():
             import grpc
             from google.api_core import exceptions, retry
-            from google.auth.exceptions import DefaultCredentialsError
+            from google.auth import exceptions as auth_exceptions
             from google.cloud import tpu_v2
             from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcTransport
-        self._exceptions, self._tpu = exceptions, tpu_v2
+        self._exceptions, self._auth_exceptions, self._tpu = exceptions, auth_exceptions, tpu_v2
         self._patience = patience
         self._retry = retry.Retry(
             # A connection that was cut off is a ServiceUnavailable, too.
             predicate=retry.if_exception_type(
-                exceptions.ServiceUnavailable, exceptions.DeadlineExceeded, exceptions.Aborted
+                exceptions.ServiceUnavailable,
+                exceptions.DeadlineExceeded,
+                exceptions.Aborted,
+                # No way to where access tokens are had.
+                auth_exceptions.TransportError,
             ),
             initial=first_pause,
             maximum=30.0,
@@ -101,28 +105,29 @@ class Cloud:
             else:
                 options = {"api_endpoint": endpoint} if endpoint is not None else None
                 self._client = tpu_v2.TpuClient(client_options=options)
-        except DefaultCredentialsError as error:
+        except auth_exceptions.DefaultCredentialsError as error:
             raise missing_credentials() from error
 
     @contextlib.contextmanager
     def _sentences(self, doing: str) -> Iterator[None]:
-        from google.auth.exceptions import GoogleAuthError, TransportError
-
-        exceptions = self._exceptions
+        exceptions, auth_exceptions = self._exceptions, self._auth_exceptions
         try:
             yield
         except exceptions.RetryError as error:
             raise self._sentence(doing, error.cause or error) from error
-        except exceptions.GoogleAPICallError as error:
+        except (exceptions.GoogleAPICallError, auth_exceptions.TransportError) as error:
             raise self._sentence(doing, error) from error
-        except TransportError as error:
-            raise SettingError(f"{doing}: Google does not answer ({error}): give the same command again.") from error
-        except GoogleAuthError as error:
+        except auth_exceptions.GoogleAuthError as error:
             raise missing_credentials() from error
 
     def _sentence(self, doing: str, error: Exception) -> SettingError:
         said = explain(getattr(error, "message", "") or str(error))
-        if isinstance(error, self._exceptions.ServiceUnavailable | self._exceptions.DeadlineExceeded):
+        unanswered = (
+            self._exceptions.ServiceUnavailable,
+            self._exceptions.DeadlineExceeded,
+            self._auth_exceptions.TransportError,
+        )
+        if isinstance(error, unanswered):
             return SettingError(
                 f"{doing}: Cloud TPU does not answer ({said}), and did not for {self._patience:.0f} seconds: give the "
                 "same command again, nothing is done twice."

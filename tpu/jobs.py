@@ -45,10 +45,10 @@ def submit(cloud: Cloud, storage: Storage, job: Job, files: Files) -> Record:
     """
     record, version = read_record(storage)
     if record is None or record.state != RUNNING:
-        # The job before may have left its TPU, under another name or in another zone.
-        for attempt in record.attempts if record is not None else ():
+        # The new job may have another name, project or zone, under which the ended one's TPU would not be found.
+        for attempt in record.attempts if record else ():
             _delete(cloud, record, attempt["queued_resource"])
-        record = Record.begin(job, files.folder, record)
+        record = Record.begin(job, files.folder, storage, record)
         files.upload(storage)
         try:
             write_record(storage, record, version)
@@ -61,17 +61,23 @@ def submit(cloud: Cloud, storage: Storage, job: Job, files: Files) -> Record:
         )
     if record.attempt_state != SUBMITTING:
         return record
+    number = record.attempt["number"]
     try:
         return _queue(cloud, storage, record)
     except Refused as error:
-        sentence, number = str(error), record.attempt["number"]
+        sentence = str(error)
 
-        def give_up(record: Record) -> None:
-            if _awaits(record, number):
+        def change(record: Record) -> None:
+            if _is_due(record, number):
                 record.end(FAILED, sentence)
 
-        update_record(storage, give_up)
+        update_record(storage, change)
         raise
+
+
+def _is_due(record: Record, number: int) -> bool:
+    """Whether an attempt is still to be queued: another machine may have gone on, or ended the job, in the meantime."""
+    return record.state == RUNNING and record.attempt["number"] == number and record.attempt_state == SUBMITTING
 
 
 def _queue(cloud: Cloud, storage: Storage, record: Record) -> Record:
@@ -79,11 +85,13 @@ def _queue(cloud: Cloud, storage: Storage, record: Record) -> Record:
     job, number = record.job, record.attempt["number"]
     for attempt in record.attempts[:-1]:
         _delete(cloud, record, attempt["queued_resource"])
+    # Deleting takes minutes, in which the job may have been cancelled.
+    now, _ = read_record(storage)
+    if now is None:
+        raise _no_record(storage)
+    if not _is_due(now, number):
+        return now
     name = job.queued_resource_id(number)
-    # Time has passed.
-    record, _ = read_record(storage)
-    if not _awaits(record, number):
-        return record
     try:
         cloud.create(create_request(job, startup_script(job, record.files, number), number))
     except AlreadyThere:
@@ -96,20 +104,16 @@ def _queue(cloud: Cloud, storage: Storage, record: Record) -> Record:
     state = resource.state if resource is not None else "CREATING"
 
     def change(record: Record) -> None:
-        # Another machine may have gone on in the meantime.
-        if _awaits(record, number):
+        if _is_due(record, number):
             record.observe(state)
 
-    record = update_record(storage, change)
-    if record.state != RUNNING:
-        # It was cancelled between the request and here, by somebody who found nothing to give back.
+    now = update_record(storage, change)
+    # Whoever went on, or ended the job, found nothing to delete while Cloud TPU was being asked.
+    if now.attempt["number"] != number:
         _delete(cloud, record, name)
-    return record
-
-
-def _awaits(record: Record, number: int) -> bool:
-    """Whether a job waits for the queued resource of this attempt."""
-    return record.state == RUNNING and record.attempt["number"] == number and record.attempt_state == SUBMITTING
+    elif now.state != RUNNING:
+        _release(cloud, now)
+    return now
 
 
 def _is_of(resource: Resource | None, record: Record) -> bool:
@@ -167,9 +171,11 @@ def advance(cloud: Cloud, storage: Storage) -> Record:
 
 def _release(cloud: Cloud, record: Record) -> None:
     """Gives the TPU of a job that has ended back."""
-    if not record.job.keep or record.state == CANCELLED:
-        for attempt in record.attempts[record.first_attempt - 1 :]:
-            _delete(cloud, record, attempt["queued_resource"])
+    # One that ended while it was still to be queued has trained nothing, and there is nothing to keep.
+    if not record.job.keep or record.state == CANCELLED or record.attempt_state == SUBMITTING:
+        for attempt in record.attempts:
+            if attempt["number"] >= record.first_attempt:
+                _delete(cloud, record, attempt["queued_resource"])
 
 
 def _note(cloud: Cloud, storage: Storage, record: Record, resource: Resource | None) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections.abc import Callable, Mapping
 
 from switch_tf.errors import SettingError
@@ -44,16 +45,31 @@ class Record:
         self.first_attempt = first_attempt
 
     @classmethod
-    def begin(cls, job: Job, files: str, before: "Record | None" = None) -> "Record":
-        """Makes the record of a job that is about to be submitted, after the attempts of an ended one."""
+    def begin(cls, job: Job, files: str, storage: Storage, before: "Record | None" = None) -> "Record":
+        """Makes the record of a job that is about to be submitted.
+
+        Args:
+          job: with its model directory.
+          files: the folder, in the model directory, that code and gin file are in.
+          storage: the model directory, which may have outcomes of attempts that no record tells of any more.
+          before: the record of a job there that has ended.
+
+        Returns:
+          The record, with one attempt after all those before.
+        """
         attempts = list(before.attempts) if before else []
-        record = cls(job, files, attempts, RUNNING, "", len(attempts) + 1)
-        record.add_attempt("submitted")
+        numbers = [attempt["number"] for attempt in attempts]
+        folders = map(re.compile(rf"{FOLDER}/attempt-(\d+)/").match, storage.names(f"{FOLDER}/attempt-"))
+        numbers += [int(folder[1]) for folder in folders if folder]
+        record = cls(job, files, attempts, RUNNING, "", max(numbers, default=0) + 1)
+        record._add_attempt(record.first_attempt, "submitted")
         return record
 
     def add_attempt(self, reason: str) -> None:
         """Adds an attempt that is about to be queued."""
-        number = len(self.attempts) + 1
+        self._add_attempt(self.attempt["number"] + 1, reason)
+
+    def _add_attempt(self, number: int, reason: str) -> None:
         self.attempts.append(
             {"number": number, "queued_resource": self.job.queued_resource_id(number), "states": []},
         )
@@ -72,7 +88,7 @@ class Record:
     @property
     def restarts(self) -> int:
         """How often the job has been queued again."""
-        return len(self.attempts) - self.first_attempt
+        return self.attempt["number"] - self.first_attempt
 
     def has_been(self, state: str) -> bool:
         """Whether the newest attempt has been seen in a state."""

@@ -136,7 +136,6 @@ class Bucket:
             ) from error
         except self._exceptions.NotFound as error:
             raise SettingError(f"There is no bucket {self._bucket.name}: make it, in the TPU's region.") from error
-        # Without a network there is no token either: of both, that is what is to be mended.
         except (self._exceptions.GoogleAPIError, RequestException, TransportError) as error:
             raise SettingError(f"{self.url} does not answer: give the command again ({_first_line(error)}).") from error
         except GoogleAuthError as error:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import google.auth.exceptions
 import grpc
 import pytest
 
@@ -109,6 +110,26 @@ def test_503_for_good_is_told_and_the_same_command_goes_on(zone, storage, job, f
     zone.faults.clear()
     record = jobs.submit(zone.connect(), storage, job, files)
     assert states(record) == [["SUBMITTING", "WAITING_FOR_RESOURCES"]]
+
+
+def test_no_way_to_an_access_token_is_no_lack_of_credentials(zone, storage, job, files, monkeypatch):
+    jobs.submit(zone.connect(), storage, job, files)
+    cloud = zone.connect(patience=0.2)
+    get, failures = cloud._client.get_queued_resource, [google.auth.exceptions.TransportError("no route to host")]
+
+    def get_with_a_token(name, retry):
+        def call():
+            if failures:
+                raise failures.pop()
+            return get(name=name)
+
+        return retry(call)()
+
+    monkeypatch.setattr(cloud._client, "get_queued_resource", get_with_a_token)
+    assert jobs.advance(cloud, storage).state == "RUNNING"
+    failures += [google.auth.exceptions.TransportError("no route to host")] * 1000
+    with pytest.raises(SettingError, match=r"Cloud TPU does not answer \(no route to host\), .* give the same command"):
+        jobs.advance(cloud, storage)
 
 
 def test_an_answer_that_was_lost_queues_nothing_twice(zone, storage, job, files):
@@ -245,6 +266,17 @@ def test_machines_that_are_to_stay_do(zone, storage, job, files):
     assert zone.id_states() == {}
 
 
+@pytest.mark.parametrize("change", [{"name": "other"}, {"zone": "us-east1-d"}, {"project": "other-project"}])
+def test_a_job_that_is_submitted_elsewhere_gives_its_old_tpu_back(zone, storage, job, files, change):
+    jobs.submit(zone.connect(), storage, dataclasses.replace(job, keep=True), files)
+    zone.set_state("mine-1", State.ACTIVE)
+    outcome(storage, 1, 0)
+    assert jobs.advance(zone.connect(), storage).state == "FINISHED"
+    elsewhere = dataclasses.replace(job, **change)
+    jobs.submit(zone.connect(), storage, elsewhere, files)
+    assert list(zone.resources) == [f"{elsewhere.parent}/queuedResources/{elsewhere.name}-2"]
+
+
 def test_a_watcher_that_was_cut_off_is_gone_on_from(zone, storage, job, files):
     """Between the old queued resource and the new one."""
     jobs.submit(zone.connect(), storage, job, files)
@@ -288,6 +320,86 @@ def test_cancelling_ends_it_for_watchers_too(zone, storage, job, files):
     assert zone.calls.count("CreateQueuedResource") == 1
 
 
+def interrupt(monkeypatch, method: str, act, when: str = "before") -> None:
+    """Lets something happen before or after the next call of a method of Cloud."""
+    call = getattr(Cloud, method)
+
+    def interrupted(self, *arguments):
+        monkeypatch.setattr(Cloud, method, call)
+        if when == "before":
+            act()
+        found = call(self, *arguments)
+        if when == "after":
+            act()
+        return found
+
+    monkeypatch.setattr(Cloud, method, interrupted)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_job_that_is_cancelled_while_it_is_being_queued_leaves_no_tpu(zone, storage, job, files, monkeypatch, keep):
+    interrupt(monkeypatch, "create", lambda: jobs.cancel(zone.connect(), storage))
+    record = jobs.submit(zone.connect(), storage, dataclasses.replace(job, keep=keep), files)
+    assert record.state == read_record(storage)[0].state == "CANCELLED"
+    assert zone.calls.count("CreateQueuedResource") == 1
+    assert zone.id_states() == {}
+
+
+def test_a_job_that_is_cancelled_while_its_old_tpu_is_deleted_is_not_queued_again(
+    zone, storage, job, files, monkeypatch
+):
+    jobs.submit(zone.connect(), storage, job, files)
+    zone.set_state("mine-1", State.SUSPENDED)
+    interrupt(monkeypatch, "delete", lambda: jobs.cancel(zone.connect(), storage), when="after")
+    assert jobs.advance(zone.connect(), storage).state == "CANCELLED"
+    assert zone.calls.count("CreateQueuedResource") == 1
+    assert zone.id_states() == {}
+
+
+def test_a_job_that_is_submitted_anew_while_it_is_being_queued_has_one_tpu(zone, storage, job, files, monkeypatch):
+    def anew():
+        jobs.cancel(zone.connect(), storage)
+        jobs.submit(zone.connect(), storage, dataclasses.replace(job, zone="us-east1-d"), files)
+
+    interrupt(monkeypatch, "create", anew)
+    record = jobs.submit(zone.connect(), storage, job, files)
+    assert (record.state, record.attempt["number"]) == ("RUNNING", 2)
+    assert list(zone.id_states()) == ["mine-2"]
+
+
+def test_a_refusal_ends_nothing_that_another_machine_has_cancelled_or_queued(zone, storage, job, files, monkeypatch):
+    zone.refusal = (grpc.StatusCode.RESOURCE_EXHAUSTED, QUOTA)
+    interrupt(monkeypatch, "create", lambda: jobs.cancel(zone.connect(), storage))
+    with pytest.raises(SettingError, match="mine-1 was not queued"):
+        jobs.submit(zone.connect(), storage, job, files)
+    assert read_record(storage)[0].state == "CANCELLED"
+
+    def queue():
+        zone.refusal = None
+        jobs.submit(zone.connect(), storage, job, files)
+        zone.fail("CreateQueuedResource", grpc.StatusCode.RESOURCE_EXHAUSTED, QUOTA)
+
+    interrupt(monkeypatch, "create", queue)
+    with pytest.raises(SettingError, match="mine-2 was not queued"):
+        jobs.submit(zone.connect(), storage, job, files)
+    assert read_record(storage)[0].state == "RUNNING"
+    assert zone.id_states() == {"mine-2": "WAITING_FOR_RESOURCES"}
+
+
+def test_a_refusal_of_one_machine_leaves_no_tpu_of_another(zone, storage, job, files, monkeypatch):
+    """Nor one that would be kept: it has trained nothing."""
+    job = dataclasses.replace(job, keep=True)
+
+    def be_refused():
+        zone.fail("CreateQueuedResource", grpc.StatusCode.RESOURCE_EXHAUSTED, QUOTA)
+        with pytest.raises(SettingError, match="mine-1 was not queued"):
+            jobs.submit(zone.connect(), storage, job, files)
+
+    interrupt(monkeypatch, "create", be_refused)
+    assert jobs.submit(zone.connect(), storage, job, files).state == "FAILED"
+    assert zone.id_states() == {}
+
+
 def test_nothing_is_deleted_whose_label_or_record_is_not_the_jobs(zone, storage, job, files):
     jobs.submit(zone.connect(), storage, job, files)
     name = next(iter(zone.resources))
@@ -304,6 +416,24 @@ def test_a_damaged_record_is_told(zone, storage, job, files):
     storage.write("job/record.json", b"{")
     with pytest.raises(SettingError, match=r"job/record\.json is damaged: delete it to give the job up"):
         jobs.submit(zone.connect(), storage, job, files)
+
+
+def test_a_job_that_was_given_up_leaves_the_next_one_no_outcome(zone, storage, bucket, job, files):
+    jobs.submit(zone.connect(), storage, job, files)
+    outcome(storage, 9, 0)
+    outcome(storage, 10, 0)
+    jobs.cancel(zone.connect(), storage)
+    (bucket / "runs/mine/job/record.json").unlink()
+    record = jobs.submit(zone.connect(), storage, job, files)
+    assert (record.attempt["number"], record.restarts) == (11, 0)
+    zone.set_state("mine-11", State.ACTIVE)
+    assert jobs.advance(zone.connect(), storage).state == "RUNNING"
+    zone.set_state("mine-11", State.SUSPENDED)
+    record = jobs.advance(zone.connect(), storage)
+    assert (record.attempt["number"], record.restarts) == (12, 1)
+    outcome(storage, 12, 0)
+    assert jobs.advance(zone.connect(), storage).state == "FINISHED"
+    assert zone.id_states() == {}
 
 
 def test_jobs_are_found_on_all_pages_and_those_of_others_are_not(zone, storage, job, files):
@@ -324,54 +454,3 @@ def test_jobs_are_found_on_all_pages_and_those_of_others_are_not(zone, storage, 
     assert jobs.find(zone.connect(), "job-1", job.parent).parent == job.parent
     with pytest.raises(SettingError, match="in europe-west4-a and in us-east1-d: say which with --zone="):
         jobs.find(zone.connect(), "job-1", "projects/the-project/locations/-")
-
-
-def test_a_cancel_while_a_job_is_being_queued_leaves_no_tpu(zone, storage, job, files, monkeypatch):
-    cloud = zone.connect()
-    create = cloud.create
-
-    def cancelled_meanwhile(request) -> None:
-        jobs.cancel(zone.connect(), storage)
-        create(request)
-
-    monkeypatch.setattr(cloud, "create", cancelled_meanwhile)
-    assert jobs.submit(cloud, storage, job, files).state == "CANCELLED"
-    assert read_record(storage)[0].state == "CANCELLED" and not zone.id_states()
-
-
-def test_a_cancel_before_a_lost_job_is_queued_again_is_heard(zone, storage, job, files, monkeypatch):
-    cloud = zone.connect()
-    jobs.submit(cloud, storage, job, files)
-    zone.set_state("mine-1", State.SUSPENDED)
-    delete = cloud.delete
-
-    def cancelled_meanwhile(parent: str, resource_id: str) -> None:
-        delete(parent, resource_id)
-        monkeypatch.setattr(cloud, "delete", delete)
-        jobs.cancel(zone.connect(), storage)
-
-    monkeypatch.setattr(cloud, "delete", cancelled_meanwhile)
-    assert jobs.advance(cloud, storage).state == "CANCELLED"
-    assert not zone.id_states() and zone.calls.count("CreateQueuedResource") == 1
-
-
-def test_a_refusal_after_a_cancel_leaves_it_cancelled(zone, storage, job, files, monkeypatch):
-    cloud = zone.connect()
-
-    def cancelled_and_refused(request) -> None:
-        jobs.cancel(zone.connect(), storage)
-        raise jobs.Refused("no")
-
-    monkeypatch.setattr(cloud, "create", cancelled_and_refused)
-    with pytest.raises(SettingError, match="no"):
-        jobs.submit(cloud, storage, job, files)
-    assert read_record(storage)[0].state == "CANCELLED"
-
-
-def test_another_job_in_the_same_folder_gives_back_what_the_one_before_kept(zone, storage, job, files):
-    jobs.submit(zone.connect(), storage, dataclasses.replace(job, keep=True), files)
-    zone.set_state("mine-1", State.ACTIVE)
-    outcome(storage, 1, 0)
-    assert jobs.advance(zone.connect(), storage).state == "FINISHED" and list(zone.id_states()) == ["mine-1"]
-    jobs.submit(zone.connect(), storage, dataclasses.replace(job, name="other"), files)
-    assert [name.rpartition("-")[0] for name in zone.id_states()] == ["other"]

@@ -46,6 +46,25 @@ def test_a_bucket_that_is_not_there(bucket):
         open_storage("gs://another-bucket/mine").names("")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        google.auth.exceptions.TransportError("no route to host"),
+        requests.exceptions.ConnectionError("no route to host"),
+        requests.exceptions.ReadTimeout("no route to host"),
+        requests.exceptions.ChunkedEncodingError("no route to host"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_bucket_that_does_not_answer(storage, monkeypatch, error):
+    def fail(*arguments, **settings):
+        raise error
+
+    monkeypatch.setattr(storage._bucket, "get_blob", fail)
+    with pytest.raises(SettingError, match=r"does not answer: give the command again \(no route to host\)"):
+        storage.read("record")
+
+
 def test_without_credentials(monkeypatch, tmp_path):
     def none(*arguments, **settings):
         raise google.auth.exceptions.DefaultCredentialsError("none")
@@ -54,17 +73,3 @@ def test_without_credentials(monkeypatch, tmp_path):
     monkeypatch.setattr("google.auth.default", none)
     with pytest.raises(SettingError, match="no Google Cloud credentials here: run `gcloud auth application-default"):
         open_storage(MODEL_DIR)
-
-
-@pytest.mark.parametrize(
-    "error", [google.auth.exceptions.TransportError("no route"), requests.exceptions.ReadTimeout("too late")]
-)
-def test_no_network_is_not_called_missing_credentials(bucket, monkeypatch, error):
-    storage = open_storage(MODEL_DIR)
-
-    def lost(*arguments, **settings):
-        raise error
-
-    monkeypatch.setattr(storage._bucket, "get_blob", lost)
-    with pytest.raises(SettingError, match="does not answer: give the command again"):
-        storage.read("record")
