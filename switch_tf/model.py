@@ -82,6 +82,7 @@ def _feed_forward(config: ModelConfig, is_decoder: bool, is_sparse: bool) -> Fee
         "d_ff": config.d_ff,
         "activation": config.activation,
         "initializer_scale": config.initializer_scale,
+        "rematerialize": config.rematerialization == "sublayers",
         "dtype": DTYPE_POLICIES[config.activation_dtype],
     }
     if not is_sparse:
@@ -132,6 +133,7 @@ def _block(config: ModelConfig, index: int, is_decoder: bool) -> Block:
         feed_forward=_feed_forward(config, is_decoder, is_sparse),
         dropout_rate=config.dropout_rate,
         layer_norm_epsilon=config.layer_norm_epsilon,
+        rematerialization=config.rematerialization,
         dtype=DTYPE_POLICIES[config.activation_dtype],
         name=f"layer_{index}",
     )

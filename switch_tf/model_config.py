@@ -20,6 +20,7 @@ from switch_tf.layers.routers import (
 
 DTYPE_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 SWITCH_ATTENTIONS = ("none", "linear", "feed_forward")
+REMATERIALIZATIONS = ("none", "sublayers", "blocks")
 SPARSE_LAYOUTS = ("every", "every_from_second", "bottom", "top", "all")
 
 
@@ -77,6 +78,9 @@ class ModelConfig:
       switch_attention: "linear" or "feed_forward" makes queries, and shared keys and values, of self-attention in
         experts of that kind, in the sparse blocks (App. A); "none": not.
       dispatcher: "gather" (fast) or "einsum" (the reference, and always where experts choose).
+      rematerialization: which activations are made again for the gradient in the place of being kept; the results are
+        the same. "sublayers": those inside of attention, and hidden ones of feed-forward layers and experts; "blocks":
+        all but what goes from block to block, which makes the exchanges with experts' devices again as well.
     """
 
     vocab_size: int = gin.REQUIRED
@@ -121,6 +125,7 @@ class ModelConfig:
     expert_dropout_rate: float = 0.0
     switch_attention: str = "none"
     dispatcher: str = "gather"
+    rematerialization: str = "none"
 
     def __post_init__(self):
         self._check_types()
@@ -147,6 +152,7 @@ class ModelConfig:
             "activation": ACTIVATIONS,
             "dispatcher": DISPATCHERS,
             "sparse_layout": SPARSE_LAYOUTS,
+            "rematerialization": REMATERIALIZATIONS,
             "router_policy": POLICIES,
             "router_eval_policy": POLICIES,
             "later_choice_policy": LATER_CHOICE_POLICIES,

@@ -37,6 +37,7 @@ NOT_OF_ROUTING = {
     "relative_position_max_distance",
     "layer_norm_epsilon",
     "activation_dtype",
+    "rematerialization",
 }
 FIELDS = {
     f"{record.__name__}.{field.name}": field.default

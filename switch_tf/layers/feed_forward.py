@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from switch_tf.layers import layer
 from switch_tf.layers.dropout import Dropout
+from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
@@ -47,6 +48,7 @@ class FeedForward(layer.Layer):
         activation: str = "relu",
         dropout_rate: float = 0.0,
         initializer_scale: float = 1.0,
+        rematerialize: bool = False,
         dtype=None,
         name: str | None = None,
     ):
@@ -55,6 +57,7 @@ class FeedForward(layer.Layer):
         self.d_ff = d_ff
         self.activation = activation
         self.initializer_scale = initializer_scale
+        self.rematerialize = rematerialize
         self.dropout = Dropout(dropout_rate, broadcast_axes=(1,), dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
@@ -89,8 +92,14 @@ class FeedForward(layer.Layer):
           ([B, L, M] in the compute dtype, None: nothing is routed).
         """
         del token_mask, dropless
+
+        def transformed(x: tf.Tensor) -> tf.Tensor:
+            hidden = activate([tf.einsum("blm,mh->blh", x, self.cast(wi)) for wi in self.wi])
+            hidden = axes.constrain(hidden, _HIDDEN_AXES)
+            hidden = self.dropout(hidden, axes=_HIDDEN_AXES, training=training, seed=seed)
+            return tf.einsum("blh,hm->blm", hidden, self.cast(self.wo))
+
         x = self.cast(x)
-        hidden = activate([tf.einsum("blm,mh->blh", x, self.cast(wi)) for wi in self.wi])
-        hidden = axes.constrain(hidden, _HIDDEN_AXES)
-        hidden = self.dropout(hidden, axes=_HIDDEN_AXES, training=training, seed=seed)
-        return tf.einsum("blh,hm->blm", hidden, self.cast(self.wo)), None
+        if self.rematerialize and training:
+            return rematerialized(transformed, self.trainable_variables, [x]), None
+        return transformed(x), None

@@ -8,6 +8,7 @@ from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.dropless import apply_dropless
 from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.feed_forward import activate, input_projection_names
+from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.layers.router import Router
 from switch_tf.layers.routing import Routing, expert_capacity
 from switch_tf.partitioning import axes
@@ -90,6 +91,7 @@ class Experts(layer.Layer):
         activation: str = "relu",
         dropout_rate: float = 0.0,
         initializer_scale: float = 0.1,
+        rematerialize: bool = False,
         dtype=None,
         name: str | None = None,
     ):
@@ -100,6 +102,7 @@ class Experts(layer.Layer):
         self.output_width = d_model
         self.activation = activation
         self.initializer_scale = initializer_scale
+        self.rematerialize = rematerialize
         self.dropout = Dropout(dropout_rate, dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
@@ -128,11 +131,17 @@ class Experts(layer.Layer):
         Returns:
           [E, G, C, M] in the compute dtype.
         """
+
+        def transformed(slots: tf.Tensor) -> tf.Tensor:
+            hidden = activate([batched_product(slots, self.cast(wi)) for wi in self.wi])
+            hidden = axes.constrain(hidden, _HIDDEN_AXES)
+            hidden = self.dropout(hidden, axes=_HIDDEN_AXES, training=training, seed=seed)
+            return batched_product(hidden, self.cast(self.wo))
+
         slots = self.cast(slots)
-        hidden = activate([batched_product(slots, self.cast(wi)) for wi in self.wi])
-        hidden = axes.constrain(hidden, _HIDDEN_AXES)
-        hidden = self.dropout(hidden, axes=_HIDDEN_AXES, training=training, seed=seed)
-        return batched_product(hidden, self.cast(self.wo))
+        if self.rematerialize and training:
+            return rematerialized(transformed, self.trainable_variables, [slots])
+        return transformed(slots)
 
     def apply_one(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
         """Applies one expert (int32 scalar), without dropout, to [B, M] tokens; reads no other expert's weights."""

@@ -12,6 +12,7 @@ from switch_tf.layers.embedding import RelativePositionBias
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import SwitchFeedForward
 from switch_tf.layers.normalization import RMSNorm
+from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
@@ -38,10 +39,12 @@ class Block(layer.Layer):
         cross_attention: MultiHeadAttention | None = None,
         dropout_rate: float = 0.0,
         layer_norm_epsilon: float = 1e-6,
+        rematerialization: str = "none",
         dtype=None,
         name: str | None = None,
     ):
         super().__init__(dtype=dtype, name=name)
+        self.rematerialization = rematerialization
         self.self_attention = self_attention
         self.cross_attention = cross_attention
         self.feed_forward = feed_forward
@@ -61,10 +64,27 @@ class Block(layer.Layer):
         self.built = True
 
     def _residual(
-        self, x: tf.Tensor, sublayer: layer.Layer, function: Callable, training: bool = False, seed: int | tf.Tensor = 0
+        self,
+        x: tf.Tensor,
+        sublayer: layer.Layer,
+        function: Callable,
+        memory: Sequence[tf.Tensor] = (),
+        biases: Sequence[tf.Tensor] = (),
+        training: bool = False,
+        seed: int | tf.Tensor = 0,
     ) -> tf.Tensor:
+        """x + dropout(function(norm(x), *memory, *biases))."""
         index = self.sublayers.index(sublayer)
-        y = function(self.norms[index](x))
+
+        def transformed(x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+            return function(self.norms[index](x), *others)
+
+        # Not a sparse one, whose tokens would travel twice.
+        if self.rematerialization == "sublayers" and training and isinstance(sublayer, MultiHeadAttention):
+            weights = [*self.norms[index].trainable_variables, *sublayer.trainable_variables]
+            y = rematerialized(transformed, weights, [x, *memory], biases)
+        else:
+            y = transformed(x, *memory, *biases)
         x = x + self.dropouts[index](y, axes=STATE_AXES, training=training, seed=seed)
         return axes.constrain(x, STATE_AXES)
 
@@ -95,15 +115,36 @@ class Block(layer.Layer):
         Returns:
           ([B, L, M], the routings of sparse sub-layers by the sub-layer's name).
         """
+
+        def transformed(x: tf.Tensor, *others: tf.Tensor) -> tuple[tf.Tensor, dict[str, Routing]]:
+            memory, biases = (None, others) if self.cross_attention is None else (others[0], others[1:])
+            return self._transformed(x, memory, biases, memory_bias, token_mask, training, seed, dropless)
+
+        states = [x] if memory is None else [x, memory]
+        if self.rematerialization == "blocks" and training:
+            return rematerialized(transformed, self.trainable_variables, states, self_biases)
+        return transformed(*states, *self_biases)
+
+    def _transformed(
+        self,
+        x: tf.Tensor,
+        memory: tf.Tensor | None,
+        self_biases: Sequence[tf.Tensor],
+        memory_bias: tf.Tensor | None,
+        token_mask: tf.Tensor | None,
+        training: bool,
+        seed: int | tf.Tensor,
+        dropless: bool,
+    ) -> tuple[tf.Tensor, dict[str, Routing]]:
         noise = {"training": training, "seed": seed}
         routed = {"token_mask": token_mask, "dropless": dropless, **noise}
         routings = {}
 
-        def attend_to_self(y):
+        def attend_to_self(y, *biases):
             query, key_values, routings["self_attention"] = self.self_attention.project_self(y, **routed)
-            return self.self_attention.attend(query, key_values, self_biases, **noise)
+            return self.self_attention.attend(query, key_values, biases, **noise)
 
-        def attend_to_memory(y):
+        def attend_to_memory(y, memory):
             query, key_values = self.cross_attention.project_query(y), self.cross_attention.project(memory)
             return self.cross_attention.attend(query, key_values, [memory_bias], **noise)
 
@@ -111,9 +152,9 @@ class Block(layer.Layer):
             y, routings["feed_forward"] = self.feed_forward(y, **routed)
             return y
 
-        x = self._residual(x, self.self_attention, attend_to_self, **noise)
+        x = self._residual(x, self.self_attention, attend_to_self, biases=self_biases, **noise)
         if self.cross_attention is not None:
-            x = self._residual(x, self.cross_attention, attend_to_memory, **noise)
+            x = self._residual(x, self.cross_attention, attend_to_memory, memory=[memory], **noise)
         x = self._residual(x, self.feed_forward, feed_forward, **noise)
         return x, {name: routing for name, routing in routings.items() if routing is not None}
 

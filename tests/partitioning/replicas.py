@@ -1,4 +1,4 @@
-"""What a tiny run gives on one device and on replicas: `python -m tests.partitioning.replicas FILE MESH MICROBATCHES`.
+"""What a tiny run gives on one device and on replicas: `... FILE MESH MICROBATCHES [SETTING=VALUE ...]`.
 
 A process of its own: TensorFlow's devices are cut once, before anything else.
 """
@@ -8,6 +8,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import dataclasses
 import types
 
 import numpy as np
@@ -50,11 +51,11 @@ BATCH = 16
 STEPS = 3
 
 
-def train(engine: Engine, num_microbatches: int) -> dict[str, np.ndarray]:
+def train(engine: Engine, config: ModelConfig, num_microbatches: int) -> dict[str, np.ndarray]:
     """Trains a few steps, evaluates and decodes: {"0/loss": ..., "weight/3": ..., "evaluation/accuracy": ...}."""
     run = types.SimpleNamespace(engine=engine, experiment=types.SimpleNamespace(seed=3))
     with engine.scope():
-        run.model = EncoderDecoder(CONFIG, seed=1)
+        run.model = EncoderDecoder(config, seed=1)
         run.model.build()
         run.optimizer = Adafactor(learning_rate=Constant(1e-3))
         run.optimizer.build(run.model.trainable_variables)
@@ -74,19 +75,23 @@ def train(engine: Engine, num_microbatches: int) -> dict[str, np.ndarray]:
     return found | {f"weight/{index}": weight.numpy() for index, weight in enumerate(run.model.trainable_variables)}
 
 
-def main(file: str, mesh_shape: str, num_microbatches: str) -> None:
-    """Trains on the mesh's replicas and then on one device, and writes both: "mesh/..." and "single/..."."""
+def main(file: str, mesh_shape: str, num_microbatches: str, *settings: str) -> None:
+    """Trains on the mesh's replicas, with `settings` of the model, and then on one device without them.
+
+    Writes both: "mesh/..." and "single/...".
+    """
+    changed = dataclasses.replace(CONFIG, **dict(setting.split("=") for setting in settings))
     layout, processes = Layout.parse(mesh_shape, "batch:data"), Processes.from_environment()
     # Of several processes, each has one CPU.
     num_logical_devices = layout.num_devices if processes.count == 1 else None
-    engines = {
-        "mesh": make_engine("tpu", layout, num_logical_devices, processes),
-        "single": make_engine("single", Layout.parse("", "")),
+    runs = {
+        "mesh": (make_engine("tpu", layout, num_logical_devices, processes), changed),
+        "single": (make_engine("single", Layout.parse("", "")), CONFIG),
     }
     found = {
         f"{name}/{key}": value
-        for name, engine in engines.items()
-        for key, value in train(engine, int(num_microbatches)).items()
+        for name, (engine, config) in runs.items()
+        for key, value in train(engine, config, int(num_microbatches)).items()
     }
     np.savez(file, **found)
     processes.close()

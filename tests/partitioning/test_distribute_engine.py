@@ -57,6 +57,14 @@ def test_replicas_accumulate_the_gradients_of_microbatches(tmp_path):
     assert_replicas_equal_one_device(found)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rematerialization", ["sublayers", "blocks"])
+def test_replicas_make_activations_again(tmp_path, rematerialization):
+    setting = f"rematerialization={rematerialization}"
+    (found,) = run_replicas([str(tmp_path / "found.npz")], "data:2", "2", setting)
+    assert_replicas_equal_one_device(found)
+
+
 def test_processes_give_what_one_device_gives(tmp_path):
     """Two workers, each with its own rows, and both with the same results."""
     first, second = run_replicas([str(tmp_path / f"found_{index}.npz") for index in range(2)], "data:2", "1")

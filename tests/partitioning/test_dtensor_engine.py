@@ -103,6 +103,8 @@ VARIANTS = {
     "dense": {"num_experts": 0},
     "embed": {},
     "kv": {},
+    "sublayers_made_again": {"rematerialization": "sublayers"},
+    "blocks_made_again": {"rematerialization": "blocks"},
 }
 
 
@@ -115,9 +117,15 @@ def test_every_variant_on_a_mesh(results, variant):
     assert_same(results(dtensor("data:4,model:2", **settings, **rules)), results({**SINGLE, **settings}))
 
 
-def test_microbatches_on_a_mesh(results):
-    mesh = dtensor("data:4,model:2", microbatches=2, steps=2, everything=False)
-    assert_same(results(mesh), results({**SINGLE, "microbatches": 2, "steps": 2, "everything": False}))
+@pytest.mark.parametrize("kind", [pytest.param("none", marks=pytest.mark.slow), "blocks"])
+def test_microbatches_on_a_mesh(results, kind):
+    """Against microbatches on one device that keep all activations."""
+    settings = {"microbatches": 2, "steps": 2, "everything": False}
+    found = results(dtensor("data:4,model:2", **settings, config={"rematerialization": kind}))
+    assert_same(found, results({**SINGLE, **settings}))
+    # Blocks that are made again send their tokens to the experts and back once more.
+    counts = json.loads(str(found["collectives"]))
+    assert counts["CollectiveAllToAllV2"] == {"none": 4, "blocks": 6}[kind] * 2
 
 
 @pytest.mark.parametrize("mesh", ["data:8", "data:4,model:2", "data:2,model:4"])
