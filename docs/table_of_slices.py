@@ -28,11 +28,13 @@ LAYOUTS = {
     "v6e_256": ("switch_xxl_128", "v6e-256", "low"),
     "v3_2048": ("switch_c_2048", "v3-2048", "full"),
     "v4_1024": ("switch_c_2048", "v4-1024", "low"),
+    "v4_512_switch_c": ("switch_c_2048", "v4-512", "low"),
     "v5p_256": ("switch_c_2048", "v5p-256", "low"),
+    "v6e_256_switch_c": ("switch_c_2048", "v6e-256", "low"),
 }
 _HEADER = (
-    "| model | layout | slice | devices | mesh | microbatches | weights, slots | needs | of | all-to-alls | FLOPs | "
-    "step, at least | effort | minutes | host |"
+    "| model | layout | slice | devices | mesh | microbatches | made again | weights, slots | needs | of | "
+    "all-to-alls | FLOPs | step, at least | effort | minutes | host |"
 )
 _GIB = 2**30
 
@@ -59,7 +61,7 @@ def compile_for(layout: str) -> None:
 
 def table() -> str:
     """Renders the table of all reports that are kept."""
-    rows = [_HEADER, "|---" * 15 + "|"]
+    rows = [_HEADER, "|---" * 16 + "|"]
     for layout, (model, accelerator_type, _) in LAYOUTS.items():
         report = json.loads((REPORTS / f"{layout}.json").read_text())
         configuration.load([f"gin/models/{model}.gin"], [])
@@ -79,6 +81,7 @@ def _row(layout: str, model: str, accelerator_type: str, report: dict, num_spars
         str(report["num_devices"]),
         " ".join(f"{name} {size}" for name, size in report["mesh"].items()),
         str(report["num_microbatches"]),
+        report["rematerialization"],
         f"{(memory['weights'] + memory['slots']) / _GIB:.2f} GiB",
         f"{memory['needed'] / _GIB:.2f} GiB",
         f"{memory['limit'] / _GIB:.2f} GiB",

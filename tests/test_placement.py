@@ -44,7 +44,9 @@ LAYOUTS = {
     "v6e_256": "switch_xxl_128",
     "v3_2048": "switch_c_2048",
     "v4_1024": "switch_c_2048",
+    "v4_512_switch_c": "switch_c_2048",
     "v5p_256": "switch_c_2048",
+    "v6e_256_switch_c": "switch_c_2048",
 }
 
 

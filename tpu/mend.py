@@ -1,4 +1,4 @@
-"""What would make a step fit that does not: more microbatches, another mesh, a larger slice. By estimate."""
+"""What would make a step fit that does not: microbatches, a mesh, rematerialization, a larger slice. By estimate."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -42,6 +42,12 @@ def mend(plan: Plan, slice_: Slice, needed: int) -> str:
                 f"{_change(plan.layout, other.layout)} (MESH_SHAPE = '{_mesh_text(other.layout)}', NUM_MICROBATCHES = "
                 f"{other.num_microbatches})"
             )
+    for other in _by_blocks(plan):
+        # Half of the activations is on the safe side.
+        kept = (needed - _held_bytes(plan)) / 2 * plan.num_microbatches / other.num_microbatches
+        if _held_bytes(other) + kept <= limit:
+            more = f" and NUM_MICROBATCHES = {other.num_microbatches}" if other is not plan else ""
+            return f"set REMATERIALIZATION = 'blocks'{more}"
     for larger in _larger_slices(slice_):
         factor = larger.num_devices // slice_.num_devices
         other = _with_data(plan, factor)
@@ -60,6 +66,12 @@ def mend(plan: Plan, slice_: Slice, needed: int) -> str:
 def _fixed_bytes(plan: Plan) -> int:
     held = layout_description(plan.config, plan.layout)["bytes_per_device"]
     return 2 * held["weights"] + held["slots"] if plan.step == TRAIN else held["weights"]
+
+
+def _held_bytes(plan: Plan) -> int:
+    """What is there in any case: gradients are whole only where microbatches add them up."""
+    held = layout_description(plan.config, plan.layout)["bytes_per_device"]
+    return held["weights"] + held["slots"] + (held["weights"] if plan.num_microbatches > 1 else 0)
 
 
 def _fits(plan: Plan) -> bool:
@@ -85,6 +97,14 @@ def _more_microbatches(plan: Plan) -> Iterator[int]:
         if _fits(dataclasses.replace(plan, num_microbatches=number)):
             yield number
         number *= 2
+
+
+def _by_blocks(plan: Plan) -> Iterator[Plan]:
+    """Yields the step with blocks that keep nothing, unless they do that already."""
+    if plan.step == TRAIN and plan.config.rematerialization != "blocks":
+        yield plan
+        for number in _more_microbatches(plan):
+            yield dataclasses.replace(plan, num_microbatches=number)
 
 
 def _home(layout: Layout) -> str | None:

