@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/switch-tf
 QUICKSTART := runs/quickstart
 BENCH := runs/bench
+# Each test file runs in one of so many processes; TensorFlow takes a gigabyte or two in each of them.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
 .PHONY: help quickstart test test-all lint format bench clean
@@ -65,10 +68,10 @@ quickstart: $(VENV)/installed
 	$(RUN) report $(QUICKSTART)/switch_tiny_8 $(QUICKSTART)/t5_tiny --output=$(QUICKSTART)
 
 test: $(VENV)/aot
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/interop $(VENV)/aot $(VENV)/cache
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -83,6 +86,7 @@ bench: $(VENV)/interop
 	$(BIN)/python -m benchmarks.feed_forward --json=$(BENCH)/feed_forward.json
 	$(BIN)/python -m benchmarks.peers --json=$(BENCH)/peers.json
 	$(BIN)/python -m benchmarks.meshes --json=$(BENCH)/meshes.json
+	$(BIN)/python -m benchmarks.rematerialization --json=$(BENCH)/rematerialization.json
 	$(BIN)/python -m benchmarks.input --json=$(BENCH)/input.json
 	$(BIN)/python -m benchmarks.plot --feed_forward=$(BENCH)/feed_forward.json --peers=$(BENCH)/peers.json \
 	  --output=$(BENCH)/speed.png

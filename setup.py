@@ -44,7 +44,7 @@ setup(
     ],
     extras_require={
         # trustme: the certificate of the bucket server that tests start.
-        "test": ["pytest>=8", "ruff", "trustme", *CLOUD],
+        "test": ["pytest>=8", "pytest-xdist", "ruff", "trustme", *CLOUD],
         # `switch-tf tpu submit` and its like.
         "cloud": CLOUD,
         # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import trustme
 
 _HOSTS = ("www.googleapis.com", "storage.googleapis.com")
-_TOKEN = "a-token"
+TOKEN = "a-token"
 _GRANULE = 1024  # Of an upload that is cut off, the server keeps a multiple of so many bytes.
 _PAGE = 10  # Entries of a listing; the service gives a thousand at once.
 
@@ -74,7 +74,7 @@ class BucketServer:
             "HTTPS_PROXY": proxy,
             "https_proxy": proxy,
             "CURL_CA_BUNDLE": self._certificate,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": _TOKEN,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": TOKEN,
         }
 
     def make(self, bucket: str, read_only: bool = False, refused: bool = False) -> None:
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
         elif fault is not None:
             self._refuse(fault.status, "We encountered an internal error. Please try again.")
-        elif self.headers.get("Authorization") != f"Bearer {_TOKEN}":
+        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._refuse(401, "Anonymous caller does not have access.")
         else:
             with server.lock:

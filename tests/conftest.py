@@ -2,6 +2,8 @@
 
 import os
 
+from tests import bucket_server
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A bucket that does not answer is asked again once, at once, not ten times over minutes.
 os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "1000")
@@ -9,13 +11,14 @@ os.environ.setdefault("GCS_RETRY_CONFIG_MAX_RETRIES", "1")
 os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "1")
 os.environ.setdefault("GCS_READ_CACHE_MAX_SIZE_MB", "64")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# TensorFlow asks once for the account's token and keeps what it gets, nothing included.
+os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = bucket_server.TOKEN
 
 import gin
 import numpy as np
 import pytest
 
 from switch_tf.model_config import ModelConfig
-from tests import bucket_server
 
 
 @pytest.fixture(autouse=True)

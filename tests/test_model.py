@@ -125,7 +125,7 @@ def test_cached_decoding_equals_teacher_forcing(tiny_config):
 def test_greedy_decoding_takes_the_best_token_and_stops_at_the_end(tiny_config):
     model = built(dataclasses.replace(tiny_config, eval_capacity_factor=4.0))
     inputs = tf.constant(random_features()["encoder_input_tokens"])
-    decoded = tf.function(lambda tokens: greedy(model, tokens, 8))(inputs).numpy()
+    decoded = tf.function(lambda tokens: greedy(model, tokens, 8), autograph=False)(inputs).numpy()
     step = np.zeros([4, 1], np.int32)
     for position in range(8):
         features = {"encoder_input_tokens": inputs, "decoder_input_tokens": tf.constant(step)}

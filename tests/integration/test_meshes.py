@@ -106,24 +106,27 @@ def test_the_stand_in_of_tpus_trains_as_one_device(single, model_dir):
     assert_same_curve(model_dir, single)
 
 
-def test_killed_on_one_mesh_a_run_goes_on_on_any(single, model_dir, tmp_path):
+@pytest.fixture(scope="module")
+def killed(single, tmp_path_factory) -> pathlib.Path:
+    """The model directory of the experiment, killed on a mesh of 4 x 2 devices; its last checkpoint is of step 4."""
+    model_dir = tmp_path_factory.mktemp("killed") / "run"
+    shutil.copytree(single / "vocabulary", model_dir / "vocabulary")
     process = runs.start(*arguments(model_dir, *DATA_4_MODEL_2))
     await_step(6, model_dir, process)
     process.kill()
     _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, err
-    others = {name: tmp_path / name for name in ("on_single", "on_data_8")}
-    for folder in others.values():
-        shutil.copytree(model_dir, folder)
-    assert "from step 4" in train(others["on_single"], *SINGLE)
-    assert_same_curve(others["on_single"], single)
-    assert "from step 4" in train(others["on_data_8"], *DATA_8)
-    assert_same_curve(others["on_data_8"], single)
+    return model_dir
+
+
+def test_killed_on_one_mesh_a_run_goes_on_on_another(single, killed, tmp_path):
+    model_dir = shutil.copytree(killed, tmp_path / "run")
+    assert "from step 4" in train(model_dir, *DATA_8)
+    assert_same_curve(model_dir, single)
     # What eight devices have learned, one device says too.
-    commands = [("evaluate", "--json"), ("predict", "--held_out=2")]
-    for command, option in commands:
+    for command, option in (("evaluate", "--json"), ("predict", "--held_out=2")):
         results = [
-            runs.run(command, f"--model_dir={others['on_data_8']}", option, *more)
+            runs.run(command, f"--model_dir={model_dir}", option, *more)
             for more in ((), ("--gin_file=gin/layouts/single.gin",))
         ]
         assert [result.returncode for result in results] == [0, 0], results
@@ -132,6 +135,18 @@ def test_killed_on_one_mesh_a_run_goes_on_on_any(single, model_dir, tmp_path):
         else:
             on_mesh, alone = (json.loads(result.stdout) for result in results)
             assert on_mesh == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_killed_on_a_mesh_a_run_goes_on_on_one_device(single, killed, tmp_path):
+    model_dir = shutil.copytree(killed, tmp_path / "run")
+    assert "from step 4" in train(model_dir, *SINGLE)
+    assert_same_curve(model_dir, single)
+
+
+@pytest.mark.slow
+def test_killed_in_one_process_a_run_goes_on_in_two(single, killed, tmp_path):
+    model_dir = shutil.copytree(killed, tmp_path / "run")
     assert "from step 4" in train_two(model_dir)
     assert_same_curve(model_dir, single)
 

@@ -52,6 +52,9 @@ def dumping(folder: pathlib.Path) -> dict[str, str]:
     }
 
 
+MESHES = ["data:8", "data:4,model:2", pytest.param("data:2,model:4", marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Runs each setting once: results(settings)."""
@@ -84,7 +87,7 @@ def assert_same(result: dict[str, np.ndarray], expected: dict[str, np.ndarray], 
         np.testing.assert_allclose(result[name] / scale, value / scale, atol=10 * rtol, err_msg=name)
 
 
-@pytest.mark.parametrize("mesh", ["data:8", "data:4,model:2", "data:2,model:4"])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_a_mesh_trains_evaluates_and_decodes_as_one_device(results, mesh):
     assert_same(results(dtensor(mesh)), results(SINGLE))
 
@@ -128,13 +131,13 @@ def test_microbatches_on_a_mesh(results, kind):
     assert counts["CollectiveAllToAllV2"] == {"none": 4, "blocks": 6}[kind] * 2
 
 
-@pytest.mark.parametrize("mesh", ["data:8", "data:4,model:2", "data:2,model:4"])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_tokens_travel_by_four_all_to_alls_for_each_sparse_layer(results, mesh):
     counts = json.loads(str(results(dtensor(mesh))["collectives"]))
     assert counts["CollectiveAllToAllV2"] == 4 * 2  # One sparse layer in each of the two stacks.
 
 
-@pytest.mark.parametrize("mesh", ["data:8", "data:4,model:2", "data:2,model:4"])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_a_device_holds_its_share_of_experts_and_slots_and_what_describe_says(results, mesh):
     result, layout = results(dtensor(mesh)), Layout.parse(mesh, rules_for(mesh))
     held = {name.removeprefix("bytes:"): int(size) for name, size in result.items() if name.startswith("bytes:")}
@@ -158,7 +161,7 @@ def test_a_device_holds_its_share_of_experts_and_slots_and_what_describe_says(re
         )
 
 
-@pytest.mark.parametrize("mesh", ["data:8", "data:4,model:2", "data:2,model:4"])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_nothing_is_gathered_in_a_training_step(results, mesh):
     """On CPUs gathers run as sums, so they are counted where DTensor splits the program; the step is the largest."""
     dumps = list(results(dtensor(mesh))["dumps"].glob("*after_DTensorSPMDExpansion*.mlir"))
@@ -167,6 +170,7 @@ def test_nothing_is_gathered_in_a_training_step(results, mesh):
     assert step.count('"tf.DTensorAllGather"') == 0
 
 
+@pytest.mark.slow
 def test_all_to_alls_move_what_gathers_would(results):
     """DTensor's all-to-all is wrong for some layouts: a whole step must not change without it."""
     settings = dtensor("data:4,model:2")
@@ -175,6 +179,7 @@ def test_all_to_alls_move_what_gathers_would(results):
     assert_same(results(settings), without, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(results, tmp_path):
     settings = dtensor("data:4,model:2") | {"logical_devices": 4}
     addresses = free_addresses(2)

@@ -166,7 +166,7 @@ def test_a_compiler_that_the_system_ends(tmp_path):
 def test_want_of_memory_does_not_make_a_slice_unknown(tmp_path, monkeypatch):
     run = precompile._run
     monkeypatch.setattr(precompile, "_run", lambda _, *more: run("tests.tpu.ended_by_the_system", *more))
-    with pytest.raises(SettingError, match="^looking v4:2x2x2 up was ended by the system"):
+    with pytest.raises(SettingError, match=r"^looking v4:2x2x2 up was ended by the system"):
         precompile._look_up(find_slice("v4:2x2x2"), tmp_path)
 
 

@@ -18,7 +18,8 @@ def prepare(config, num_microbatches=1, rate=0.02, balance_loss=1e-2):
     model = EncoderDecoder(config)
     model.build()
     optimizer = Adafactor(learning_rate=Constant(rate))
-    step = tf.function(make_train_step(model, optimizer, Objective(balance_loss=balance_loss), num_microbatches))
+    pure_step = make_train_step(model, optimizer, Objective(balance_loss=balance_loss), num_microbatches)
+    step = tf.function(pure_step, autograph=False)
     weights = [tf.identity(weight.value) for weight in model.trainable_variables]
     slots = [
         {name: tf.zeros(slot.shape) for name, slot in optimizer.slot_shapes(tuple(w.shape), w.axes).items()}
