@@ -79,8 +79,9 @@ class ModelConfig:
         experts of that kind, in the sparse blocks (App. A); "none": not.
       dispatcher: "gather" (fast) or "einsum" (the reference, and always where experts choose).
       rematerialization: which activations are made again for the gradient in the place of being kept; the results are
-        the same. "sublayers": those inside of attention, and hidden ones of feed-forward layers and experts; "blocks":
-        all but what goes from block to block, which makes the exchanges with experts' devices again as well.
+        the same up to rounding. "sublayers": those inside of attention (but of Switch attention, whose tokens would
+        travel twice), and hidden ones of feed-forward layers and their experts; "blocks": all but what goes from block
+        to block, which makes the exchanges with experts' devices again as well.
     """
 
     vocab_size: int = gin.REQUIRED

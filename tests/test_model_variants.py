@@ -151,6 +151,7 @@ def test_the_decoder_has_a_spacing_of_its_own(tiny_config):
     [
         ({"router": "swich"}, r"ModelConfig.router = 'swich' must be one of 'expert_choice'"),
         ({"sparse_layout": "middle"}, "must be one of 'all', 'bottom'"),
+        ({"rematerialization": "layers"}, "must be one of 'blocks', 'none', 'sublayers'"),
         ({"router": "expert_choice"}, "cannot serve the decoder: set ModelConfig.decoder_router = 'switch'"),
         ({"router_priority": "gate"}, "set ModelConfig.decoder_router_priority = 'position'"),
         (

@@ -49,7 +49,7 @@ def report_of(plan: Plan, slice_: Slice, effort: str, lowering: dict, compiled: 
         "step": plan.step,
         "batch_size": plan.batch_size,
         "num_microbatches": plan.num_microbatches,
-        "rematerialization": plan.config.rematerialization,
+        "rematerialization": plan.config.rematerialization if plan.step == TRAIN else "none",
         "lengths": {"inputs": plan.inputs_length, "targets": plan.targets_length},
         "fits": "error" not in compiled,
         "bytes_per_device": memory,

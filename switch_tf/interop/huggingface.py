@@ -49,7 +49,7 @@ _FAMILIES = ("switch_transformers", "t5", "mt5")
 
 # What need not survive the way there and back: how we compute or start, factors that a fixed capacity replaces, and
 # settings of which only the layers that they make sparse count.
-_FREE = {"activation_dtype", "dispatcher", "initializer_scale"}
+_FREE = {"activation_dtype", "dispatcher", "rematerialization", "initializer_scale"}
 _FREE |= {"capacity_factor", "eval_capacity_factor", "min_expert_capacity"}
 _FREE |= {"sparse_every", "decoder_sparse_every", "sparse_layout"}
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from switch_tf.layers import layer
 from switch_tf.layers.dropout import Dropout
+from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
@@ -141,24 +142,14 @@ class Attention(layer.Layer):
             weights = self.dropout(self.cast(tf.nn.softmax(logits)), axes=_WEIGHT_AXES, training=training, seed=seed)
             return tf.matmul(weights, values)
 
-        # The weights, L^2 numbers for each head, are not kept for the gradient: their memory is what limits the length,
-        # and to make them again takes about a thirtieth of a training step's time (docs/speed.md's whole model).
-        @tf.custom_gradient
-        def heads_of(query, *others):
-            def gradient(heads_gradient):
-                # Adds 0, so that no optimizer takes the second computation for the first. (tf.recompute_grad takes one
-                # element of the gradient for that, which on a mesh gathers all of it.)
-                again = query + tf.minimum(tf.abs(heads_gradient), 0)
-                with tf.GradientTape() as tape:
-                    tape.watch([again, *others])
-                    heads = product(again, *others)
-                return tape.gradient(heads, [again, *others], heads_gradient)
-
-            return product(query, *others), gradient
-
-        # One query, in decoding, has few weights.
-        compute = product if query.shape[2] == 1 else heads_of
-        heads = compute(query, self.cast(key_values.keys), self.cast(key_values.values), *biases)
+        keys, values = self.cast(key_values.keys), self.cast(key_values.values)
+        if query.shape[2] == 1:  # In decoding: few weights, and no gradient.
+            heads = product(query, keys, values, *biases)
+        else:
+            # The weights, L^2 numbers for each head, are not kept for the gradient: their memory is what limits the
+            # length, and to make them again takes about a thirtieth of a training step's time (docs/speed.md's whole
+            # model).
+            heads = rematerialized(product, [], [query], [keys, values, *biases])
         heads = axes.constrain(heads, HEAD_AXES)
         return tf.einsum("bnqk,nkm->bqm", heads, self.cast(self.out))
 

@@ -101,5 +101,5 @@ class FeedForward(layer.Layer):
 
         x = self.cast(x)
         if self.rematerialize and training:
-            return rematerialized(transformed, self.trainable_variables, [x]), None
+            return rematerialized(transformed, self.variables, [x]), None
         return transformed(x), None

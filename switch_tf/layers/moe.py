@@ -140,7 +140,7 @@ class Experts(layer.Layer):
 
         slots = self.cast(slots)
         if self.rematerialize and training:
-            return rematerialized(transformed, self.trainable_variables, [slots])
+            return rematerialized(transformed, self.variables, [slots])
         return transformed(slots)
 
     def apply_one(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:

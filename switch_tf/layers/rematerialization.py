@@ -14,10 +14,12 @@ def rematerialized(
 ):
     """Returns function(*states, *others); of what it makes inside, the gradient keeps nothing and makes it again.
 
+    Memory is saved where the tape is in the same graph as the call, as in a training step.
+
     Args:
       function: returns a nest whose first tensor has the shape of the first state. The same inputs must give the same
         outputs: noise comes from seeds.
-      weights: what it reads.
+      weights: all variables that it reads.
       states: float [..., L, M], of shapes that differ in the length L alone.
       others: what else a gradient goes to, float of any shape.
 

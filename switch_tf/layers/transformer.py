@@ -28,7 +28,11 @@ class BlockCache(NamedTuple):
 
 
 class Block(layer.Layer):
-    """Self-attention, then (in a decoder) cross-attention, then a feed-forward layer."""
+    """Self-attention, then (in a decoder) cross-attention, then a feed-forward layer.
+
+    `rematerialization` is that of `ModelConfig`; a feed-forward layer, and experts, are told by themselves
+    (`rematerialize`) whether to make their hidden activations again.
+    """
 
     def __init__(
         self,
@@ -68,12 +72,12 @@ class Block(layer.Layer):
         x: tf.Tensor,
         sublayer: layer.Layer,
         function: Callable,
-        memory: Sequence[tf.Tensor] = (),
+        other_states: Sequence[tf.Tensor] = (),
         biases: Sequence[tf.Tensor] = (),
         training: bool = False,
         seed: int | tf.Tensor = 0,
     ) -> tf.Tensor:
-        """x + dropout(function(norm(x), *memory, *biases))."""
+        """x + dropout(function(norm(x), *other_states, *biases))."""
         index = self.sublayers.index(sublayer)
 
         def transformed(x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
@@ -81,10 +85,10 @@ class Block(layer.Layer):
 
         # Not a sparse one, whose tokens would travel twice.
         if self.rematerialization == "sublayers" and training and isinstance(sublayer, MultiHeadAttention):
-            weights = [*self.norms[index].trainable_variables, *sublayer.trainable_variables]
-            y = rematerialized(transformed, weights, [x, *memory], biases)
+            weights = [*self.norms[index].variables, *sublayer.variables]
+            y = rematerialized(transformed, weights, [x, *other_states], biases)
         else:
-            y = transformed(x, *memory, *biases)
+            y = transformed(x, *other_states, *biases)
         x = x + self.dropouts[index](y, axes=STATE_AXES, training=training, seed=seed)
         return axes.constrain(x, STATE_AXES)
 
@@ -115,14 +119,15 @@ class Block(layer.Layer):
         Returns:
           ([B, L, M], the routings of sparse sub-layers by the sub-layer's name).
         """
+        has_memory = self.cross_attention is not None
 
         def transformed(x: tf.Tensor, *others: tf.Tensor) -> tuple[tf.Tensor, dict[str, Routing]]:
-            memory, biases = (None, others) if self.cross_attention is None else (others[0], others[1:])
+            memory, biases = (others[0], others[1:]) if has_memory else (None, others)
             return self._transformed(x, memory, biases, memory_bias, token_mask, training, seed, dropless)
 
-        states = [x] if memory is None else [x, memory]
+        states = [x, memory] if has_memory else [x]
         if self.rematerialization == "blocks" and training:
-            return rematerialized(transformed, self.trainable_variables, states, self_biases)
+            return rematerialized(transformed, self.variables, states, self_biases)
         return transformed(*states, *self_biases)
 
     def _transformed(
@@ -154,7 +159,7 @@ class Block(layer.Layer):
 
         x = self._residual(x, self.self_attention, attend_to_self, biases=self_biases, **noise)
         if self.cross_attention is not None:
-            x = self._residual(x, self.cross_attention, attend_to_memory, memory=[memory], **noise)
+            x = self._residual(x, self.cross_attention, attend_to_memory, other_states=[memory], **noise)
         x = self._residual(x, self.feed_forward, feed_forward, **noise)
         return x, {name: routing for name, routing in routings.items() if routing is not None}
 

@@ -91,6 +91,12 @@ def test_what_our_config_cannot_say_is_refused(name, setting, value):
         config_from_huggingface(namespace(name, **{setting: value}))
 
 
+def test_how_a_model_is_computed_need_not_be_said(tiny_config):
+    config = dataclasses.replace(tiny_config, expert_capacity=8, group_size=None)
+    changed = {"rematerialization": "blocks", "dispatcher": "einsum", "activation_dtype": "bfloat16"}
+    assert config_to_huggingface(dataclasses.replace(config, **changed)) == config_to_huggingface(config)
+
+
 def test_capacity_by_factors_is_refused(tiny_config):
     with pytest.raises(SettingError, match=r"expert_capacity = None .*to_huggingface\(model, expert_capacity=64\)"):
         config_to_huggingface(tiny_config)

@@ -1,27 +1,17 @@
-"""What is made again in the place of being kept: the same numbers, the same places on a mesh, less memory."""
+"""What is made again in the place of being kept: the same numbers. Its memory: tests/tpu."""
 
 import dataclasses
-import math
 
-import jax
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from jax._src.lib import xla_client  # Private.
 
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import Experts
 from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.model import EncoderDecoder
 from switch_tf.model_config import ModelConfig
-from switch_tf.partitioning.layout import Layout
-from switch_tf.training.adafactor import Adafactor
-from switch_tf.training.losses import Objective
 from tests.conftest import random_features
-from tpu.compiling import compile_options
-from tpu.lowering import PartitionedModule
-from tpu.program import Program, training_program
 
 KINDS = ("sublayers", "blocks")
 VARIANTS = {
@@ -30,6 +20,8 @@ VARIANTS = {
     "balance bias": {"balance_bias_rate": 1e-2},
     "attention experts": {"switch_attention": "feed_forward"},
     "bfloat16": {"activation_dtype": "bfloat16"},
+    "sampled": {"router_policy": "sample"},
+    "expert choice": {"router": "expert_choice", "decoder_router": "switch"},
     "dense": {"num_experts": 0},
 }
 
@@ -121,57 +113,3 @@ def test_what_is_not_a_tensor_passes():
         squared, name, number = rematerialized(lambda x: (tf.square(x), "name", 3), [], [x])
     assert (name, number) == ("name", 3)
     np.testing.assert_array_equal(tape.gradient(squared, x), [[2.0, 4.0]])
-
-
-def temporary_bytes(program: Program) -> int:
-    """What XLA, compiling for a CPU, needs beside the arguments."""
-    module = PartitionedModule(program, Layout.parse("data:1", "batch:data,experts:data")).module
-    devices = jax.devices("cpu")[:1]
-    executable = devices[0].client.compile_and_load(
-        module, xla_client.DeviceList(tuple(devices)), compile_options(devices)
-    )
-    return executable.get_compiled_memory_stats().temp_size_in_bytes
-
-
-def bytes_of_layers(make, shape: tuple[int, ...], rematerialize: bool) -> int:
-    """Of the gradient of eight layers one after the other."""
-    settings = {"num_experts": shape[0]} if make is Experts else {}
-    layers = [make(d_model=16, d_ff=512, rematerialize=rematerialize, name=f"n{i}", **settings) for i in range(8)]
-    for made in layers:
-        made.build()
-    weights = [weight for made in layers for weight in made.trainable_variables]
-
-    def gradients(x: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
-        with keras.StatelessScope(list(zip(weights, values))), tf.GradientTape() as tape:
-            tape.watch([x, *values])
-            y = x
-            for made in layers:
-                y += tf.nest.flatten(made(y, training=True))[0]
-            loss = tf.reduce_sum(tf.square(y))
-        return tape.gradient(loss, [x, *values])
-
-    specs = [tf.TensorSpec(shape), *(tf.TensorSpec(weight.shape) for weight in weights)]
-    axes = [(None,) * len(shape), *(weight.axes for weight in weights)]
-    return temporary_bytes(Program(gradients, specs, axes, 0))
-
-
-@pytest.mark.parametrize(("make", "shape"), [(Experts, (2, 4, 32, 16)), (FeedForward, (4, 64, 16))])
-def test_hidden_activations_are_there_one_layer_at_a_time(make, shape):
-    hidden = 4 * math.prod(shape[:-1]) * 512
-    assert bytes_of_layers(make, shape, rematerialize=False) > 8 * hidden
-    assert bytes_of_layers(make, shape, rematerialize=True) < 4 * hidden
-
-
-@pytest.mark.slow
-def test_a_training_step_needs_less_memory(tiny_config):
-    """Of eight blocks whose hidden activations are sixteen times as wide as what goes from block to block."""
-    config = dataclasses.replace(
-        tiny_config, d_model=32, d_ff=512, num_encoder_layers=4, num_decoder_layers=4, sparse_every=1, group_size=256
-    )
-    shapes = {name: feature.shape for name, feature in random_features(batch=16, inputs=64, targets=64).items()}
-    needed = {}
-    for kind in ("none", *KINDS):
-        model = EncoderDecoder(dataclasses.replace(config, rematerialization=kind))
-        model.build()
-        needed[kind] = temporary_bytes(training_program(model, Adafactor(), Objective(), shapes))
-    assert needed["blocks"] < needed["sublayers"] < 0.5 * needed["none"]

@@ -52,6 +52,7 @@ def test_replicas_give_what_one_device_gives(tmp_path):
     assert_replicas_equal_one_device(found)
 
 
+@pytest.mark.slow
 def test_replicas_accumulate_the_gradients_of_microbatches(tmp_path):
     (found,) = run_replicas([str(tmp_path / "found.npz")], "data:2", "2")
     assert_replicas_equal_one_device(found)

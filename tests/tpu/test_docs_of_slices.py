@@ -38,4 +38,5 @@ def test_a_report_is_of_the_layout_as_it_is(layout):
     assert 0 < exchanged["all-to-all"] <= exchanges_of_layer * plan.config.num_sparse_layers * plan.num_microbatches
     assert "all-gather" not in exchanged
     flops = report["flops_per_device"]
-    assert is_made_again or flops["compiled"] / flops["of_slots"] == pytest.approx(1, abs=0.15)
+    ratio = flops["compiled"] / flops["of_slots"]
+    assert 1.3 < ratio < 1.9 if is_made_again else ratio == pytest.approx(1, abs=0.15)

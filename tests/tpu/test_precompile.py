@@ -13,7 +13,7 @@ from switch_tf.main import main
 from tests.test_house import ROOT
 from tests.tpu.test_bounds import make_plan
 from tpu import precompile
-from tpu.precompile_report import report_of
+from tpu.precompile_report import report_of, report_text
 from tpu.topologies import find_slice
 
 TINY = [
@@ -197,3 +197,13 @@ def test_a_refusal_for_another_reason_than_memory_is_not_taken_for_one():
     lowering = {"seconds": 1.0, "host_bytes": 1}
     with pytest.raises(SettingError, match="not for its memory: INTERNAL: a defect"):
         report_of(make_plan(), find_slice("v4:2x2x2"), "full", lowering, compiled, None)
+
+
+@pytest.mark.parametrize(("step", "made_again"), [("train", "blocks"), ("evaluate", "none")])
+def test_a_report_says_what_is_made_again_for_a_gradient(step, made_again):
+    compiled = {"error": "RESOURCE_EXHAUSTED: Used 41.3G of 30.75G hbm", "seconds": 1.0, "host_bytes": 1}
+    plan = make_plan(step=step, rematerialization="blocks")
+    report = report_of(plan, find_slice("v4:2x2x2"), "full", {"seconds": 1.0, "host_bytes": 1}, compiled, None)
+    assert report["rematerialization"] == made_again
+    title = report_text(report).splitlines()[0]
+    assert ("tokens, blocks made again for the gradient, on v4:2x2x2" in title) == (step == "train")
