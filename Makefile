@@ -19,7 +19,7 @@ help:
 	@echo "make test-all     the slow ones too; installs torch for those against Hugging Face, and Beam"
 	@echo "make lint         ruff"
 	@echo "make format       ruff format"
-	@echo "make bench        speed, side by side with peers (installs torch; a quarter of an hour)"
+	@echo "make bench        speed, side by side with peers (installs torch; twenty minutes)"
 	@echo "make clean        remove .venv, the quick start's runs and the benchmarks' tables"
 
 # t5 brings nightlies that own the same folders as seqio and tensorflow-datasets. switch_tf looks whether they came last,
