@@ -5,6 +5,7 @@ import pytest
 from tests.tpu import fake_bucket
 from tests.tpu.fake_cloud import FakeCloud
 from tpu.cloud import Cloud
+from tpu.files import Files
 from tpu.job import Job
 from tpu.storage import open_storage
 
@@ -57,3 +58,9 @@ def job() -> Job:
         model_dir=MODEL_DIR,
         max_restarts=2,
     )
+
+
+@pytest.fixture
+def files() -> Files:
+    """What the job uploads."""
+    return Files("TRAIN_STEPS = 3\n")
