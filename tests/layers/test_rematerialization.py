@@ -1,5 +1,6 @@
 """What is made again in the place of being kept: the same numbers. Its memory: tests/tpu."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -93,17 +94,39 @@ def test_a_layer_by_itself_outside_of_a_graph(make, shape):
         np.testing.assert_allclose(again, kept, rtol=1e-6)
 
 
+def operations(config: ModelConfig, kind: str, training: bool) -> collections.Counter:
+    """Counts the operations, by what they do, of the model and, in training, of its gradient."""
+    model = EncoderDecoder(dataclasses.replace(config, rematerialization=kind))
+    model.build()
+    features = {name: tf.constant(value) for name, value in random_features().items()}
+
+    def compute(weights):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            logits, _ = model.stateless_call(weights, [], features, training=training)
+            total = tf.reduce_sum(logits)
+        return tape.gradient(total, weights) if training else total
+
+    graph = tf.function(compute, autograph=False)
+    graph = graph.get_concrete_function([tf.TensorSpec(weight.shape) for weight in model.trainable_variables]).graph
+    return collections.Counter(operation.type for operation in graph.get_operations())
+
+
 def test_outside_of_training_nothing_is_made_again(tiny_config):
-    """No gradient is asked for: the graph is that of a model that keeps everything."""
+    """The graph is that of a model that keeps everything."""
+    kept, *others = (operations(tiny_config, kind, training=False) for kind in ("none", *KINDS))
+    assert others == [kept, kept]
 
-    def operations(kind: str) -> list[str]:
-        model = EncoderDecoder(dataclasses.replace(tiny_config, rematerialization=kind))
-        model.build()
-        features = {name: tf.constant(value) for name, value in random_features().items()}
-        graph = tf.function(lambda: model(features), autograph=False).get_concrete_function().graph
-        return [operation.type for operation in graph.get_operations()]
 
-    assert operations("none") == operations("sublayers") == operations("blocks")
+def test_what_is_made_again_is_what_the_setting_says(tiny_config):
+    """By the products that a training step has more of than one that keeps everything."""
+    kept, sublayers, blocks = (operations(tiny_config, kind, training=True) for kind in ("none", *KINDS))
+    # In two stacks of two layers: projections to queries, keys, values and back, in six attentions; the two products of
+    # two dense feed-forward layers. A block has its router besides.
+    assert sublayers["Einsum"] - kept["Einsum"] == 6 * 4 + 2 * 2
+    assert blocks["Einsum"] - sublayers["Einsum"] == 2
+    # What is made to choose slots is made again with a block alone.
+    assert blocks["Cumsum"] > sublayers["Cumsum"] == kept["Cumsum"]
 
 
 def test_what_is_not_a_tensor_passes():
