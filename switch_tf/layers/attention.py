@@ -143,7 +143,7 @@ class Attention(layer.Layer):
             return tf.matmul(weights, values)
 
         keys, values = self.cast(key_values.keys), self.cast(key_values.values)
-        if query.shape[2] == 1:  # In decoding: few weights, and no gradient.
+        if query.shape[2] == 1:  # As in decoding: there are few weights.
             heads = product(query, keys, values, *biases)
         else:
             # The weights, L^2 numbers for each head, are not kept for the gradient: their memory is what limits the
