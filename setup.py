@@ -54,5 +54,5 @@ setup(
         "tpu": ["tensorflow-tpu==2.20.0", "libtpu==0.0.14"],
         "interop": ["torch", "transformers==5.23.0", "safetensors"],
     },
-    entry_points={"console_scripts": ["switch-tf=switch_tf.main:main"]},
+    entry_points={"console_scripts": ["switch-tf=switch_tf.cli.main:main"]},
 )

@@ -20,10 +20,11 @@ import tensorflow as tf
 
 from benchmarks.measuring import spread
 from benchmarks.training_steps import LONG, MODELS, SHORT, measure_in_a_process
-from switch_tf import caching, data
+from switch_tf.data import cache_writer
+from switch_tf.data.batches import training_dataset
 from tasks import multilingual, python_docs
 from tasks.vocabularies import TrainedVocabulary
-from tests.tasks import tiny_c4
+from tests.support import tiny_c4
 
 TASK = "python_docs_span_corruption"
 BATCH_SIZE = 16
@@ -45,7 +46,7 @@ def open_pipeline(name: str, lengths: dict[str, int]) -> tf.data.Iterator:
     """Opens a pipeline, and takes what is slow at its beginning out of the measurement."""
     gin.bind_parameter("Cache.use", name == "cached")
     task = "mc4" if name == "blocks" else TASK
-    iterator = iter(data.training_dataset(task, lengths, BATCH_SIZE, 0))
+    iterator = iter(training_dataset(task, lengths, BATCH_SIZE, 0))
     for _ in range(100):
         next(iterator)
     return iterator
@@ -137,7 +138,7 @@ def run() -> None:
         folder = pathlib.Path(temporary)
         TrainedVocabulary(TASK, NUM_PIECES).install(str(folder))
         gin.bind_parameter("Cache.folder", str(folder / "cache"))
-        caching.cache(TASK, splits=["train"])
+        cache_writer.cache(TASK, splits=["train"])
         write_languages(folder / "tfds")
         for lengths in (LONG, SHORT):
             pipelines += measure(lengths, options.rounds, options.batches)

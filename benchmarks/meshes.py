@@ -48,14 +48,14 @@ def measure(layout: str, settings: list[str], num_steps: int) -> dict[str, float
     """Trains on random tokens, in this process; returns seconds and bytes."""
     import numpy as np
 
-    from switch_tf import configuration
-    from switch_tf.experiment import Experiment, Run
+    from switch_tf.runs import gin_config
+    from switch_tf.runs.experiment import Experiment, Run
+    from switch_tf.runs.loop import make_update
     from switch_tf.training.adafactor import Adafactor
-    from switch_tf.training.loop import make_update
     from switch_tf.training.losses import Objective
 
     files = (*EXPERIMENT, f"gin/layouts/{layout}.gin")
-    configuration.load(files, [*SETTINGS, *settings])
+    gin_config.load(files, [*SETTINGS, *settings])
     experiment = Experiment()
     engine = experiment.make_engine()
     with engine.scope():

@@ -100,13 +100,13 @@ def ours(num_experts: int, folder: str) -> dict:
     """Our step and generation, as functions without arguments; reads Hugging Face's weights."""
     import tensorflow as tf
 
-    from switch_tf.decoding import greedy
+    from switch_tf.decoding.greedy import greedy
     from switch_tf.interop.huggingface_weights import load_weights
-    from switch_tf.model import EncoderDecoder
-    from switch_tf.model_config import ModelConfig
+    from switch_tf.models.config import ModelConfig
+    from switch_tf.models.encoder_decoder import EncoderDecoder
     from switch_tf.partitioning.engine import SingleEngine
+    from switch_tf.runs.loop import make_update
     from switch_tf.training.adafactor import Adafactor
-    from switch_tf.training.loop import make_update
     from switch_tf.training.losses import Objective
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
@@ -147,7 +147,7 @@ SYSTEMS = {"huggingface": theirs, "switch_tf": ours}
 # What a process loads before it makes anything.
 LIBRARIES = {
     "huggingface": "transformers.models.switch_transformers.modeling_switch_transformers",
-    "switch_tf": "switch_tf.training.loop",
+    "switch_tf": "switch_tf.runs.loop",
 }
 
 

@@ -11,7 +11,7 @@ import pathlib
 
 from benchmarks.measuring import spread
 from benchmarks.meshes import Row, run
-from switch_tf.model_config import REMATERIALIZATIONS
+from switch_tf.models.config import REMATERIALIZATIONS
 
 # switch_tiny_8, deeper, on long sequences: activations are most of its memory.
 SETTINGS = (

@@ -42,15 +42,15 @@ MODELS = (
 
 def measure(model: Model, folder: str) -> dict[str, list[float]]:
     """Trains in this process, on the text as `stock` reads it; returns each step's seconds, and those it waited."""
-    from switch_tf import configuration
-    from switch_tf.experiment import Experiment, Run
+    from switch_tf.runs import gin_config
+    from switch_tf.runs.experiment import Experiment, Run
+    from switch_tf.runs.loop import make_update
     from switch_tf.training.adafactor import Adafactor
-    from switch_tf.training.loop import make_update
     from switch_tf.training.losses import Objective
 
     files = (f"gin/models/{model.name}.gin", "gin/runs/quickstart.gin")
     settings = {"MODEL_DIR": folder, "BATCH_SIZE": model.batch_size, "TASK_FEATURE_LENGTHS": model.lengths}
-    configuration.load(files, [f"{name} = {value!r}" for name, value in settings.items()])
+    gin_config.load(files, [f"{name} = {value!r}" for name, value in settings.items()])
     experiment = Experiment()
     engine = experiment.make_engine()
     experiment.install_vocabulary()

@@ -4,8 +4,8 @@ import os
 
 import gin
 
+from switch_tf.data.text_files import Patterns
 from switch_tf.errors import SettingError
-from switch_tf.text_files import Patterns
 from tasks.files import SPLITS, ConfiguredFiles
 from tasks.pretraining import add_span_corruption_task
 from tasks.tfds_source import PreparedTfds, same_splits

@@ -8,7 +8,7 @@ import gin
 import seqio
 import tensorflow as tf
 
-from switch_tf.text_files import Patterns, matching_files, read_documents
+from switch_tf.data.text_files import Patterns, matching_files, read_documents
 from tasks.pretraining import add_span_corruption_task
 
 SPLITS = ("train", "validation")

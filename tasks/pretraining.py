@@ -7,8 +7,8 @@ import seqio
 import t5.data.preprocessors
 import tensorflow as tf
 
+from switch_tf.data.text_files import Patterns, read_documents
 from switch_tf.errors import SettingError
-from switch_tf.text_files import Patterns, read_documents
 from tasks.vocabularies import RunVocabulary
 
 NOISE_DENSITY = 0.15

@@ -11,8 +11,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from switch_tf import storage
-from switch_tf.errors import SettingError
-from switch_tf.vocabulary import (
+from switch_tf.data.sentencepiece import (
     MAX_CHARACTERS,
     NUM_SENTINELS,
     first_texts,
@@ -20,6 +19,7 @@ from switch_tf.vocabulary import (
     texts_of_task,
     train_sentencepiece,
 )
+from switch_tf.errors import SettingError
 
 _SENTINEL = re.compile("▁?<extra_id_[0-9]+>")
 

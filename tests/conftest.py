@@ -2,7 +2,7 @@
 
 import os
 
-from tests import bucket_server
+from tests.support import bucket_server
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A bucket that does not answer is asked again once, at once, not ten times over minutes.
@@ -18,7 +18,7 @@ import gin
 import numpy as np
 import pytest
 
-from switch_tf.model_config import ModelConfig
+from switch_tf.models.config import ModelConfig
 
 
 @pytest.fixture(autouse=True)

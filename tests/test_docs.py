@@ -10,12 +10,13 @@ import shlex
 
 import pytest
 
-import switch_tf.training.loop  # noqa: F401 (registers `train`)
-from switch_tf import arguments, configuration
-from switch_tf import main as command_line
+import switch_tf.runs.loop  # noqa: F401 (registers `train`)
+from switch_tf.cli import flags
+from switch_tf.cli import main as command_line
 from switch_tf.layers.routing import expert_capacity
-from switch_tf.model import EncoderDecoder
-from switch_tf.model_config import ModelConfig
+from switch_tf.models.config import ModelConfig
+from switch_tf.models.encoder_decoder import EncoderDecoder
+from switch_tf.runs import gin_config
 from switch_tf.training.losses import Objective
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -104,7 +105,7 @@ def examples() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("example", examples(), ids=" ".join)
 def test_examples_make_models(example):
     bindings = [binding.removeprefix("--gin.").replace("'", "") for binding in example]
-    configuration.load([str(ROOT / "gin" / "models" / "switch_tiny_8.gin")], bindings)
+    gin_config.load([str(ROOT / "gin" / "models" / "switch_tiny_8.gin")], bindings)
     EncoderDecoder(ModelConfig())
     Objective()
 
@@ -122,7 +123,7 @@ def test_tables_are_whole():
 
 
 def test_the_picture_shows_figure_3():
-    spec = importlib.util.spec_from_file_location("draw_routing", ROOT / "docs" / "images" / "draw_routing.py")
+    spec = importlib.util.spec_from_file_location("draw_routing", ROOT / "tools" / "draw_routing.py")
     draw_routing = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(draw_routing)
     for capacity_factor, capacity, dropped in ((1.0, 2, ["fox"]), (1.5, 3, [])):
@@ -142,8 +143,8 @@ def commands_of(document: str) -> list[str]:
 
 @pytest.mark.parametrize("command", commands_of("data.md"))
 def test_commands_about_data_can_be_given(command):
-    bindings, others = arguments.split_bindings(shlex.split(command)[1:])
+    bindings, others = flags.split_bindings(shlex.split(command)[1:])
     options = command_line.make_parser().parse_args(others)
     if options.gin_file:
-        configuration.load(options.gin_file, bindings)
-        configuration.check_required(but=("MODEL_DIR",))
+        gin_config.load(options.gin_file, bindings)
+        gin_config.check_required(but=("MODEL_DIR",))

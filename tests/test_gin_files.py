@@ -4,10 +4,10 @@ import pathlib
 
 import pytest
 
-import switch_tf.training.loop  # noqa: F401 (registers `train`)
-from switch_tf import configuration
-from switch_tf.experiment import Experiment
-from switch_tf.model_config import ModelConfig
+import switch_tf.runs.loop  # noqa: F401 (registers `train`)
+from switch_tf.models.config import ModelConfig
+from switch_tf.runs import gin_config
+from switch_tf.runs.experiment import Experiment
 
 GIN = pathlib.Path(__file__).parents[1] / "gin"
 MODELS = sorted(path.stem for path in (GIN / "models").glob("*.gin"))
@@ -28,8 +28,8 @@ def test_models_and_runs_compose(model, run):
     bindings = ['MODEL_DIR = "unused"', 'MIXTURE_OR_TASK = "unused"', "Experiment.model = @ModelConfig()"]
     if run == "finetune":
         bindings.append('INITIAL_CHECKPOINT = "unused"')
-    configuration.load([f"gin/models/{model}.gin", f"gin/runs/{run}.gin"], bindings)
-    configuration.check_required(but=("TRAIN_FILES",))
+    gin_config.load([f"gin/models/{model}.gin", f"gin/runs/{run}.gin"], bindings)
+    gin_config.check_required(but=("TRAIN_FILES",))
     experiment = Experiment()
     assert experiment.model == ModelConfig()
     assert experiment.batch_size == RUNS[run]
@@ -38,14 +38,14 @@ def test_models_and_runs_compose(model, run):
 
 @pytest.mark.parametrize("precision", sorted(path.stem for path in (GIN / "precision").glob("*.gin")))
 def test_precisions_compose_with_models(precision):
-    configuration.load(["gin/models/switch_base_8.gin", f"gin/precision/{precision}.gin"], [])
+    gin_config.load(["gin/models/switch_base_8.gin", f"gin/precision/{precision}.gin"], [])
     config = ModelConfig()
     dtypes = {"float32": ("float32",) * 2, "bfloat16": ("bfloat16",) * 2, "selective": ("bfloat16", "float32")}
     assert (config.activation_dtype, config.router_dtype) == dtypes[precision]
 
 
 def config_of(model: str) -> ModelConfig:
-    configuration.load([f"gin/models/{model}.gin"], [])
+    gin_config.load([f"gin/models/{model}.gin"], [])
     return ModelConfig()
 
 
@@ -62,7 +62,7 @@ def test_released_switch_settings():
 def test_quick_start_compares_models_that_differ_in_experts_alone():
     configs = []
     for model in ("switch_tiny_8", "t5_tiny"):
-        configuration.load([f"gin/models/{model}.gin", "gin/runs/quickstart.gin"], [])
+        gin_config.load([f"gin/models/{model}.gin", "gin/runs/quickstart.gin"], [])
         configs.append(ModelConfig())
     sparse, dense = configs
     shape = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_encoder_layers", "num_decoder_layers")

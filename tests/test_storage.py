@@ -13,17 +13,19 @@ import pytest
 import seqio
 import tensorflow as tf
 
-import tests.tiny_task
-from switch_tf import caching, data, storage, text_files, vocabulary
+import tests.support.tiny_task
+from switch_tf import storage
+from switch_tf.checkpoints import tensor_bundle
+from switch_tf.checkpoints.folder import CheckpointFolder, find_checkpoint
+from switch_tf.checkpoints.tensor_bundle import Piece
+from switch_tf.checkpoints.writer import CheckpointWriter
+from switch_tf.data import cache_writer, sentencepiece, text_files
+from switch_tf.data.batches import training_dataset
 from switch_tf.errors import SettingError
 from switch_tf.partitioning.engine import SingleEngine
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import Processes
-from switch_tf.training import state_files
-from switch_tf.training.checkpoints import CheckpointFolder, find_checkpoint
-from switch_tf.training.records import CsvRecord, RunRecorder
-from switch_tf.training.saving import CheckpointWriter
-from switch_tf.training.state_files import Piece
+from switch_tf.runs.recorder import CsvRecord, RunRecorder
 from tasks import vocabularies
 from tasks.pretraining import add_span_corruption_task
 from tasks.pretraining import text_files as source_of_files
@@ -35,9 +37,9 @@ VALUES = np.arange(200_000, dtype=np.float32)
 SECOND_PROCESS = """
 import sys
 import numpy as np
-from switch_tf.training import state_files
-from switch_tf.training.state_files import Piece
-state_files.write_part(sys.argv[1], 1, [Piece("table", "4 2,2", np.array([3.0, 4.0], np.float32))])
+from switch_tf.checkpoints import tensor_bundle
+from switch_tf.checkpoints.tensor_bundle import Piece
+tensor_bundle.write_part(sys.argv[1], 1, [Piece("table", "4 2,2", np.array([3.0, 4.0], np.float32))])
 """
 
 
@@ -76,7 +78,7 @@ def test_checkpoints_are_kept_found_and_removed(buckets, bucket):
     assert folder.steps() == [20, 30]
     assert not buckets.names(bucket, "run/checkpoints/step_00000010")
     found, step = find_checkpoint(f"gs://{bucket}/run/")
-    np.testing.assert_array_equal(state_files.read(found.prefix(step), "table", tf.float32), VALUES)
+    np.testing.assert_array_equal(tensor_bundle.read(found.prefix(step), "table", tf.float32), VALUES)
     for initial in (f"gs://{bucket}/none", f"gs://{bucket}/run/checkpoints/step_00000010"):
         with pytest.raises(SettingError, match=f"INITIAL_CHECKPOINT = 'gs://{bucket}/.* holds no checkpoint"):
             find_checkpoint(initial)
@@ -85,7 +87,7 @@ def test_checkpoints_are_kept_found_and_removed(buckets, bucket):
 def test_without_its_manifest_an_upload_is_no_checkpoint_and_is_replaced(buckets, bucket):
     folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints")
     save(folder, 10)
-    state_files.write_part(folder.prefix(20), 3, [Piece("table", "", VALUES)])
+    tensor_bundle.write_part(folder.prefix(20), 3, [Piece("table", "", VALUES)])
     assert folder.steps() == [10]
     save(folder, 20)
     assert folder.steps() == [10, 20]
@@ -104,7 +106,7 @@ def test_two_processes_write_the_parts_of_a_checkpoint(buckets, bucket):
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
     writer.wait()
     assert folder.steps() == [10]
-    np.testing.assert_array_equal(state_files.read(folder.prefix(10), "table", tf.float32), [1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_array_equal(tensor_bundle.read(folder.prefix(10), "table", tf.float32), [1.0, 2.0, 3.0, 4.0])
     assert not [name for name in buckets.names(bucket) if "part" in name]
 
 
@@ -112,7 +114,7 @@ def test_an_upload_that_is_cut_off_goes_on_where_it_was(buckets, bucket):
     folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints")
     buckets.fail("PUT", "data-00000", 1, status=None)
     save(folder, 10)
-    np.testing.assert_array_equal(state_files.read(folder.prefix(10), "table", tf.float32), VALUES)
+    np.testing.assert_array_equal(tensor_bundle.read(folder.prefix(10), "table", tf.float32), VALUES)
     sent = [request.sent for request in buckets.requests() if request.method == "PUT" and "data-0" in request.path]
     assert sent[0] == 0 and 0 < sent[1] < VALUES.nbytes  # Asked how much has come, then the rest.
 
@@ -221,7 +223,7 @@ def test_a_disk_has_no_copies(tmp_path):
 def put_documents(buckets, bucket: str, num_files: int) -> None:
     """Files of three documents each, beside a folder and a file of another kind."""
     for number in range(num_files):
-        documents = [" ".join(topic.split()) for topic in tests.tiny_task.TOPICS[3 * number : 3 * number + 3]]
+        documents = [" ".join(topic.split()) for topic in tests.support.tiny_task.TOPICS[3 * number : 3 * number + 3]]
         lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
         buckets.put(bucket, f"text/train-{number:02d}.jsonl", lines.encode())
     buckets.put(bucket, "text/train-folder.jsonl/other.txt", b"no document\n")
@@ -233,7 +235,7 @@ def test_data_files_by_pattern(buckets, bucket):
     files = text_files.matching_files(f"gs://{bucket}/text/train-*.jsonl", "TRAIN_FILES")
     assert files == [f"gs://{bucket}/text/train-{number:02d}.jsonl" for number in range(12)]
     texts = [example["text"] for example in text_files.read_documents(tf.constant(files[-1]))]
-    assert texts == [" ".join(topic.split()).encode() for topic in tests.tiny_task.TOPICS[33:36]]
+    assert texts == [" ".join(topic.split()).encode() for topic in tests.support.tiny_task.TOPICS[33:36]]
     for pattern, reason in (
         (f"gs://{bucket}/no/*", "matches no file"),
         ("gs://none/*.txt", ": there is no bucket 'none'"),
@@ -245,18 +247,18 @@ def test_data_files_by_pattern(buckets, bucket):
 
 def test_a_vocabulary_and_a_cache_in_a_bucket(buckets, bucket):
     put_documents(buckets, bucket, 3)
-    vocabulary.make_vocabulary(f"gs://{bucket}/mine.model", 400, files=[f"gs://{bucket}/text/*.jsonl"])
+    sentencepiece.make_vocabulary(f"gs://{bucket}/mine.model", 400, files=[f"gs://{bucket}/text/*.jsonl"])
     with pytest.raises(
         SettingError, match=r"--output=gs://read-only/mine.model cannot be written: .*refuses this account"
     ):
-        vocabulary.make_vocabulary("gs://read-only/mine.model", 400, files=[f"gs://{bucket}/text/train-00.jsonl"])
+        sentencepiece.make_vocabulary("gs://read-only/mine.model", 400, files=[f"gs://{bucket}/text/train-00.jsonl"])
 
     files = source_of_files({"train": f"gs://{bucket}/text/train-??.jsonl"})
     add_span_corruption_task("test_span_corruption_in_a_bucket", files)
     before = list(seqio.get_global_cache_dirs())
     try:
         gin.bind_parameter("Cache.folder", f"gs://{bucket}/cache")
-        caching.cache(
+        cache_writer.cache(
             "test_span_corruption_in_a_bucket",
             vocabulary=vocabularies.VocabularyFile(f"gs://{bucket}/mine.model"),
             min_shards=1,
@@ -265,12 +267,10 @@ def test_a_vocabulary_and_a_cache_in_a_bucket(buckets, bucket):
         assert len(names) == 3 + len(("COMPLETED", "vocabularies.json", "info.train.json", "stats.train.json"))
         gin.bind_parameter("Cache.use", True)
         lengths = {"inputs": 32, "targets": 10}
-        (batch,) = (
-            data.training_dataset("test_span_corruption_in_a_bucket", lengths, 8, seed=0).take(1).as_numpy_iterator()
-        )
+        (batch,) = training_dataset("test_span_corruption_in_a_bucket", lengths, 8, seed=0).take(1).as_numpy_iterator()
         assert batch["decoder_target_tokens"].shape == (8, 10) and (batch["decoder_target_tokens"] > 0).any()
         gin.bind_parameter("Cache.folder", "gs://read-only/cache")
         with pytest.raises(SettingError, match=r"CACHE_DIR = 'gs://read-only/cache' .* refuses this account"):
-            caching.cache("test_span_corruption_in_a_bucket")
+            cache_writer.cache("test_span_corruption_in_a_bucket")
     finally:
         seqio.set_global_cache_dirs(before)

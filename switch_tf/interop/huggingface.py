@@ -21,8 +21,8 @@ import numpy as np
 
 from switch_tf.errors import SettingError
 from switch_tf.interop.huggingface_weights import load_weights, to_their_weights, token_table_copies
-from switch_tf.model import EncoderDecoder, weight_name
-from switch_tf.model_config import ModelConfig
+from switch_tf.models.config import ModelConfig
+from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 
 # Ours and theirs, where the two mean the same.
 _SETTINGS = {

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from switch_tf.errors import SettingError
-from switch_tf.model import EncoderDecoder, weight_name
-from switch_tf.model_config import ModelConfig
+from switch_tf.models.config import ModelConfig
+from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 
 # Ours, theirs, and how many leading axes of ours are the inputs of a matrix: theirs is [outputs, inputs], all heads in
 # one axis. 0: the same array. {ff} is the feed-forward layer's place in a block, {mlp} its name; the matrices of all

@@ -13,19 +13,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from switch_tf import configuration, data, storage
-from switch_tf.describe import description, human
+from switch_tf import storage
+from switch_tf.data.batches import evaluation_batches, training_dataset
 from switch_tf.errors import SettingError
-from switch_tf.evaluation import unigram_neg_log_perplexity
-from switch_tf.experiment import Experiment, read_description
-from switch_tf.training.records import read_csv
+from switch_tf.evaluation.likelihood import unigram_neg_log_perplexity
+from switch_tf.planning.costs import description, human
+from switch_tf.runs import gin_config
+from switch_tf.runs.experiment import Experiment, read_description
+from switch_tf.runs.recorder import read_csv
 
 # Enough targets for a unigram model's frequencies to settle.
 _UNIGRAM_BATCHES = 100
 
 
 def _experiment(model_dir: str) -> Experiment:
-    configuration.load([], [f"MODEL_DIR = {model_dir!r}"], recorded=read_description(model_dir))
+    gin_config.load([], [f"MODEL_DIR = {model_dir!r}"], recorded=read_description(model_dir))
     experiment = Experiment()
     experiment.install_vocabulary()
     return experiment
@@ -33,8 +35,8 @@ def _experiment(model_dir: str) -> Experiment:
 
 def _unigram(experiment: Experiment) -> float:
     name, lengths, size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
-    train = data.training_dataset(name, lengths, size, experiment.seed).as_numpy_iterator()
-    held_out = data.evaluation_batches(name, lengths, size, None)
+    train = training_dataset(name, lengths, size, experiment.seed).as_numpy_iterator()
+    held_out = evaluation_batches(name, lengths, size, None)
     return unigram_neg_log_perplexity(itertools.islice(train, _UNIGRAM_BATCHES), held_out, experiment.model.vocab_size)
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from switch_tf.errors import SettingError
 from switch_tf.layers.embedding import first_highest
 from switch_tf.layers.routing import Routing
-from switch_tf.model import ModelOutput
+from switch_tf.models.encoder_decoder import ModelOutput
 
 
 @gin.configurable

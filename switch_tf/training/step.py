@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from switch_tf.layers import randomness
 from switch_tf.layers.routing import RoutingMetrics
-from switch_tf.model import EncoderDecoder, weight_name
+from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 from switch_tf.partitioning import axes as axis_names
 from switch_tf.partitioning.axes import Axes
 from switch_tf.training.adafactor import Adafactor

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from switch_tf import configuration, storage
-from switch_tf import main as command_line
-from switch_tf.experiment import Experiment, Run
-from tests.integration import runs
+from switch_tf import storage
+from switch_tf.cli import main as command_line
+from switch_tf.runs import gin_config
+from switch_tf.runs.experiment import Experiment, Run
+from tests.support import launch
 
 SETTINGS = ("TRAIN_STEPS=8", "CHECKPOINT_PERIOD=3", "EVAL_PERIOD=4", "LOG_PERIOD=1")
 RUN = "gs://runs/tiny"
@@ -19,21 +20,21 @@ RUN = "gs://runs/tiny"
 # Ends the process when the checkpoint of a step has been uploaded in parts, and its rows: there is no manifest.
 KILL_WHILE_SAVING = """
 import os, signal
-from switch_tf.training import state_files
-merge_parts = state_files.merge_parts
+from switch_tf.checkpoints import tensor_bundle
+merge_parts = tensor_bundle.merge_parts
 def killed(prefix, num_processes):
     if "step_00000006" in prefix:
         os.kill(os.getpid(), signal.SIGKILL)
     merge_parts(prefix, num_processes)
-state_files.merge_parts = killed
+tensor_bundle.merge_parts = killed
 """
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _at_the_root():
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(runs.ROOT)
-        patch.syspath_prepend(str(runs.ROOT))
+        patch.chdir(launch.ROOT)
+        patch.syspath_prepend(str(launch.ROOT))
         yield
 
 
@@ -64,7 +65,7 @@ def fails(capsys, *words: str) -> str:
 def local(tmp_path_factory, _at_the_root) -> pathlib.Path:
     """The model directory of the same run on a disk, which nobody disturbed."""
     model_dir = tmp_path_factory.mktemp("local") / "tiny"
-    main(*runs.arguments(model_dir, *SETTINGS))
+    main(*launch.arguments(model_dir, *SETTINGS))
     return model_dir
 
 
@@ -74,19 +75,19 @@ def resumed(buckets, local) -> dict[str, str]:
     buckets.make("runs")
     vocabulary = "vocabulary/sentencepiece.model"
     buckets.put("runs", f"tiny/{vocabulary}", (local / vocabulary).read_bytes())
-    killed = runs.run(*runs.arguments(RUN, *SETTINGS), program=KILL_WHILE_SAVING)
+    killed = launch.run(*launch.arguments(RUN, *SETTINGS), program=KILL_WHILE_SAVING)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     names = ("metrics.csv", "eval.csv", "experts.csv")
     before = {name: buckets.content("runs", f"tiny/{name}").decode() for name in names}
-    main(*runs.arguments(RUN, *SETTINGS))
+    main(*launch.arguments(RUN, *SETTINGS))
     return before
 
 
 def test_killed_and_resumed_in_a_bucket_it_is_the_run_on_a_disk(buckets, resumed, local):
     # What the killed run did after its only checkpoint was in the bucket already.
-    assert list(runs.losses_of(resumed["metrics.csv"])) == ["1", "2", "3", "4", "5", "6"]
+    assert list(launch.losses_of(resumed["metrics.csv"])) == ["1", "2", "3", "4", "5", "6"]
     assert resumed["eval.csv"].count("\n") == 2
-    assert runs.losses_of(buckets.content("runs", "tiny/metrics.csv").decode()) == runs.losses(local)
+    assert launch.losses_of(buckets.content("runs", "tiny/metrics.csv").decode()) == launch.losses(local)
     for name in ("eval.csv", "experts.csv"):
         assert buckets.content("runs", f"tiny/{name}").decode() == (local / name).read_text()
 
@@ -129,8 +130,8 @@ def test_every_command_reads_it(buckets, resumed, local, capsys):
 def test_a_bucket_that_is_not_there_or_refuses(capsys, bucket, reason):
     model_dir = f"gs://{bucket}/tiny"
     commands = (
-        runs.arguments(model_dir),
-        ["evaluate", *runs.TINY, f'--gin.MODEL_DIR="{model_dir}"'],
+        launch.arguments(model_dir),
+        ["evaluate", *launch.TINY, f'--gin.MODEL_DIR="{model_dir}"'],
         ["predict", f"--model_dir={model_dir}", "<extra_id_0>"],
         ["report", model_dir],
     )
@@ -139,7 +140,7 @@ def test_a_bucket_that_is_not_there_or_refuses(capsys, bucket, reason):
 
 
 def test_a_bucket_that_may_only_be_read(capsys):
-    said = fails(capsys, *runs.arguments("gs://read-only/tiny"))
+    said = fails(capsys, *launch.arguments("gs://read-only/tiny"))
     assert said.startswith(
         "MODEL_DIR cannot be written (gs://read-only/tiny/vocabulary/sentencepiece.model): the bucket"
     )
@@ -149,7 +150,7 @@ def test_a_bucket_that_may_only_be_read(capsys):
 def test_a_run_that_cannot_see_its_checkpoints_does_not_begin_anew(buckets, resumed, capsys):
     before = {name: buckets.content("runs", name) for name in buckets.names("runs", "tiny/")}
     buckets.fail("GET", "prefix=tiny/checkpoints/", 1000)
-    said = fails(capsys, *runs.arguments(RUN, *SETTINGS, "TRAIN_STEPS=9"))
+    said = fails(capsys, *launch.arguments(RUN, *SETTINGS, "TRAIN_STEPS=9"))
     assert said.startswith(f"MODEL_DIR = '{RUN}': the bucket 'runs' does not answer, also when asked again (HTTP resp")
     assert said.endswith("run the same command again once it does.")
     assert before == {name: buckets.content("runs", name) for name in buckets.names("runs", "tiny/")}
@@ -157,7 +158,7 @@ def test_a_run_that_cannot_see_its_checkpoints_does_not_begin_anew(buckets, resu
 
 def test_an_initial_checkpoint_in_a_bucket(resumed, tmp_path, local):
     initial = (f'InitialVocabulary.checkpoint = "{RUN}"', "VOCABULARY = @InitialVocabulary()")
-    configuration.load(["tests/tiny.gin"], [f"MODEL_DIR = '{tmp_path}'", *initial])
+    gin_config.load(["tests/support/tiny.gin"], [f"MODEL_DIR = '{tmp_path}'", *initial])
     experiment = Experiment()
     experiment.install_vocabulary()
     run = Run(experiment)

@@ -7,10 +7,10 @@ import shutil
 import gin
 import pytest
 
-import tests.tiny_task
-from switch_tf import main as command_line
+import tests.support.tiny_task
+from switch_tf.cli import main as command_line
 from tasks.vocabularies import train_sentencepiece
-from tests.integration import runs
+from tests.support import launch
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.syspath_prepend(str(ROOT))
-        command_line.main(runs.arguments(model_dir))
+        command_line.main(launch.arguments(model_dir))
     return model_dir
 
 
@@ -110,7 +110,7 @@ def test_describe_reads_a_model_directory(trained, capsys):
 def test_report_compares_runs(trained, capsys, tmp_path):
     dense = tmp_path / "dense"
     shutil.copytree(trained / "vocabulary", dense / "vocabulary")
-    command_line.main(runs.arguments(dense, "ModelConfig.num_experts=0"))
+    command_line.main(launch.arguments(dense, "ModelConfig.num_experts=0"))
     out = call(capsys, "report", str(trained), str(dense), f"--output={tmp_path}")
     assert "unigram model" in out and "tiny" in out and "dense" in out
     for name in ("loss.png", "experts.png"):
@@ -119,7 +119,7 @@ def test_report_compares_runs(trained, capsys, tmp_path):
 
 def test_training_a_finished_run_changes_nothing(trained, capsys):
     before = (trained / "metrics.csv").read_text()
-    assert "nothing to do" in call(capsys, *runs.arguments(trained))
+    assert "nothing to do" in call(capsys, *launch.arguments(trained))
     assert (trained / "metrics.csv").read_text() == before
 
 
@@ -146,7 +146,7 @@ def test_training_a_finished_run_changes_nothing(trained, capsys):
     ],
 )
 def test_a_wrong_setting_is_one_line_before_the_first_step(capsys, tmp_path, bindings, message):
-    assert message in fails(capsys, *runs.arguments(tmp_path / "run", *bindings))
+    assert message in fails(capsys, *launch.arguments(tmp_path / "run", *bindings))
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
@@ -162,8 +162,8 @@ def test_a_wrong_setting_is_one_line_before_the_first_step(capsys, tmp_path, bin
     ],
 )
 def test_every_option_trains(capsys, tmp_path, binding):
-    command_line.main(runs.arguments(tmp_path / "run", binding, "TRAIN_STEPS=12"))
-    rows = list(runs.losses(tmp_path / "run").values())
+    command_line.main(launch.arguments(tmp_path / "run", binding, "TRAIN_STEPS=12"))
+    rows = list(launch.losses(tmp_path / "run").values())
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
 
@@ -175,7 +175,7 @@ def test_a_missing_gin_file_is_one_line(capsys):
 def test_another_model_in_the_directory_is_refused_and_left_alone(trained, capsys):
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     for binding in ("NUM_EXPERTS=8", "ModelConfig.num_experts=0", "ModelConfig.d_ff=128"):
-        message = fails(capsys, *runs.arguments(trained, binding, "TRAIN_STEPS=20"))
+        message = fails(capsys, *launch.arguments(trained, binding, "TRAIN_STEPS=20"))
         assert "holds another model" in message and "use another MODEL_DIR" in message
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
@@ -185,7 +185,7 @@ def test_another_model_in_the_directory_is_refused_and_left_alone(trained, capsy
     ["SEED=1", "BATCH_SIZE=16", "NUM_DATA_SHARDS=2", 'TASK_FEATURE_LENGTHS={"inputs": 64, "targets": 16}'],
 )
 def test_other_data_in_the_directory_are_refused(trained, capsys, binding):
-    message = fails(capsys, *runs.arguments(trained, binding, "TRAIN_STEPS=20"))
+    message = fails(capsys, *launch.arguments(trained, binding, "TRAIN_STEPS=20"))
     assert f"holds a run with {binding.split('=')[0]} = " in message and "set it back" in message
 
 
@@ -193,8 +193,8 @@ def test_another_vocabulary_in_the_directory_is_refused(trained, capsys, tmp_pat
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     path = copy / "vocabulary" / "sentencepiece.model"
-    path.write_bytes(train_sentencepiece(tests.tiny_task.TOPICS, 390))
-    message = fails(capsys, *runs.arguments(copy, "TRAIN_STEPS=20"))
+    path.write_bytes(train_sentencepiece(tests.support.tiny_task.TOPICS, 390))
+    message = fails(capsys, *launch.arguments(copy, "TRAIN_STEPS=20"))
     assert "is not the vocabulary that the checkpoint of step 12 was trained with" in message
 
 
@@ -203,11 +203,11 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(trained, capsys, tmp_pat
     shutil.copytree(trained, copy)
     (data,) = (copy / "checkpoints" / "step_00000012").glob("state.data*")
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-    message = fails(capsys, *runs.arguments(copy, "TRAIN_STEPS=20"))
+    message = fails(capsys, *launch.arguments(copy, "TRAIN_STEPS=20"))
     assert "step_00000012 is damaged: delete that folder to resume from step 8" in message
     shutil.rmtree(data.parent)
-    command_line.main(runs.arguments(copy, "TRAIN_STEPS=13"))
-    assert list(runs.losses(copy)) == [str(step) for step in range(1, 14)]
+    command_line.main(launch.arguments(copy, "TRAIN_STEPS=13"))
+    assert list(launch.losses(copy)) == [str(step) for step in range(1, 14)]
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(trained, capsys, tmp_path):
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(trained, capsys, tmp_path
     manifest = json.loads(path.read_text())
     assert manifest.pop("format") == 2
     path.write_text(json.dumps(manifest))
-    for arguments in (runs.arguments(copy, "TRAIN_STEPS=20"), ["evaluate", f"--model_dir={copy}"]):
+    for arguments in (launch.arguments(copy, "TRAIN_STEPS=20"), ["evaluate", f"--model_dir={copy}"]):
         message = fails(capsys, *arguments)
         assert "step_00000012 was made by another version of switch_tf: finish the run with that version" in message
 
@@ -227,7 +227,7 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(trained, tmp_path):
     shutil.copytree(trained, copy)
     complete = (copy / "eval.csv").read_text()
     (copy / "eval.csv").write_text("".join(complete.splitlines(keepends=True)[:-1]))  # As if stopped at step 12.
-    command_line.main(runs.arguments(copy, "TRAIN_STEPS=13"))
+    command_line.main(launch.arguments(copy, "TRAIN_STEPS=13"))
     assert (copy / "eval.csv").read_text().startswith(complete)
     assert [line.split(",")[0] for line in (copy / "eval.csv").read_text().splitlines()] == ["step", "6", "12", "13"]
 
@@ -235,14 +235,14 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(trained, tmp_path):
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(capsys, tmp_path, monkeypatch):
     """The kernel refuses files over a size, as it refuses all when the disk is full: with an error from `write`."""
     model_dir = tmp_path / "run"
-    command_line.main(runs.arguments(model_dir, "TRAIN_STEPS=4"))
+    command_line.main(launch.arguments(model_dir, "TRAIN_STEPS=4"))
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))"
-    failed = runs.run(*runs.arguments(model_dir), program=limit)
+    failed = launch.run(*launch.arguments(model_dir), program=limit)
     assert failed.returncode == 2, failed.stderr
     message = failed.stderr.splitlines()[-1]
     assert "MODEL_DIR cannot be written" in message and "the checkpoint of step 4 is safe" in message
-    command_line.main(runs.arguments(model_dir))
-    assert list(runs.losses(model_dir)) == [str(step) for step in range(1, 13)]
+    command_line.main(launch.arguments(model_dir))
+    assert list(launch.losses(model_dir)) == [str(step) for step in range(1, 13)]
 
 
 def test_help_is_there_for_every_command(capsys):
@@ -300,8 +300,8 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_of_routing_train_evaluate_and_predict(tmp_path, capsys, variant):
     bindings = ("TRAIN_STEPS=2", "EVAL_PERIOD=2", "CHECKPOINT_PERIOD=2", *VARIANTS[variant])
-    command_line.main(runs.arguments(tmp_path, *bindings))
-    assert sorted(runs.losses(tmp_path)) == ["1", "2"]
+    command_line.main(launch.arguments(tmp_path, *bindings))
+    assert sorted(launch.losses(tmp_path)) == ["1", "2"]
     gin.clear_config()
     capsys.readouterr()
     values = json.loads(call(capsys, "evaluate", f"--model_dir={tmp_path}", "--json"))
@@ -322,11 +322,11 @@ def test_variants_of_routing_train_evaluate_and_predict(tmp_path, capsys, varian
     ],
 )
 def test_wrong_routing_stops_before_the_first_step(tmp_path, capsys, binding, sentence):
-    line = fails(capsys, *runs.arguments(tmp_path / "run", "BATCH_SIZE=31", binding))
+    line = fails(capsys, *launch.arguments(tmp_path / "run", "BATCH_SIZE=31", binding))
     assert sentence in line
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 def test_top_2_with_one_expert_stops_before_the_first_step(tmp_path, capsys):
     bindings = ('ModelConfig.router="top_n"', "NUM_EXPERTS=1")
-    assert "sends a token to 2 experts and NUM_EXPERTS = 1" in fails(capsys, *runs.arguments(tmp_path, *bindings))
+    assert "sends a token to 2 experts and NUM_EXPERTS = 1" in fails(capsys, *launch.arguments(tmp_path, *bindings))

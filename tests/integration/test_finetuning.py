@@ -18,16 +18,15 @@ import seqio
 import tensorflow as tf
 
 import tasks.all  # noqa: F401 (registers tasks)
-import tests.rule_glue
-import tests.tiny_task
-from switch_tf import main as command_line
-from switch_tf.training.checkpoints import checkpoints_of
-from switch_tf.training.records import read_csv
+import tests.support.rule_glue
+import tests.support.tiny_task
+from switch_tf.checkpoints.folder import checkpoints_of
+from switch_tf.cli import main as command_line
+from switch_tf.runs.recorder import read_csv
 from tasks.metrics import benchmark_averages
 from tasks.tfds_source import data_set_of
 from tasks.vocabularies import train_sentencepiece
-from tests.integration import runs
-from tests.tasks import tiny_tfds
+from tests.support import launch, tiny_tfds
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ("TRAIN_STEPS=8", "EVAL_PERIOD=2", "CHECKPOINT_PERIOD=4", "NUM_EVAL_EXAMPLES=20", "NUM_EVAL_BATCHES=1")
@@ -41,7 +40,7 @@ MIRRORED_8 = ('ENGINE="tpu"', 'MESH_SHAPE="data:8"', 'LAYOUT_RULES="batch:data"'
 def data_dir(tmp_path_factory) -> pathlib.Path:
     """The data sets that follow a rule."""
     folder = tmp_path_factory.mktemp("tfds")
-    tests.rule_glue.write(str(folder))
+    tests.support.rule_glue.write(str(folder))
     return folder
 
 
@@ -61,13 +60,17 @@ def pretrained(tmp_path_factory) -> pathlib.Path:
     """The model directory of the tiny pre-training."""
     model_dir = tmp_path_factory.mktemp("pretrained")
     gin.clear_config()
-    command_line.main(runs.arguments(model_dir))
+    command_line.main(launch.arguments(model_dir))
     return model_dir
 
 
 def arguments(model_dir: pathlib.Path, initial: pathlib.Path, *bindings: str) -> list[str]:
     bindings = (f'INITIAL_CHECKPOINT="{initial}"', *SMALL, *bindings)
-    return [*runs.arguments(model_dir), "--gin_file=tests/rules.gin", *(f"--gin.{binding}" for binding in bindings)]
+    return [
+        *launch.arguments(model_dir),
+        "--gin_file=tests/support/rules.gin",
+        *(f"--gin.{binding}" for binding in bindings),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,7 @@ def test_the_recipe_is_the_papers(finetuned):
     config = (finetuned / "config.gin").read_text()
     for setting in ("DROPOUT_RATE = 0.1", "EXPERT_DROPOUT_RATE = 0.4", "LEARNING_RATE = 0.001"):
         assert f"\n{setting}\n" in config
-    rates = {row["learning_rate"] for row in runs.losses(finetuned).values()}
+    rates = {row["learning_rate"] for row in launch.losses(finetuned).values()}
     assert [round(float(rate), 9) for rate in rates] == [0.001]
 
 
@@ -168,7 +171,7 @@ def test_a_run_that_goes_on_has_each_score_once(finetuned, pretrained, tmp_path)
             shutil.rmtree(checkpoints_of(str(copy)).path(step))
     command_line.main(arguments(copy, pretrained))
     assert (copy / "task_eval.csv").read_text() == complete
-    assert runs.losses(copy) == runs.losses(finetuned)
+    assert launch.losses(copy) == launch.losses(finetuned)
 
 
 def test_evaluate_agrees_with_training_and_writes_answers(finetuned, capsys, tmp_path):
@@ -291,7 +294,7 @@ def test_a_wrong_setting_is_one_line_before_the_first_step(pretrained, tmp_path,
 
 
 def test_another_vocabulary_is_refused(pretrained, tmp_path, capsys):
-    (tmp_path / "other").write_bytes(train_sentencepiece(tests.tiny_task.TOPICS, 390))
+    (tmp_path / "other").write_bytes(train_sentencepiece(tests.support.tiny_task.TOPICS, 390))
     bindings = ("VOCABULARY=@VocabularyFile()", f'VocabularyFile.path="{tmp_path / "other"}"')
     message = fails(capsys, *arguments(tmp_path / "run", pretrained, *bindings))
     assert "was trained with another vocabulary than" in message and "@InitialVocabulary()" in message
@@ -302,15 +305,15 @@ def test_another_vocabulary_is_refused(pretrained, tmp_path, capsys):
 def test_every_engine_begins_and_scores_alike(pretrained, tmp_path, engine):
     bindings = ("TRAIN_STEPS=2", "GROUP_SIZE=None", "EVAL_CAPACITY_FACTOR=None")
     for name, settings in (("single", SINGLE), ("mesh", engine)):
-        done = runs.run(*arguments(tmp_path / name, pretrained, *bindings, *settings))
+        done = launch.run(*arguments(tmp_path / name, pretrained, *bindings, *settings))
         assert done.returncode == 0, done.stderr
-    single, mesh = (runs.losses(tmp_path / name) for name in ("single", "mesh"))
+    single, mesh = (launch.losses(tmp_path / name) for name in ("single", "mesh"))
     for step in ("1", "2"):
         assert float(mesh[step]["loss"]) == pytest.approx(float(single[step]["loss"]), abs=1e-4)
     bindings = [f"--gin.{setting}" for setting in engine]
-    done = runs.run("evaluate", f"--model_dir={tmp_path / 'single'}", "--json", f"--output={tmp_path}", *bindings)
+    done = launch.run("evaluate", f"--model_dir={tmp_path / 'single'}", "--json", f"--output={tmp_path}", *bindings)
     assert done.returncode == 0, done.stderr
-    again = runs.run("evaluate", f"--model_dir={tmp_path / 'single'}", "--json")
+    again = launch.run("evaluate", f"--model_dir={tmp_path / 'single'}", "--json")
     ours, theirs = (json.loads(run.stdout) for run in (done, again))
     assert ours["tasks"] == theirs["tasks"]
     for task in ("glue_rte", "glue_sst2"):
@@ -325,7 +328,7 @@ def test_from_nothing_to_a_fine_tuned_model(tmp_path):
     commands = page.split("## From nothing")[1].split("```sh\n")[1].split("```")[0].replace("\\\n", " ")
     first, *others = commands.replace("runs/rules", str(tmp_path)).splitlines()
     environment = dict(setting.split("=") for setting in shlex.split(first)[1:])
-    switch_tf = [sys.executable, "-c", "from switch_tf.main import main; main()"]
+    switch_tf = [sys.executable, "-c", "from switch_tf.cli.main import main; main()"]
     programs = {"python": [sys.executable], "switch-tf": switch_tf}
     for command in others:
         program, *rest = shlex.split(command)
@@ -341,7 +344,7 @@ def test_from_nothing_to_a_fine_tuned_model(tmp_path):
 # Tells the run to stop at its first evaluation.
 STOP_AT_2 = """
 import os, signal
-from switch_tf.training import loop
+from switch_tf.runs import loop
 update_once = loop._Trainer.update_once
 def stopping(self):
     update_once(self)
@@ -353,10 +356,10 @@ loop._Trainer.update_once = stopping
 
 def test_a_checkpoint_that_was_saved_before_its_evaluation_gets_its_score(pretrained, tmp_path):
     command = arguments(tmp_path, pretrained, "TRAIN_STEPS=3")
-    stopped = runs.run(*command, program=STOP_AT_2)
+    stopped = launch.run(*command, program=STOP_AT_2)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert checkpoints_of(str(tmp_path)).best() is None
-    finished = runs.run(*command)
+    finished = launch.run(*command)
     assert finished.returncode == 0, finished.stderr
     score = checkpoints_of(str(tmp_path)).manifest(2)["score"]
     rows = {(row["task"], row["step"]): row["value"] for row in read_csv(str(tmp_path / "task_eval.csv"))}

@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.partitioning.processes import EXIT_LOST
-from tests.integration import runs
 from tests.partitioning.test_processes import free_addresses
+from tests.support import launch
 
 STEPS = 12
 # Sequences are the routing groups, so that groups do not depend on the mesh; rates are low, so that no choice of an
@@ -36,12 +36,12 @@ MIRRORED_8 = ('ENGINE="tpu"', 'MESH_SHAPE="data:8"', 'LAYOUT_RULES="batch:data"'
 
 
 def arguments(model_dir: pathlib.Path, *settings: str) -> list[str]:
-    return runs.arguments(model_dir, *EXPERIMENT, *settings)
+    return launch.arguments(model_dir, *EXPERIMENT, *settings)
 
 
 def train(model_dir: pathlib.Path, *settings: str) -> str:
     """Trains to the end in one process; returns what it printed."""
-    finished = runs.run(*arguments(model_dir, *settings))
+    finished = launch.run(*arguments(model_dir, *settings))
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -50,7 +50,7 @@ def start_two(model_dir: pathlib.Path, *settings: str) -> list:
     """Starts both processes of a run."""
     addresses = free_addresses(2)
     return [
-        runs.start(
+        launch.start(
             *arguments(model_dir, *TWO_PROCESSES, *settings),
             environment={"SWITCH_TF_PROCESSES": addresses, "SWITCH_TF_PROCESS": str(index)},
         )
@@ -86,7 +86,7 @@ def model_dir(single, tmp_path) -> pathlib.Path:
 
 def assert_same_curve(model_dir: pathlib.Path, single: pathlib.Path, relative: float = 1e-4) -> None:
     """Every step's loss, and what its routers did; every evaluation."""
-    ours, theirs = runs.losses(model_dir), runs.losses(single)
+    ours, theirs = launch.losses(model_dir), launch.losses(single)
     assert ours.keys() == theirs.keys() == {str(step) for step in range(1, STEPS + 1)}
     for step, row in theirs.items():
         assert ours[step].keys() == row.keys()
@@ -111,7 +111,7 @@ def killed(single, tmp_path_factory) -> pathlib.Path:
     """The model directory of the experiment, killed on a mesh of 4 x 2 devices; its last checkpoint is of step 4."""
     model_dir = tmp_path_factory.mktemp("killed") / "run"
     shutil.copytree(single / "vocabulary", model_dir / "vocabulary")
-    process = runs.start(*arguments(model_dir, *DATA_4_MODEL_2))
+    process = launch.start(*arguments(model_dir, *DATA_4_MODEL_2))
     await_step(6, model_dir, process)
     process.kill()
     _, err = process.communicate(timeout=60)
@@ -126,7 +126,7 @@ def test_killed_on_one_mesh_a_run_goes_on_on_another(single, killed, tmp_path):
     # What eight devices have learned, one device says too.
     for command, option in (("evaluate", "--json"), ("predict", "--held_out=2")):
         results = [
-            runs.run(command, f"--model_dir={model_dir}", option, *more)
+            launch.run(command, f"--model_dir={model_dir}", option, *more)
             for more in ((), ("--gin_file=gin/layouts/single.gin",))
         ]
         assert [result.returncode for result in results] == [0, 0], results
@@ -219,7 +219,7 @@ def test_a_larger_model_is_the_same_on_every_engine(single, tmp_path, capsys):
             train(folders[name], *settings[name], *LARGE)
         else:
             train_two(folders[name], *LARGE)
-    losses = {name: runs.losses(folder) for name, folder in folders.items()}
+    losses = {name: launch.losses(folder) for name, folder in folders.items()}
     tensors = {name: weights(folder) for name, folder in folders.items()}
     for name in folders:
         reference = "data:8" if name == "data:8 again" else "single"

@@ -4,15 +4,15 @@ import pathlib
 
 import pytest
 
-import tests.tiny_task
-from switch_tf import main as command_line
-from tests.integration import runs
+import tests.support.tiny_task
+from switch_tf.cli import main as command_line
 from tests.integration.test_commands import call, fails
+from tests.support import launch
 
 ROOT = pathlib.Path(__file__).parents[2]
 # The tiny run has its own number of pieces.
 PIECES = ("--gin.TrainedVocabulary.num_pieces=%NUM_PIECES", "--gin.NUM_PIECES=400")
-FILES = ("--gin_file=gin/runs/pretrain_files.gin", "--gin_file=tests/tiny.gin", *PIECES)
+FILES = ("--gin_file=gin/runs/pretrain_files.gin", "--gin_file=tests/support/tiny.gin", *PIECES)
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,8 @@ def _at_the_root(monkeypatch):
 def text(tmp_path_factory) -> pathlib.Path:
     """Text files of one's own."""
     root = tmp_path_factory.mktemp("text")
-    (root / "train.txt").write_text("\n".join(" ".join(topic.split()) for topic in tests.tiny_task.TOPICS[1:]))
-    (root / "held-out.txt").write_text(" ".join(tests.tiny_task.TOPICS[0].split()))
+    (root / "train.txt").write_text("\n".join(" ".join(topic.split()) for topic in tests.support.tiny_task.TOPICS[1:]))
+    (root / "held-out.txt").write_text(" ".join(tests.support.tiny_task.TOPICS[0].split()))
     return root
 
 
@@ -50,7 +50,7 @@ def test_vocabulary_then_cache_then_training(capsys, text, tmp_path):
     assert "files_span_corruption, train: " in out and "in 4 files" in out and "is complete" in out
     cached |= {"USE_CACHED": "True", "MODEL_DIR": f'"{tmp_path / "run"}"'}
     command_line.main(["train", *bindings(text, **cached)])
-    assert sorted(runs.losses(tmp_path / "run")) == ["1", "2"]
+    assert sorted(launch.losses(tmp_path / "run")) == ["1", "2"]
 
     # The same, of a vocabulary that the cache was not made with.
     call(capsys, "vocabulary", *FILES, "--task=tiny_span_corruption", "--num_pieces=390", f"--output={tmp_path}/other")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.integration import runs
+from tests.support import launch
 
 STEPS = 60
 SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=7", "EVAL_PERIOD=20", "LOG_PERIOD=1")
@@ -16,15 +16,15 @@ SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=7", "EVAL_PERIOD=20", "LO
 # Ends the process in the middle of writing the checkpoint of a step: tensors are there in part, no manifest.
 KILL_WHILE_SAVING = """
 import os, signal
-from switch_tf.training import state_files
-write_part = state_files.write_part
+from switch_tf.checkpoints import tensor_bundle
+write_part = tensor_bundle.write_part
 def killed(prefix, process, pieces):
     write_part(prefix, process, pieces)
     if "step_00000021" in prefix:
         data = prefix + ".part_00000.data-00000-of-00001"
         os.truncate(data, os.path.getsize(data) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-state_files.write_part = killed
+tensor_bundle.write_part = killed
 """
 
 
@@ -32,7 +32,7 @@ state_files.write_part = killed
 def uninterrupted(tmp_path_factory) -> pathlib.Path:
     """The model directory of a run that nobody disturbed."""
     model_dir = tmp_path_factory.mktemp("uninterrupted")
-    finished = runs.run(*runs.arguments(model_dir, *SETTINGS))
+    finished = launch.run(*launch.arguments(model_dir, *SETTINGS))
     assert finished.returncode == 0, finished.stderr
     return model_dir
 
@@ -46,7 +46,7 @@ def model_dir(uninterrupted, tmp_path) -> pathlib.Path:
 
 def kill_at(model_dir: pathlib.Path, step: int, signal_number: int, program: str | None = None):
     """Starts the run and sends a signal once `step` is in its log; returns the process and its output."""
-    process = runs.start(*runs.arguments(model_dir, *SETTINGS), program=program)
+    process = launch.start(*launch.arguments(model_dir, *SETTINGS), program=program)
     log = model_dir / "metrics.csv"
     while process.poll() is None and not (log.exists() and f"\n{step}," in log.read_text()):
         time.sleep(0.01)
@@ -56,25 +56,25 @@ def kill_at(model_dir: pathlib.Path, step: int, signal_number: int, program: str
 
 
 def assert_same_run(model_dir: pathlib.Path, uninterrupted: pathlib.Path) -> None:
-    assert runs.losses(model_dir) == runs.losses(uninterrupted)
+    assert launch.losses(model_dir) == launch.losses(uninterrupted)
     for name in ("eval.csv", "experts.csv"):
         assert (model_dir / name).read_text() == (uninterrupted / name).read_text()
 
 
 def finish(model_dir: pathlib.Path) -> str:
-    finished = runs.run(*runs.arguments(model_dir, *SETTINGS))
+    finished = launch.run(*launch.arguments(model_dir, *SETTINGS))
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
 
 def test_every_step_has_its_row(uninterrupted):
-    assert list(runs.losses(uninterrupted)) == [str(step) for step in range(1, STEPS + 1)]
-    first, last = (float(runs.losses(uninterrupted)[step]["loss"]) for step in ("1", str(STEPS)))
+    assert list(launch.losses(uninterrupted)) == [str(step) for step in range(1, STEPS + 1)]
+    first, last = (float(launch.losses(uninterrupted)[step]["loss"]) for step in ("1", str(STEPS)))
     assert last < first - 0.5
 
 
 def test_killed_in_the_middle_of_a_checkpoint(model_dir, uninterrupted):
-    killed = runs.run(*runs.arguments(model_dir, *SETTINGS), program=KILL_WHILE_SAVING)
+    killed = launch.run(*launch.arguments(model_dir, *SETTINGS), program=KILL_WHILE_SAVING)
     assert killed.returncode == -signal.SIGKILL
     assert (model_dir / "checkpoints" / "step_00000021").is_dir()
     assert "from step 14" in finish(model_dir)

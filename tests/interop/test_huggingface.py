@@ -14,8 +14,8 @@ from switch_tf.errors import SettingError
 from switch_tf.interop import huggingface, huggingface_weights
 from switch_tf.interop.huggingface import config_from_huggingface, config_to_huggingface, to_huggingface
 from switch_tf.interop.huggingface_weights import from_their_weights, load_weights, to_their_weights
-from switch_tf.model import EncoderDecoder, weight_name
-from tests.interop.parity import GOLDEN, Reference, differences
+from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
+from tests.support.parity import GOLDEN, Reference, differences
 
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 

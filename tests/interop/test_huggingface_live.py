@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from switch_tf.decoding import greedy
+from switch_tf.decoding.greedy import greedy
 from switch_tf.errors import SettingError
 from switch_tf.interop.huggingface import (
     config_from_huggingface,
@@ -15,10 +15,10 @@ from switch_tf.interop.huggingface import (
     to_huggingface,
 )
 from switch_tf.layers.embedding import relative_position_bucket
-from switch_tf.model import EncoderDecoder
-from switch_tf.model_config import ModelConfig
+from switch_tf.models.config import ModelConfig
+from switch_tf.models.encoder_decoder import EncoderDecoder
 from tests.conftest import random_features
-from tests.interop.parity import differences, features_of, relative, run
+from tests.support.parity import differences, features_of, relative, run
 
 pytestmark = pytest.mark.slow
 
@@ -52,8 +52,8 @@ def torch():
 
 @pytest.fixture(scope="module")
 def references():
-    """`tests.interop.references`, which needs torch."""
-    from tests.interop import references
+    """`tests.support.references`, which needs torch."""
+    from tests.support import references
 
     return references
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import Experts
 from switch_tf.layers.rematerialization import rematerialized
-from switch_tf.model import EncoderDecoder
-from switch_tf.model_config import ModelConfig
+from switch_tf.models.config import ModelConfig
+from switch_tf.models.encoder_decoder import EncoderDecoder
 from tests.conftest import random_features
 
 KINDS = ("sublayers", "blocks")

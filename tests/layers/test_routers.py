@@ -11,7 +11,7 @@ from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.router import Scores
 from switch_tf.layers.routers import ROUTERS
 from switch_tf.layers.routing import Routing, expert_capacity
-from tests.layers import gates
+from tests.support import gates
 
 D_MODEL = 8
 

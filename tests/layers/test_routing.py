@@ -7,7 +7,7 @@ import tensorflow as tf
 from switch_tf.layers.router import Scores
 from switch_tf.layers.routers import SwitchRouter
 from switch_tf.layers.routing import Routing, expert_capacity, load_balance_loss
-from tests.layers.gates import softmax
+from tests.support.gates import softmax
 
 
 def route_by_hand(probabilities: np.ndarray, mask: np.ndarray, capacity: int):

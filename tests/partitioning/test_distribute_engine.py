@@ -20,11 +20,11 @@ from tests.test_house import ROOT
 
 
 def run_replicas(files: list[str], *arguments: str) -> list[dict[str, np.ndarray]]:
-    """Runs `tests.partitioning.replicas`, one process for each file."""
+    """Runs `tests.programs.replicas`, one process for each file."""
     addresses = free_addresses(len(files)) if len(files) > 1 else ""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.partitioning.replicas", file, *arguments],
+            [sys.executable, "-m", "tests.programs.replicas", file, *arguments],
             cwd=ROOT,
             env={**os.environ, PROCESSES: addresses, PROCESS: str(index)},
             stderr=subprocess.PIPE,

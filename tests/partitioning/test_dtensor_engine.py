@@ -10,10 +10,10 @@ import gin
 import numpy as np
 import pytest
 
-from switch_tf.describe import layout_description
 from switch_tf.partitioning.layout import Layout
-from tests.partitioning.mesh_program import CONFIG, rules_for
+from switch_tf.planning.costs import layout_description
 from tests.partitioning.test_processes import free_addresses
+from tests.programs.mesh_program import CONFIG, rules_for
 
 ROOT = pathlib.Path(__file__).parents[2]
 SINGLE = {"engine": "single"}
@@ -26,7 +26,7 @@ def dtensor(mesh: str, **settings) -> dict:
 def start(output: pathlib.Path, settings: dict, **environment: str) -> subprocess.Popen:
     """Starts `mesh_program`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.partitioning.mesh_program", str(output), json.dumps(settings)],
+        [sys.executable, "-m", "tests.programs.mesh_program", str(output), json.dumps(settings)],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,

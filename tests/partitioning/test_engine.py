@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
-from switch_tf.model import EncoderDecoder
+from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning import axes
 from switch_tf.partitioning.engine import SingleEngine
 from switch_tf.partitioning.engines import make_engine

@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_house import ROOT
 
-# tpu/lowering.py goes private ways into it, and setup.py's [aot] pins it.
+# tpu/precompile/lowering.py goes private ways into it, and setup.py's [aot] pins it.
 JAX_VERSION = "0.10.2"
 EXPERTS = "batch:data,experts:data"
 HEADS = "heads:model,mlp:model,expert_mlp:model,vocab:model"
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 )
 def test_a_split_step_is_the_whole_step(tmp_path, mesh_shape, layout_rules, num_microbatches):
     file = tmp_path / "found.npz"
-    command = [sys.executable, "-m", "tests.partitioning.partitioned", str(file), mesh_shape, layout_rules]
+    command = [sys.executable, "-m", "tests.programs.partitioned", str(file), mesh_shape, layout_rules]
     command.append(str(num_microbatches))
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     found = np.load(file)

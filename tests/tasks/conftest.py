@@ -6,7 +6,7 @@ import pytest
 import seqio
 
 from tasks import vocabularies
-from tests.tasks import tiny_tfds
+from tests.support import tiny_tfds
 
 
 @pytest.fixture(scope="session")

@@ -11,15 +11,16 @@ import pytest
 import seqio
 import tensorflow as tf
 
-import switch_tf.training.loop  # noqa: F401 (registers `train`)
+import switch_tf.runs.loop  # noqa: F401 (registers `train`)
 import tasks.c4
 import tasks.files  # noqa: F401 (registers a task)
-from switch_tf import configuration, data
+from switch_tf.data.batches import TrainingBatches, data_settings, training_dataset
+from switch_tf.data.sentencepiece import train_sentencepiece
 from switch_tf.errors import SettingError, sentence_inside
-from switch_tf.vocabulary import train_sentencepiece
+from switch_tf.runs import gin_config
 from tasks import vocabularies
 from tasks.pretraining import num_spans
-from tests.tasks import tiny_c4
+from tests.support import tiny_c4
 
 LENGTHS = {"inputs": 128, "targets": 29}
 
@@ -48,10 +49,10 @@ def expected(indices) -> list[str]:
 
 @pytest.mark.parametrize("task", ["c4_span_corruption", "c4_v310_span_corruption", "c4_files_span_corruption"])
 def test_c4_gives_every_document_and_full_examples(folder, task):
-    configuration.load(["gin/runs/pretrain_c4.gin"], [f'C4_FOLDER = "{folder / "c4_files"}"'])
+    gin_config.load(["gin/runs/pretrain_c4.gin"], [f'C4_FOLDER = "{folder / "c4_files"}"'])
     assert texts(task, "train") == expected(range(200))
     assert texts(task, "validation") == expected(tiny_c4.HELD_OUT)
-    batch = next(iter(data.training_dataset(task, LENGTHS, 8, 0)))
+    batch = next(iter(training_dataset(task, LENGTHS, 8, 0)))
     assert {name: tuple(value.shape) for name, value in batch.items()}["encoder_input_tokens"] == (8, 128)
     assert batch["decoder_target_tokens"].shape == (8, 29) and batch["decoder_target_tokens"].dtype == tf.int32
     assert np.all(batch["encoder_input_tokens"].numpy() != 0, axis=1).sum() >= 7  # One may be the end of a text.
@@ -63,12 +64,12 @@ def test_what_is_not_there_is_said(monkeypatch, tmp_path):
         with pytest.raises(
             SettingError, match=rf"c4/en:3\.1\.0 is not prepared in {tmp_path}.*Beam job.* hub's json\.gz"
         ):
-            data.training_dataset("c4_span_corruption", LENGTHS, 8, 0)
+            training_dataset("c4_span_corruption", LENGTHS, 8, 0)
     with pytest.raises(SettingError, match="needs C4_FOLDER"):
-        data.training_dataset("c4_files_span_corruption", LENGTHS, 8, 0)
-    configuration.load(["gin/runs/pretrain_c4.gin"], ['C4_FOLDER = "nowhere"'])
+        training_dataset("c4_files_span_corruption", LENGTHS, 8, 0)
+    gin_config.load(["gin/runs/pretrain_c4.gin"], ['C4_FOLDER = "nowhere"'])
     with pytest.raises(SettingError, match=r"C4_FOLDER = 'nowhere/c4-train\.\*\.json\.gz' matches no file"):
-        data.training_dataset("c4_files_span_corruption", LENGTHS, 8, 0)
+        training_dataset("c4_files_span_corruption", LENGTHS, 8, 0)
 
 
 @pytest.mark.parametrize(("inputs", "spans"), [(512, 28), (1024, 57), (2048, 114)])
@@ -77,10 +78,10 @@ def test_spans_of_an_example(inputs, spans):
 
 
 def test_more_spans_than_sentinels_are_refused():
-    data.training_dataset("c4_span_corruption", {"inputs": 1809, "targets": 402}, 8, 0)
+    training_dataset("c4_span_corruption", {"inputs": 1809, "targets": 402}, 8, 0)
     for inputs in (1810, 2048):
         with pytest.raises(SettingError, match=r"\['inputs'\] = \d+ has 1\d\d spans .* 100 sentinels: set it to 1809"):
-            data.training_dataset("c4_span_corruption", {"inputs": inputs, "targets": 500}, 8, 0)
+            training_dataset("c4_span_corruption", {"inputs": inputs, "targets": 500}, 8, 0)
 
 
 @pytest.fixture
@@ -98,18 +99,18 @@ def files(tmp_path) -> pathlib.Path:
 
 
 def test_files_by_gin_alone(files):
-    configuration.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{files}/*"'])
+    gin_config.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{files}/*"'])
     train, held_out = texts("files_span_corruption", "train"), texts("files_span_corruption", "validation")
     assert sorted(train + held_out) == expected(range(800))
     assert 0 < len(held_out) < 30
-    batch = next(iter(data.training_dataset("files_span_corruption", LENGTHS, 8, 0)))
+    batch = next(iter(training_dataset("files_span_corruption", LENGTHS, 8, 0)))
     assert batch["encoder_input_tokens"].shape == (8, 128) and batch["decoder_target_tokens"].shape == (8, 29)
     assert {tensor.dtype for tensor in batch.values()} == {tf.int32}
 
 
 def test_validation_files_of_their_own(files):
     bindings = [f'TRAIN_FILES = ["{files}/a.txt", "{files}/b.*"]', f'VALIDATION_FILES = "{files}/c.json.gz"']
-    configuration.load(["gin/runs/pretrain_files.gin"], bindings)
+    gin_config.load(["gin/runs/pretrain_files.gin"], bindings)
     assert texts("files_span_corruption", "train") == expected(range(400))
     assert texts("files_span_corruption", "validation") == expected(range(400, 600))
 
@@ -120,8 +121,8 @@ def test_what_a_run_must_keep(files, folder):
     def kept(*bindings: str) -> dict[str, object]:
         seqio.utils._list_files_for_glob.cache_clear()  # A process sees the files that it saw first.
         gin.clear_config()
-        configuration.load(["gin/runs/pretrain_files.gin"], bindings)
-        return data.data_settings("files_span_corruption")
+        gin_config.load(["gin/runs/pretrain_files.gin"], bindings)
+        return data_settings("files_span_corruption")
 
     first = kept(f'TRAIN_FILES = "{files}/a.*"')
     assert first.keys() == {"USE_CACHED", "TRAIN_FILES"}
@@ -137,16 +138,16 @@ def test_what_a_run_must_keep(files, folder):
     renamed = kept(f'TRAIN_FILES = "{files}/a.*"')["TRAIN_FILES"]
     assert other != renamed and other.split("(")[0] == renamed.split("(")[0]
     gin.clear_config()
-    configuration.load(["gin/runs/pretrain_c4.gin"], [f'C4_FOLDER = "{folder / "c4_files"}"'])
-    assert "/c4-train.00000-of-00002.json.gz and 2 more" in data.data_settings("c4_files_span_corruption")["C4_FOLDER"]
+    gin_config.load(["gin/runs/pretrain_c4.gin"], [f'C4_FOLDER = "{folder / "c4_files"}"'])
+    assert "/c4-train.00000-of-00002.json.gz and 2 more" in data_settings("c4_files_span_corruption")["C4_FOLDER"]
 
 
 def test_files_that_are_gone_are_said(tmp_path):
     """A position in the data opens the files that were being read."""
     for name in ("a", "b"):
         (tmp_path / name).write_text("\n".join(tiny_c4.document("en", index, 8) for index in range(4000)))
-    configuration.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{tmp_path}/?"'])
-    batches = data.TrainingBatches("files_span_corruption", LENGTHS, 8, 0)
+    gin_config.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{tmp_path}/?"'])
+    batches = TrainingBatches("files_span_corruption", LENGTHS, 8, 0)
     next(batches)
     positions = batches.positions()
     for name in ("a", "b"):
@@ -156,10 +157,10 @@ def test_files_that_are_gone_are_said(tmp_path):
 
 
 def test_an_iterator_over_json_resumes_exactly(files, tmp_path):
-    configuration.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{files}/*"'])
+    gin_config.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{files}/*"'])
 
     def fresh():
-        return iter(data.training_dataset("files_span_corruption", LENGTHS, 8, 0))
+        return iter(training_dataset("files_span_corruption", LENGTHS, 8, 0))
 
     iterator = fresh()
     for _ in range(30):
@@ -183,16 +184,16 @@ def test_an_iterator_over_json_resumes_exactly(files, tmp_path):
 )
 def test_a_broken_line_is_named(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n' + line + '\n{"text": "four"}\n')
-    configuration.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{tmp_path}/a.jsonl"'])
+    gin_config.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{tmp_path}/a.jsonl"'])
     with pytest.raises(tf.errors.InvalidArgumentError) as raised:
         texts("files_span_corruption", "train")
     assert f"{tmp_path}/a.jsonl, {message}" in sentence_inside(raised.value)
 
 
 def test_no_files_are_said(tmp_path):
-    configuration.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{tmp_path}/*.txt"'])
+    gin_config.load(["gin/runs/pretrain_files.gin"], [f'TRAIN_FILES = "{tmp_path}/*.txt"'])
     with pytest.raises(SettingError, match=r"TRAIN_FILES = '.*\*\.txt' matches no file"):
-        data.training_dataset("files_span_corruption", LENGTHS, 8, 0)
+        training_dataset("files_span_corruption", LENGTHS, 8, 0)
 
 
 def test_sentinels_of_a_model_that_has_its_own(tmp_path):

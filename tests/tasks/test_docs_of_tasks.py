@@ -6,11 +6,11 @@ import pytest
 import seqio
 import t5.data.glue_utils
 
-from docs import tables_of_tasks
 from tasks import c4, multilingual, vocabularies
 from tasks.glue import unversioned
 from tasks.tfds_source import data_set_of
-from tests.tasks import tiny_tfds
+from tests.support import tiny_tfds
+from tools import tables_of_tasks
 
 PAGE = tables_of_tasks.PAGE.read_text()
 TABLES = PAGE.split(tables_of_tasks.BEGIN)[1].split(tables_of_tasks.END)[0].strip()
@@ -34,7 +34,7 @@ def test_tables_are_up_to_date(tmp_path, monkeypatch):
     tables_of_tasks.write_examples(str(tmp_path))
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
     assert tables_of_tasks.tables([*LISTED, *multilingual.TASKS.values()]) == TABLES, (
-        "run `python -m docs.tables_of_tasks`"
+        "run `python -m tools.tables_of_tasks`"
     )
 
 

@@ -13,12 +13,13 @@ import pytest
 import seqio
 import tensorflow as tf
 
-import switch_tf.training.loop  # noqa: F401 (registers `train`)
-from switch_tf import configuration, data
+import switch_tf.runs.loop  # noqa: F401 (registers `train`)
+from switch_tf.data.batches import data_settings, evaluation_batches, training_dataset, vocabulary_of
+from switch_tf.data.sentencepiece import train_sentencepiece
 from switch_tf.errors import SettingError
-from switch_tf.vocabulary import train_sentencepiece
+from switch_tf.runs import gin_config
 from tasks import multilingual, vocabularies
-from tests.tasks import tiny_c4
+from tests.support import tiny_c4
 
 LENGTHS = {"inputs": 128, "targets": 29}
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory) -> Iterator[pathlib.Path]:
 
 
 def load(*bindings: str) -> None:
-    configuration.load(["gin/runs/pretrain_multilingual.gin"], bindings)
+    gin_config.load(["gin/runs/pretrain_multilingual.gin"], bindings)
 
 
 def blocks(split: str = "train", **options) -> tf.data.Dataset:
@@ -46,7 +47,7 @@ def blocks(split: str = "train", **options) -> tf.data.Dataset:
 
 def languages_of(inputs: np.ndarray, targets: np.ndarray) -> set[str]:
     """The languages of the words of a sequence, put together again; its first and last word may be cut."""
-    vocabulary = data.vocabulary_of("mc4")
+    vocabulary = vocabulary_of("mc4")
     first_sentinel = vocabulary.vocab_size - vocabulary.num_sentinels
     spans, tokens = {}, []
     for token in targets[targets > 1].tolist():
@@ -92,10 +93,10 @@ def test_unimax_is_even_but_for_languages_read_too_often():
 @pytest.mark.parametrize("code", ["zh-Latn", "yo"])
 def test_a_language_has_a_task_of_its_own(code):
     task = multilingual.TASKS[code]
-    batch = next(iter(data.training_dataset(task, LENGTHS, 4, 0)))
+    batch = next(iter(training_dataset(task, LENGTHS, 4, 0)))
     assert batch["encoder_input_tokens"].shape == (4, 128)
     assert languages_of_batch(batch) == [{code}] * 4
-    assert list(data.evaluation_batches(task, LENGTHS, 4, 1))
+    assert list(evaluation_batches(task, LENGTHS, 4, 1))
 
 
 def assert_examples_of_all_languages(dataset: tf.data.Dataset) -> None:
@@ -176,7 +177,7 @@ def test_20000_documents_come_as_often_as_alpha_says():
 def test_all_languages_start_soon_in_sequences_of_one_each_and_resume_exactly(tmp_path):
     load()
     started = time.perf_counter()
-    iterator = iter(data.training_dataset("mc4", LENGTHS, 16, 0))
+    iterator = iter(training_dataset("mc4", LENGTHS, 16, 0))
     built = time.perf_counter() - started
     batches = [next(iterator) for _ in range(6)]
     print(f"built in {built:.1f} s, 6 batches after {time.perf_counter() - started:.1f} s")
@@ -190,7 +191,7 @@ def test_all_languages_start_soon_in_sequences_of_one_each_and_resume_exactly(tm
     size = sum(file.stat().st_size for file in tmp_path.iterdir())
     print(f"checkpoint of {size / 1e6:.1f} MB")
     assert size < 50e6
-    again = iter(data.training_dataset("mc4", LENGTHS, 16, 0))
+    again = iter(training_dataset("mc4", LENGTHS, 16, 0))
     tf.train.Checkpoint(iterator=again).read(path).assert_consumed()
     for _ in range(10):
         ours, theirs = next(iterator), next(again)
@@ -226,7 +227,7 @@ def test_held_out_blocks_end_and_have_every_document():
     texts = [text for block in blocks("validation", shuffle=False).as_numpy_iterator() for text in block["text"]]
     expected = {tiny_c4.document(code, index).encode() for code in ("de", "fr", "sw") for index in tiny_c4.HELD_OUT}
     assert len(texts) == len(expected) and set(texts) == expected
-    assert list(data.evaluation_batches("mc4", LENGTHS, 8, None))
+    assert list(evaluation_batches("mc4", LENGTHS, 8, None))
 
 
 def test_data_that_are_not_prepared_are_said(monkeypatch, tmp_path):
@@ -235,25 +236,25 @@ def test_data_that_are_not_prepared_are_said(monkeypatch, tmp_path):
         with pytest.raises(
             SettingError, match=r"c4/multilingual:3\.1\.0 is not prepared .*tasks\.prepare .*a Beam job"
         ):
-            data.training_dataset(task, LENGTHS, 16, 0)
+            training_dataset(task, LENGTHS, 16, 0)
 
 
 def test_what_a_run_must_keep():
     load('LANGUAGES = ["de", "sw"]', "ALPHA = 0.7")
     kept = {"LANGUAGES": ["de", "sw"], "SHARES": "power_law", "BLOCK_SIZE": 16, "ALPHA": 0.7}
-    assert data.data_settings("mc4") == {"USE_CACHED": False} | kept
+    assert data_settings("mc4") == {"USE_CACHED": False} | kept
     shares = multilingual.Languages().sampling()
-    rates = data.data_settings("mc4_languages")
+    rates = data_settings("mc4_languages")
     assert rates["the rate of mc4.de"] == shares["de"] and rates["the rate of mc4.fr"] == 0.0
     gin.clear_config()
-    defaults = data.data_settings("mc4")
+    defaults = data_settings("mc4")
     load()
-    assert data.data_settings("mc4") == defaults
+    assert data_settings("mc4") == defaults
     load("SHARES = @unimax", "unimax.budget = 1000")
     kept = {"LANGUAGES": None, "SHARES": "unimax", "BLOCK_SIZE": 16}
     kept |= {"unimax.budget": 1000, "unimax.max_epochs": 4.0}
-    assert data.data_settings("mc4") == {"USE_CACHED": False} | kept
-    assert data.data_settings("mc4.sw") == {"USE_CACHED": False}
+    assert data_settings("mc4") == {"USE_CACHED": False} | kept
+    assert data_settings("mc4.sw") == {"USE_CACHED": False}
 
 
 def test_subsets_and_other_shares():
@@ -274,5 +275,5 @@ def test_wrong_settings_are_refused():
     ):
         load(binding)
         with pytest.raises(SettingError, match=message):
-            data.training_dataset("mc4", LENGTHS, 16, 0)
+            training_dataset("mc4", LENGTHS, 16, 0)
         gin.clear_config()

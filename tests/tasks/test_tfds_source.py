@@ -7,11 +7,11 @@ import urllib.request
 import pytest
 import seqio
 
-from switch_tf import data
+from switch_tf.data.batches import training_dataset
 from switch_tf.errors import SettingError
 from tasks import prepare
 from tasks.tfds_source import PreparedTfds, open_builder, same_splits
-from tests.tasks import tiny_tfds
+from tests.support import tiny_tfds
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_run_says_it_too(nothing_prepared):
     seqio.TaskRegistry.add_provider("unprepared", task)
     try:
         with pytest.raises(SettingError, match=r"tasks\.prepare glue/rte:2\.0\.0"):
-            data.training_dataset("unprepared", {}, batch_size=1, seed=0)
+            training_dataset("unprepared", {}, batch_size=1, seed=0)
     finally:
         seqio.TaskRegistry.remove("unprepared")
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tasks.all  # noqa: F401
 from tasks.tfds_source import PreparedTfds, data_set_of
-from tests.tasks import tiny_tfds
+from tests.support import tiny_tfds
 
 NAMES = sorted(
     name

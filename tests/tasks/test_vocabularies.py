@@ -3,12 +3,12 @@
 import pytest
 import seqio
 
-import tests.tiny_task
+import tests.support.tiny_task
 from switch_tf.errors import SettingError
 from tasks import vocabularies
 from tasks.vocabularies import RunVocabulary, TrainedVocabulary, VocabularyFile, train_sentencepiece
 
-LINES = [line for text in tests.tiny_task.TOPICS for line in text.splitlines()]
+LINES = [line for text in tests.support.tiny_task.TOPICS for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from switch_tf.errors import SettingError
 from switch_tf.layers.routing import Routing
-from switch_tf.model import ModelOutput
+from switch_tf.models.encoder_decoder import ModelOutput
 from switch_tf.training.losses import Objective, objective, token_losses, token_weights
 
 

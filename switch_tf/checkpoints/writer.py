@@ -1,0 +1,112 @@
+"""Checkpoints are written while training goes on: by a thread, and by as many processes as there are."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import tensorflow as tf
+
+from switch_tf import storage
+from switch_tf.checkpoints import tensor_bundle
+from switch_tf.checkpoints.folder import CheckpointFolder, write_error
+from switch_tf.checkpoints.tensor_bundle import Piece
+from switch_tf.errors import SettingError
+from switch_tf.partitioning.engine import Engine
+
+# Seconds between two looks for the files of the other processes (a bucket's owner pays for each look), and how long
+# they may take after the first one's.
+_POLL_SECONDS = 0.1
+_BUCKET_POLL_SECONDS = 1.0
+_PATIENCE_SECONDS = 1800.0
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time behind the back of the training loop.
+
+    Every process writes its part of the tensors into the checkpoint's folder. The first one looks for the files of all,
+    merges them and completes the checkpoint. Files are the only signal between the threads, so that none of them can
+    wait for a process that waits for it.
+    """
+
+    def __init__(self, folder: CheckpointFolder, engine: Engine):
+        """Writes nothing yet.
+
+        Args:
+          folder: where checkpoints go; the same for all processes.
+          engine: knows the processes.
+        """
+        self.folder = folder
+        self.engine = engine
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future | None = None
+
+    def start(self, step: int, pieces: list[Piece], manifest: Mapping[str, object]) -> None:
+        """Waits for the checkpoint that is being written, if there is one, and begins with this one.
+
+        All processes call this at the same step.
+
+        Args:
+          step: updates that have been made.
+          pieces: what this process writes, in memory that nobody else writes to; the writer empties the list.
+          manifest: for `CheckpointFolder.complete`.
+
+        Raises:
+          SettingError: if the folder, or the checkpoint before, could not be written.
+        """
+        self.wait()
+        if self.engine.process_index == 0:
+            self.folder.prepare(step)
+        # From here on the folder is there, and no file of an earlier attempt is in it.
+        self.engine.barrier()
+        self._writing = self._thread.submit(self._write, step, pieces, dict(manifest))
+
+    def check(self) -> None:
+        """Raises the error of a writing that has failed; does not wait for one that goes on.
+
+        Raises:
+          SettingError: if a checkpoint could not be written. What was saved before has been left alone.
+        """
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until this process has written what it began with; see `check`."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is complete, in all processes; see `check`."""
+        self.wait()
+        # A process that left now could be taken for one that failed, while the first one still merges.
+        self.engine.barrier()
+
+    def _write(self, step: int, pieces: list[Piece], manifest: Mapping[str, object]) -> None:
+        prefix = self.folder.prefix(step)
+        is_first = self.engine.process_index == 0
+        try:
+            tensor_bundle.write_part(prefix, self.engine.process_index, pieces)
+            if is_first:
+                self._await_parts(step)
+                tensor_bundle.merge_parts(prefix, self.engine.num_processes)
+                self.folder.complete(step, manifest)
+        except (OSError, tf.errors.OpError) as error:
+            if is_first:
+                # What cannot be removed either has no manifest and is no checkpoint.
+                with contextlib.suppress(OSError, tf.errors.OpError):
+                    self.folder.remove(step)
+            raise write_error(self.folder.path(step), error, self.folder) from error
+
+    def _await_parts(self, step: int) -> None:
+        if self.engine.num_processes == 1:
+            return
+        prefix, processes = self.folder.prefix(step), set(range(self.engine.num_processes))
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while missing := processes - tensor_bundle.parts_written(prefix):
+            if time.monotonic() > deadline:
+                raise SettingError(
+                    f"The checkpoint {self.folder.path(step)} lacks the part of process {min(missing)}: see that "
+                    "process's output, and that MODEL_DIR is one folder for all processes."
+                )
+            time.sleep(_BUCKET_POLL_SECONDS if storage.in_bucket(prefix) else _POLL_SECONDS)

@@ -1,0 +1,111 @@
+"""Held-out likelihood of a model, with teacher forcing, and the unigram model that any model must beat."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import tensorflow as tf
+
+from switch_tf.data.batches import Batch
+from switch_tf.models.encoder_decoder import EncoderDecoder
+from switch_tf.partitioning.engine import Engine
+from switch_tf.runs.experiment import Run
+from switch_tf.runs.recorder import routing_scalars
+from switch_tf.training.losses import cross_entropy, token_weights
+from switch_tf.training.step import EvaluationSums, make_evaluation_step
+
+
+def make_evaluator(run: Run) -> Callable[[Iterable[Batch]], dict[str, float]]:
+    """Compiles the evaluation of a run's current weights.
+
+    Args:
+      run: built.
+
+    Returns:
+      evaluate(batches) -> numbers by name: neg_log_perplexity (nats for each real target token, higher is better),
+      accuracy, target_tokens, balance_loss, and for each sparse layer what its router did. Likelihood and
+      accuracy are means over all real target tokens of all batches, what routers did a mean over the batches.
+    """
+    step = make_evaluation_step(run.model)
+    variables = run.model.trainable_variables
+
+    def on_device(features):
+        return step([tf.convert_to_tensor(variable) for variable in variables], features)
+
+    compiled = run.engine.compile(on_device)
+
+    def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
+        total = None
+        for batch in batches:
+            rows = run.engine.local_rows(len(batch["decoder_target_tokens"]))
+            with run.engine.scope():
+                features = run.engine.feed({name: array[rows] for name, array in batch.items()})
+                sums = run.engine.fetch(compiled(features))
+            total = sums if total is None else tf.nest.map_structure(np.add, total, sums)
+        return _means(total)
+
+    return evaluate
+
+
+def make_scorer(model: EncoderDecoder, engine: Engine) -> Callable[[Batch], np.ndarray]:
+    """Compiles the log likelihood of given targets.
+
+    Args:
+      model: built by the engine.
+      engine: where the model is.
+
+    Returns:
+      score(batch of int32 [B, L]) -> float32 [B], in nats, the sum over a target's tokens; B is a multiple of the
+      engine's `batch_multiple`.
+    """
+
+    def on_device(features):
+        negative_log_likelihood, _ = cross_entropy(model(features), features["decoder_target_tokens"])
+        return -tf.reduce_sum(negative_log_likelihood * token_weights(features), axis=-1)
+
+    compiled = engine.compile(on_device, gather=True)
+
+    def score(batch: Batch) -> np.ndarray:
+        rows = engine.local_rows(len(batch["decoder_target_tokens"]))
+        with engine.scope():
+            return engine.fetch(compiled(engine.feed({name: array[rows] for name, array in batch.items()})))
+
+    return score
+
+
+def _means(total: EvaluationSums) -> dict[str, float]:
+    tokens = max(float(total.tokens.tokens), 1.0)
+    routing = {
+        layer: type(metrics)(*(metric / total.batches for metric in metrics))
+        for layer, metrics in total.routing.items()
+    }
+    return {
+        "neg_log_perplexity": -float(total.tokens.negative_log_likelihood) / tokens,
+        "accuracy": float(total.tokens.correct) / tokens,
+        "target_tokens": tokens,
+        "balance_loss": float(total.balance_loss / total.batches),
+        **routing_scalars(routing),
+    }
+
+
+def unigram_neg_log_perplexity(train: Iterable[Batch], held_out: Iterable[Batch], vocab_size: int) -> float:
+    """Scores held-out targets by how often each token is a target in training: the model that sees no context.
+
+    Args:
+      train: batches whose real target tokens are counted; every token of the vocabulary counts once more.
+      held_out: batches to score.
+      vocab_size: V.
+
+    Returns:
+      Mean log likelihood of a real target token, in nats.
+    """
+
+    def counts(batches: Iterable[Batch]) -> np.ndarray:
+        total = np.zeros(vocab_size)
+        for batch in batches:
+            tokens = batch["decoder_target_tokens"].ravel()
+            total += np.bincount(tokens[tokens != 0], minlength=vocab_size)
+        return total
+
+    frequency = counts(train) + 1.0
+    occurrences = counts(held_out)
+    return float(np.sum(occurrences * np.log(frequency / frequency.sum())) / occurrences.sum())

@@ -1,0 +1,213 @@
+"""Whether a mesh and its rules fit a model and its batch, asked before anything is built; and what they waste."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from switch_tf.errors import SettingError
+from switch_tf.layers.moe import tokens_per_group
+from switch_tf.models.config import ModelConfig
+from switch_tf.partitioning import axes
+from switch_tf.partitioning.layout import Layout
+from switch_tf.planning.weight_specs import BYTES_PER_WEIGHT, Weight, weights_of
+
+_LARGE = 64 * 2**20
+_OF_ACTIVATIONS_ALONE = frozenset({axes.BATCH, axes.LENGTH, axes.GROUPS, axes.SLOTS})
+# By which axis to split a weight that is too large to be whole: those first whose products need the least exchange.
+_SPLIT_FIRST = (axes.EXPERTS, axes.VOCAB, axes.MLP, axes.EXPERT_MLP, axes.HEADS, axes.EMBED)
+
+
+class _Quantity(NamedTuple):
+    """What a rule for an axis splits into equal parts: the setting it hangs on, and how large it is."""
+
+    axis: str
+    setting: str
+    size: int
+
+
+def check_placement(
+    layout: Layout,
+    config: ModelConfig,
+    batch_size: int | None,
+    lengths: Mapping[str, int],
+    num_microbatches: int = 1,
+    num_devices: int | None = None,
+) -> None:
+    """Checks that everything that the rules split comes out in equal parts, groups of tokens too.
+
+    Args:
+      layout: the mesh and the rules; with no mesh, batch, microbatches and groups are checked for one device.
+      config: the model.
+      batch_size: B; None to leave out what hangs on it.
+      lengths: tokens of each task feature, {"inputs": 512, "targets": 114}.
+      num_microbatches: parts of a batch that are in memory one after the other.
+      num_devices: how many devices there are; None where that is not known.
+
+    Raises:
+      SettingError: with the numbers that do not fit and, where the mesh is to blame, a mesh that does.
+    """
+    if batch_size is not None and (num_microbatches < 1 or batch_size % num_microbatches):
+        raise SettingError(
+            f"NUM_MICROBATCHES = {num_microbatches} must divide BATCH_SIZE = {batch_size} into equal parts."
+        )
+    quantities = _quantities(config, batch_size, num_microbatches)
+    if num_devices is not None and num_devices < layout.num_devices:
+        raise SettingError(
+            f"{_mesh(layout)} needs {layout.num_devices} devices and finds {num_devices}: set MESH_SHAPE = "
+            f"'{_nearest_mesh(layout, quantities, num_devices)}', NUM_LOGICAL_DEVICES = {layout.num_devices} to try it "
+            "on this machine's CPU, or add --gin_file=gin/layouts/single.gin for one device."
+        )
+    if layout.num_shards(axes.LENGTH) > 1:
+        raise SettingError("LAYOUT_RULES split length, which is 1 where texts are decoded: split heads in its place.")
+    _check_exchange(layout, config)
+    for axis, setting, size in quantities:
+        parts = layout.num_shards(axis)
+        if size % parts:
+            raise SettingError(
+                f"{_mesh(layout)} splits {axis} into {parts} parts, but {setting} = {size} is no multiple of {parts}: "
+                f"make it one, or set MESH_SHAPE = '{_nearest_mesh(layout, quantities, layout.num_devices)}'."
+            )
+    if config.num_sparse_layers and config.group_size is not None and batch_size is not None:
+        for length in lengths.values():
+            for examples in {batch_size // num_microbatches, batch_size}:
+                tokens_per_group(examples * length, config.group_size, layout.num_shards(axes.GROUPS))
+
+
+def _mesh(layout: Layout) -> str:
+    return "MESH_SHAPE = '" + ",".join(f"{name}:{size}" for name, size in layout.mesh.items()) + "'"
+
+
+def _quantities(config: ModelConfig, batch_size: int | None, num_microbatches: int) -> list[_Quantity]:
+    """Lists the sizes of all axes that the model has."""
+    sparse = [config.is_sparse(index) for index in range(config.num_encoder_layers)]
+    sparse += [config.is_sparse(index, is_decoder=True) for index in range(config.num_decoder_layers)]
+    found = []
+    if any(sparse):
+        found.append(_Quantity(axes.EXPERTS, "NUM_EXPERTS", config.num_experts))
+        found.append(_Quantity(axes.EXPERT_MLP, "ModelConfig.d_ff", config.d_ff))
+    if not all(sparse):
+        found.append(_Quantity(axes.MLP, "ModelConfig.d_ff", config.d_ff))
+    found += [
+        _Quantity(axes.HEADS, "ModelConfig.num_heads", config.num_heads),
+        _Quantity(axes.KV, "ModelConfig.d_kv", config.d_kv),
+        _Quantity(axes.EMBED, "ModelConfig.d_model", config.d_model),
+        _Quantity(axes.VOCAB, "VOCAB_SIZE", config.vocab_size),
+    ]
+    if batch_size is not None:
+        setting, part = "BATCH_SIZE", batch_size // num_microbatches
+        if num_microbatches > 1:
+            setting = f"BATCH_SIZE / NUM_MICROBATCHES = {batch_size} / {num_microbatches}"
+        found.append(_Quantity(axes.BATCH, setting, part))
+        if any(sparse) and config.group_size is None:
+            found.append(_Quantity(axes.GROUPS, setting, part))
+    return found
+
+
+def _check_exchange(layout: Layout, config: ModelConfig) -> None:
+    """Checks that tokens can get from their groups to their experts: along one mesh dimension, in equal parts."""
+    if not config.num_sparse_layers:
+        return
+    if layout.num_shards(axes.SLOTS) > 1:
+        raise SettingError(
+            "LAYOUT_RULES split slots, of which there are other numbers in training and in evaluation, not always "
+            f"multiples of {layout.num_shards(axes.SLOTS)}: split expert_mlp in their place."
+        )
+    tokens = axes.GROUPS if axes.GROUPS in layout.rules else axes.BATCH
+    home, experts = layout.dimension_of(tokens), layout.dimension_of(axes.EXPERTS)
+    if home != experts and min(layout.num_shards(tokens), layout.num_shards(axes.EXPERTS)) > 1:
+        raise SettingError(
+            f"LAYOUT_RULES send {tokens} to '{home}' and experts to '{experts}', but tokens travel to experts along "
+            f"one mesh dimension: map both to the same one, '{tokens}:{home},experts:{home}'."
+        )
+
+
+def _nearest_mesh(layout: Layout, quantities: Sequence[_Quantity], most_devices: int) -> str:
+    """Finds the mesh over which all quantities split equally: of the largest ones, that which is most like this one."""
+
+    def sizes(dimension: str, asked: int) -> list[int]:
+        split = [quantity.size for quantity in quantities if layout.dimension_of(quantity.axis) == dimension]
+        common = math.gcd(*split) if split else asked
+        return [size for size in range(1, most_devices + 1) if common % size == 0]
+
+    def merit(mesh: Sequence[int]) -> tuple[int, float]:
+        change = sum(abs(math.log2(size / asked)) for size, asked in zip(mesh, layout.mesh.values()))
+        return math.prod(mesh), -change
+
+    meshes = itertools.product(*(sizes(dimension, asked) for dimension, asked in layout.mesh.items()))
+    best = max((mesh for mesh in meshes if math.prod(mesh) <= most_devices), key=merit)
+    return ",".join(f"{name}:{size}" for name, size in zip(layout.mesh, best))
+
+
+def placement_notes(layout: Layout, config: ModelConfig) -> list[str]:
+    """Reports what is allowed but may not be meant.
+
+    Args:
+      layout: the mesh and the rules.
+      config: the model.
+
+    Returns:
+      A sentence for each rule that no weight obeys, each mesh dimension that no rule uses, each kind of weight of which
+      two axes ask for one mesh dimension, and each kind of large weight that is whole on every device.
+    """
+    kinds: dict[axes.Axes, list[Weight]] = {}
+    for weight in weights_of(config):
+        kinds.setdefault(weight.axes, []).append(weight)
+    return [
+        *_idle_rules(layout, kinds),
+        *_idle_dimensions(layout),
+        *itertools.chain.from_iterable(_contested(layout, kind) for kind in kinds.values()),
+        *itertools.chain.from_iterable(_large_and_whole(layout, kind) for kind in kinds.values()),
+    ]
+
+
+def _idle_rules(layout: Layout, kinds: Mapping[axes.Axes, object]) -> Iterator[str]:
+    there = _OF_ACTIVATIONS_ALONE.union(*kinds)
+    for axis, dimension in layout.rules.items():
+        if axis not in there:
+            yield f"The rule '{axis}:{dimension}' splits nothing: no weight of this model has the axis {axis}."
+
+
+def _idle_dimensions(layout: Layout) -> Iterator[str]:
+    for dimension, size in layout.mesh.items():
+        if size > 1 and dimension not in layout.rules.values():
+            yield f"No rule uses '{dimension}': the {size} devices along it hold and compute the same."
+
+
+def _named(kind: Sequence[Weight]) -> str:
+    """Names weights that share their axes by the first of them."""
+    shape, axis_names = " x ".join(map(str, kind[0].shape)), ", ".join(axis or "-" for axis in kind[0].axes)
+    others = f" and {len(kind) - 1} like it" if len(kind) > 1 else ""
+    return f"{kind[0].name}{others} ({axis_names}: {shape})"
+
+
+def _contested(layout: Layout, kind: Sequence[Weight]) -> Iterator[str]:
+    asked = [layout.dimension_of(axis) for axis in kind[0].axes]
+    for dimension, size in layout.mesh.items():
+        rivals = [axis for axis, wish in zip(kind[0].axes, asked) if wish == dimension]
+        if len(rivals) > 1 and size > 1:
+            yield f"{_named(kind)}: {' and '.join(rivals)} ask for '{dimension}', and {rivals[0]} has it."
+
+
+def _large_and_whole(layout: Layout, kind: Sequence[Weight]) -> Iterator[str]:
+    large = [weight for weight in kind if BYTES_PER_WEIGHT * weight.size >= _LARGE]
+    if large and layout.num_devices > 1 and layout.local_shape(large[0].shape, large[0].axes) == large[0].shape:
+        total = BYTES_PER_WEIGHT * sum(weight.size for weight in large) / 2**20
+        yield f"{_named(large)}: whole on every device, {total:,.0f} MiB; {_mend(layout, large[0])}."
+
+
+def _mend(layout: Layout, weight: Weight) -> str:
+    """Says what would split a weight: a rule for this mesh, or a mesh."""
+    candidates = [axis for axis in _SPLIT_FIRST if axis in weight.axes]
+    for axis in candidates:
+        size = weight.shape[weight.axes.index(axis)]
+        for dimension, parts in layout.mesh.items():
+            # Experts ride where the tokens' groups do; what else is split rides elsewhere.
+            is_home = dimension == layout.dimension_of(axes.GROUPS)
+            if parts > 1 and size % parts == 0 and is_home == (axis == axes.EXPERTS):
+                return f"the rule '{axis}:{dimension}' would split it"
+    axis = next(axis for axis in candidates if axis != axes.EXPERTS)
+    dimension = layout.dimension_of(axis)
+    if dimension is not None:
+        return f"a mesh in which '{dimension}' is larger than 1 would split it"
+    return f"one more mesh dimension, 'model:2' say, and the rule '{axis}:model' would split it"

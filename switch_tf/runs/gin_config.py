@@ -1,0 +1,158 @@
+"""Reads gin files and bindings; every mistake in them ends in one sentence."""
+
+import contextlib
+import copy
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+import gin
+
+from switch_tf.errors import SettingError, nearest
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# Where `gin/models/t5_base.gin` is looked for: here, in the checkout, in the installed package.
+_SEARCH_PATHS = (pathlib.Path(), _PACKAGE.parent, _PACKAGE)
+
+_DEFINITION = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
+_REQUIRED = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=\s*%gin\.REQUIRED", re.MULTILINE)
+_REFERENCE = re.compile(r"%([A-Z][A-Z0-9_]*)")
+
+
+def load(
+    gin_files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str] = (),
+    recorded: str | None = None,
+) -> None:
+    """Replaces the current configuration by files, then bindings.
+
+    Args:
+      gin_files: names, looked for in the search paths; later ones override earlier ones.
+      bindings: `NAME = value` lines, which override the files.
+      search_paths: folders to look in first.
+      recorded: the text of a model directory's config.gin, read before the files.
+
+    Raises:
+      SettingError: for a file that is not there, a line that is no gin, a name that nothing has, a macro that nothing
+        reads.
+    """
+    gin.clear_config()
+    with _one_sentence("config.gin of the model directory"):
+        gin.parse_config(recorded or "")
+    folders = [*map(pathlib.Path, search_paths), *_SEARCH_PATHS]
+    for folder in folders:
+        gin.add_config_file_search_path(str(folder))  # For what files include.
+    for name in gin_files:
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
+            raise SettingError(f"--gin_file={name} is not there{_nearest_file(name)}; --gin_search_path adds folders.")
+        with _one_sentence(f"--gin_file={name}"):
+            gin.parse_config_file(str(path))
+    read_by_files = _referenced_macros()
+    for binding in bindings:
+        with _one_sentence(f"--gin.{binding}"):
+            gin.parse_config(binding)
+    _check_macros(read_by_files)
+
+
+@contextlib.contextmanager
+def _one_sentence(source: str) -> Iterator[None]:
+    """Turns what gin raises while it parses into a `SettingError` that names the source."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except (ValueError, TypeError, SyntaxError, NameError, RuntimeError, OSError, ImportError) as error:
+        raise SettingError(f"{source}: {_first_sentence(error)}") from error
+
+
+def _first_sentence(error: Exception) -> str:
+    text = error.msg if isinstance(error, SyntaxError) and error.msg else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
+
+
+def _nearest_file(name: str) -> str:
+    there = {str(path.relative_to(root)) for root in _SEARCH_PATHS[1:] for path in root.glob("gin/**/*.gin")}
+    return nearest(name, there)
+
+
+def _referenced_macros() -> set[str]:
+    return set(_REFERENCE.findall(gin.config_str(max_line_length=1000)))
+
+
+def _check_macros(read_by_files: set[str]) -> None:
+    """Refuses macros that are set and never read: gin itself takes `TRIAN_STEPS = 3` without a word.
+
+    A macro whose reader a binding has overridden (`NUM_EXPERTS`, with `--gin.ModelConfig.num_experts=0`) may stay.
+    """
+    referenced = _referenced_macros()
+    defined = set(_DEFINITION.findall(gin.config_str(max_line_length=1000)))
+    for name in sorted(defined - referenced - read_by_files):
+        raise SettingError(f"{name} is set, but nothing in these gin files reads it{nearest(name, referenced)}.")
+    for name in sorted(referenced - defined):
+        raise _no_value(name)
+
+
+def check_required(but: Sequence[str] = ()) -> None:
+    """Checks that every macro which a gin file leaves to the user (`MODEL_DIR = %gin.REQUIRED`) has been set.
+
+    Args:
+      but: macros that the command does without.
+
+    Raises:
+      SettingError: with the name of one that has not.
+    """
+    for name in _REQUIRED.findall(gin.config_str(max_line_length=1000)):
+        if name not in but:
+            raise _no_value(name)
+
+
+def parameter(name: str, gin_file: str) -> object:
+    """Returns what a parameter of a function is set to, references made good.
+
+    Args:
+      name: "train.objective".
+      gin_file: one that sets it, for the error.
+
+    Raises:
+      SettingError: if nothing sets it.
+    """
+    try:
+        bound = gin.query_parameter(name)
+    except ValueError as error:
+        raise SettingError(f"Nothing sets {name}: add --gin_file={gin_file}, or one that includes it.") from error
+    # What gin does with a reference when it calls the function: a copy of `@Objective()` is the objective.
+    return copy.deepcopy(bound)
+
+
+def _no_value(name: str) -> SettingError:
+    return SettingError(f"{name} has no value: set it with --gin.{name}=... or in a gin file.")
+
+
+def macro_of_path(path: str) -> str | None:
+    """Finds the macro that a file was looked for by.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The macro with its value, `MODEL_DIR = 'gs://bucket/run'`; the longest that the path begins
+      with. None where there is none.
+    """
+    found = {}
+    for name in _DEFINITION.findall(gin.config_str(max_line_length=1000)):
+        value = macro(name)
+        for beginning in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+            if isinstance(beginning, str) and "/" in beginning and path.startswith(beginning.partition("*")[0]):
+                found[beginning] = f"{name} = '{beginning}'"
+    return found[max(found, key=len)] if found else None
+
+
+def macro(name: str, default: object = None) -> object:
+    """Returns a macro's value, `default` where it is not set."""
+    try:
+        return gin.query_parameter(f"{name}/gin.macro.value")
+    except ValueError:
+        return default

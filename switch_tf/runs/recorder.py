@@ -1,0 +1,223 @@
+"""What a run writes for people: CSV files with one row for each step, and TensorBoard files."""
+
+import contextlib
+import csv
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import tensorflow as tf
+
+from switch_tf import storage
+from switch_tf.checkpoints.folder import checkpoints_of, write_error
+from switch_tf.layers.routing import RoutingMetrics
+from switch_tf.models.config import ModelConfig
+from switch_tf.training.step import StepMetrics
+
+EVALUATION_SCALARS = ("neg_log_perplexity", "accuracy", "target_tokens", "balance_loss")
+# Expert loads are many; they have a file of their own.
+_ROUTING_SCALARS = tuple(name for name in RoutingMetrics._fields if name != "expert_load")
+
+
+class CsvRecord:
+    """A CSV file whose first column is the step; opening it for a step forgets the rows after that step."""
+
+    def __init__(self, path: str, columns: Sequence[str], resume_step: int, model_dir: str | None = None):
+        """Opens the file.
+
+        A run that was killed may have written rows after its last checkpoint; the run that resumes writes them
+        again, so they go.
+
+        Args:
+          path: of the file, on a disk; made where it is not there.
+          columns: after `step`.
+          resume_step: the last step whose rows stay.
+          model_dir: the run's model directory, for errors; None where the file lies in it.
+
+        Raises:
+          SettingError: if the file cannot be written.
+        """
+        self.path = path
+        self._model_dir = model_dir or os.path.dirname(path)
+        self.columns = ("step", *columns)
+        rows = [row for row in read_csv(path) if int(row["step"]) <= resume_step]
+        unfinished = path + ".writing"
+        try:
+            with tf.io.gfile.GFile(unfinished, "w") as file:
+                writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            tf.io.gfile.rename(unfinished, path, overwrite=True)
+        except (OSError, tf.errors.OpError) as error:
+            raise write_error(path, error, checkpoints_of(self._model_dir)) from error
+
+    def append(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Appends rows, all of them or (where the disk is full) an error.
+
+        Raises:
+          SettingError: if the file cannot be written.
+        """
+        try:
+            with tf.io.gfile.GFile(self.path, "a") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
+        except (OSError, tf.errors.OpError) as error:
+            raise write_error(self.path, error, checkpoints_of(self._model_dir)) from error
+
+
+def read_csv(path: str) -> list[dict[str, str]]:
+    """Reads a CSV record's complete rows; an empty list where there is no file."""
+    if not storage.exists(path):
+        return []
+    with tf.io.gfile.GFile(path) as file:
+        text = file.read()
+    # A line that a kill cut off has no end.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [row for row in csv.DictReader(lines) if None not in row.values()]
+
+
+def scalars_of(metrics: StepMetrics) -> dict[str, float]:
+    """Flattens a step's metrics: every scalar by its column's name, `encoder/layer_1/fraction_dropped` and the like."""
+    scalars = {name: float(value) for name, value in metrics._asdict().items() if name != "routing"}
+    scalars |= routing_scalars(metrics.routing)
+    return scalars
+
+
+def routing_scalars(routing: Mapping[str, RoutingMetrics]) -> dict[str, float]:
+    """Returns the scalars of every sparse layer's `RoutingMetrics` (all but the loads) under `layer/name`."""
+    return {
+        f"{layer}/{name}": float(getattr(metrics, name))
+        for layer, metrics in routing.items()
+        for name in _ROUTING_SCALARS
+    }
+
+
+class RunRecorder:
+    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `task_eval.csv`, and TensorBoard's.
+
+    In a bucket, where nothing can be appended to a file, they are copies: of the CSV files before every checkpoint, so
+    that no row is absent of a step that a run resumes after, and of all now and then, and when the recorder is closed.
+    """
+
+    def __init__(self, model_dir: str, config: ModelConfig, resume_step: int, scores_tasks: bool = False):
+        """Opens the files of a run.
+
+        Args:
+          model_dir: where they are.
+          config: names the sparse layers.
+          resume_step: the last step whose rows stay.
+          scores_tasks: whether there will be scores of tasks.
+
+        Raises:
+          SettingError: if they cannot be written.
+        """
+        self._model_dir = model_dir
+        self._layers = config.sparse_layer_names
+        per_layer = [f"{layer}/{name}" for layer in self._layers for name in _ROUTING_SCALARS]
+        scalars = [name for name in StepMetrics._fields if name != "routing"]
+        loads = [f"load_{expert}" for expert in range(config.num_experts)]
+
+        self._mirror = storage.Mirror(model_dir)
+        self._records: list[str] = []
+
+        def record(name: str, columns: Sequence[str]) -> CsvRecord:
+            self._records.append(name)
+            with self._writing(os.path.join(model_dir, name)):
+                path = self._mirror.fetch(name)
+            return CsvRecord(path, columns, resume_step, model_dir)
+
+        self._metrics = record("metrics.csv", [*scalars, *per_layer, "tokens_per_second"])
+        self._evaluations = record("eval.csv", [*EVALUATION_SCALARS, *per_layer])
+        self._experts = record("experts.csv", ["layer", *loads]) if self._layers else None
+        self._task_scores = record("task_eval.csv", ["task", "metric", "value"]) if scores_tasks else None
+        self._board = tf.summary.create_file_writer(self._mirror.path)
+        self.copy_records()
+
+    def write(self, steps: Sequence[tuple[int, StepMetrics]], tokens_per_second: float) -> None:
+        """Writes some consecutive steps: all their scalars, and the expert loads of the last one.
+
+        Args:
+          steps: (step, metrics as numpy).
+          tokens_per_second: the speed since the last call.
+        """
+        rows = [
+            {"step": step, **scalars_of(metrics), "tokens_per_second": tokens_per_second} for step, metrics in steps
+        ]
+        self._metrics.append(rows)
+        last_step, last = steps[-1]
+        if self._experts is not None:
+            self._experts.append(
+                [
+                    {"step": last_step, "layer": layer}
+                    | {f"load_{expert}": float(load) for expert, load in enumerate(metrics.expert_load)}
+                    for layer, metrics in last.routing.items()
+                ]
+            )
+        with self._writing_board():
+            for row in rows:
+                for name, value in row.items():
+                    if name != "step":
+                        tf.summary.scalar(f"train/{name}", value, step=row["step"])
+            for layer, metrics in last.routing.items():
+                tf.summary.histogram(f"train/{layer}/expert_load", metrics.expert_load, step=last_step)
+        with self._writing(self._model_dir):
+            self._mirror.copy_seldom()
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the evaluation after `step` has its row."""
+        return any(row["step"] == str(step) for row in read_csv(self._evaluations.path))
+
+    def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one evaluation's numbers, those that `evaluation.make_evaluator` returns."""
+        self._evaluations.append([{"step": step, **values}])
+        with self._writing_board():
+            for name, value in values.items():
+                tf.summary.scalar(f"eval/{name}", value, step=step)
+
+    def write_task_scores(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Writes the scores of tasks, one row for each metric of each task."""
+        rows = [
+            {"step": step, "task": task, "metric": metric, "value": value}
+            for task, values in scores.items()
+            for metric, value in values.items()
+        ]
+        self._task_scores.append(rows)
+        with self._writing_board():
+            for row in rows:
+                tf.summary.scalar(f"tasks/{row['task']}/{row['metric']}", row["value"], step=step)
+
+    def copy_records(self) -> None:
+        """Sees to it that the model directory has all rows so far, which must come before a checkpoint of their steps.
+
+        Raises:
+          SettingError: if they cannot be written.
+        """
+        with self._writing(self._model_dir):
+            self._mirror.copy(self._records)
+
+    def close(self) -> None:
+        """Sees to it that the model directory has all that was written.
+
+        Raises:
+          SettingError: if it cannot be written.
+        """
+        with self._writing(self._model_dir):
+            self._mirror.copy()
+
+    @contextlib.contextmanager
+    def _writing_board(self) -> Iterator[None]:
+        with self._writing("TensorBoard's files"):
+            with self._board.as_default():
+                yield
+            self._board.flush()
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            raise write_error(what, error, checkpoints_of(self._model_dir)) from error
+
+
+def is_finite(metrics: StepMetrics) -> bool:
+    """Whether the loss and the gradient are numbers."""
+    return math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)

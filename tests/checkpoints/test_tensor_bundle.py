@@ -1,0 +1,76 @@
+"""Tensors on disk are found again whole or in any blocks, however many processes wrote them in whatever blocks."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from switch_tf.checkpoints import tensor_bundle
+from switch_tf.checkpoints.tensor_bundle import Piece, place_of
+from switch_tf.partitioning.axes import Block
+
+TABLE = np.arange(24, dtype=np.float32).reshape(4, 6)
+CUTS = {
+    "whole": [[Block((0, 0), (4, 6))], []],
+    "rows": [[Block((0, 0), (2, 6))], [Block((2, 0), (2, 6))]],
+    "columns": [[Block((0, 0), (4, 2))], [Block((0, 2), (4, 4))]],
+    "four blocks, two in each process": [
+        [Block((0, 0), (2, 3)), Block((2, 0), (2, 3))],
+        [Block((0, 3), (2, 3)), Block((2, 3), (2, 3))],
+    ],
+}
+
+
+def values_of(block: Block) -> np.ndarray:
+    return TABLE[tuple(slice(start, start + size) for start, size in zip(block.start, block.shape))]
+
+
+def write(prefix: str, cut: str) -> None:
+    for process, blocks in enumerate(CUTS[cut]):
+        pieces = [Piece("a/table", place_of(block, TABLE.shape), values_of(block)) for block in blocks]
+        if process == 0:
+            pieces.append(Piece("step", "", np.int64(7)))
+        tensor_bundle.write_part(prefix, process, pieces)
+        assert not pieces
+        assert tensor_bundle.parts_written(prefix) == set(range(process + 1))
+    tensor_bundle.merge_parts(prefix, 2)
+
+
+def test_places():
+    assert place_of(Block((0, 3), (2, 3)), (4, 6)) == "4 6 0,2:3,3"
+    assert place_of(Block((0, 0), (4, 6)), (4, 6)) == place_of(Block((), ()), ()) == ""
+    assert place_of(Block((2,), (1,)), tf.TensorShape([4])) == "4 2,1"
+
+
+@pytest.mark.parametrize("written", CUTS)
+def test_any_block_of_what_was_written_in_any_blocks(tmp_path, written):
+    prefix = str(tmp_path / "state")
+    write(prefix, written)
+    for blocks in CUTS.values():
+        for block in sum(blocks, [Block((1, 1), (2, 4))]):
+            read = tensor_bundle.read(prefix, "a/table", tf.float32, place_of(block, TABLE.shape))
+            np.testing.assert_array_equal(read, values_of(block))
+
+
+@pytest.mark.parametrize("written", CUTS)
+def test_tensorflow_reads_whole_tensors_and_nothing_else_is_left(tmp_path, written):
+    write(str(tmp_path / "state"), written)
+    reader = tf.train.load_checkpoint(str(tmp_path / "state"))
+    assert reader.get_variable_to_shape_map() == {"a/table": [4, 6], "step": []}
+    np.testing.assert_array_equal(reader.get_tensor("a/table"), TABLE)
+    assert reader.get_tensor("step") == 7
+    assert {path.name.split(".")[1].split("-")[0] for path in tmp_path.iterdir()} == {"index", "data"}
+
+
+def test_damage_and_what_is_not_there_are_errors(tmp_path):
+    prefix = str(tmp_path / "state")
+    write(prefix, "rows")
+    with pytest.raises(tf.errors.NotFoundError):
+        tensor_bundle.read(prefix, "b", tf.float32)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="shape"):
+        tensor_bundle.read(prefix, "a/table", tf.float32, "5 6 0,2:0,6")
+    data = tmp_path / "state.data-00001-of-00002"
+    content = bytearray(data.read_bytes())
+    content[5] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(tf.errors.DataLossError):
+        tensor_bundle.read(prefix, "a/table", tf.float32)

@@ -1,0 +1,197 @@
+"""Every way of routing inside the whole model: it learns, it decodes as it was taught, it refuses what cannot be."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from switch_tf.errors import SettingError
+from switch_tf.models.config import ModelConfig
+from switch_tf.models.encoder_decoder import EncoderDecoder
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.losses import Objective
+from switch_tf.training.schedules import Constant
+from switch_tf.training.step import balanced_bias, make_train_step
+from tests.conftest import random_features
+
+VARIANTS = {
+    "sampled": {"router_policy": "sample"},
+    "input dropout": {"router_policy": "input_dropout"},
+    "top 2": {"router": "top_n"},
+    "top 3": {"router": "top_n", "router_choices": 3, "later_choice_policy": "all", "eval_later_choice_policy": "all"},
+    "no token left behind": {"router": "no_token_left_behind"},
+    "by gate": {"router_priority": "gate", "decoder_router_priority": "position"},
+    "expert choice": {"router": "expert_choice", "decoder_router": "switch"},
+    "expert selection": {"router": "expert_selection", "decoder_router": "top_n"},
+    "balance bias": {"balance_bias_rate": 1e-2},
+    "linear attention experts": {"switch_attention": "linear"},
+    "feed-forward attention experts": {"switch_attention": "feed_forward"},
+    "one expert": {"num_experts": 1},
+    "groups of sequences": {"group_size": None, "expert_capacity": 2},
+    "all layers": {"sparse_layout": "all"},
+}
+
+
+def tensors(features: dict) -> dict:
+    return {name: tf.constant(value) for name, value in features.items()}
+
+
+def built(config: ModelConfig) -> EncoderDecoder:
+    model = EncoderDecoder(config)
+    model.build()
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_learn(tiny_config, variant):
+    model = built(dataclasses.replace(tiny_config, **VARIANTS[variant]))
+    optimizer = Adafactor(learning_rate=Constant(0.02))
+    step = tf.function(make_train_step(model, optimizer, Objective(router_z_loss=1e-3)), autograph=False)
+    weights = [tf.identity(weight.value) for weight in model.trainable_variables]
+    slots = [
+        {name: tf.zeros(slot.shape) for name, slot in optimizer.slot_shapes(tuple(w.shape), w.axes).items()}
+        for w in model.trainable_variables
+    ]
+    batch, losses = tensors(random_features()), []
+    for index in range(25):
+        weights, slots, metrics = step(weights, slots, tf.constant(index, tf.int64), batch, tf.constant(0))
+        losses.append(float(metrics.loss))
+    assert losses[-1] < 0.6 * losses[0]
+    assert list(metrics.routing) == model.config.sparse_layer_names
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decoding_step_by_step_equals_teacher_forcing(tiny_config, variant):
+    changes = {"eval_capacity_factor": 4.0, "eval_later_choice_policy": "all"} | VARIANTS[variant]
+    model = built(dataclasses.replace(tiny_config, **changes | {"expert_capacity": None}))
+    features = random_features()
+    features["decoder_target_tokens"] = np.full_like(features["decoder_target_tokens"], 5)
+    memory, _ = model.encode(tensors(features))
+    expected, _ = model.decode(tensors(features), memory)
+    caches = model.start_decoding(memory, 8)
+    mask = tf.constant(features["encoder_input_tokens"] != 0)
+    for position in range(8):
+        tokens = tf.constant(features["decoder_input_tokens"][:, position])
+        logits, caches = model.decode_step(tokens, caches, tf.constant(position), mask)
+        np.testing.assert_allclose(logits, expected[:, position], atol=1e-4)
+
+
+@pytest.mark.parametrize("router", ["switch", "top_n", "no_token_left_behind"])
+def test_dropless_evaluation_does_not_depend_on_the_rest_of_the_batch(tiny_config, router):
+    changes = {"router": router, "eval_later_choice_policy": "all", "capacity_factor": 0.5, "group_size": 64}
+    dropless = built(dataclasses.replace(tiny_config, eval_capacity_factor=None, **changes))
+    tight = built(dataclasses.replace(tiny_config, eval_capacity_factor=0.5, min_expert_capacity=1, **changes))
+    features = random_features()
+    alone = [{name: value[row : row + 1] for name, value in features.items()} for row in range(4)]
+    for model, is_same in ((dropless, True), (tight, False)):
+        together = model(features, return_routing=True)
+        apart = tf.concat([model(row) for row in alone], axis=0)
+        assert np.allclose(together.logits, apart, atol=1e-4) == is_same
+        dropped = [float(routing.metrics.fraction_dropped) for routing in together.routings.values()]
+        assert (max(dropped) < 1e-6) == is_same
+
+
+def test_a_balance_bias_moves_against_the_load_alone(tiny_config):
+    model = built(dataclasses.replace(tiny_config, balance_bias_rate=0.125))
+    step = make_train_step(model, Adafactor(learning_rate=Constant(0.0)), Objective())
+    weights = [tf.identity(weight.value) for weight in model.trainable_variables]
+    slots = [
+        {name: tf.zeros(slot.shape) for name, slot in Adafactor().slot_shapes(tuple(w.shape), w.axes).items()}
+        for w in model.trainable_variables
+    ]
+    after, _, metrics = step(weights, slots, tf.constant(0, tf.int64), tensors(random_features()), tf.constant(0))
+    biases = {v.path: new for v, new in zip(model.trainable_variables, after) if v.path.endswith("balance_bias")}
+    assert len(biases) == 2
+    for path, bias in biases.items():
+        load = next(routing.expert_load for name, routing in metrics.routing.items() if f"/{name}/" in path)
+        np.testing.assert_array_equal(bias, 0.125 * np.sign(0.25 - load))
+    np.testing.assert_array_equal(balanced_bias(tf.zeros([2]), tf.constant([0.75, 0.25]), 0.5), [-0.5, 0.5])
+
+
+def test_a_balance_bias_alone_balances_a_collapsed_router():
+    """Without a balance loss, 200 moves of the bias spread tokens that all prefer one expert."""
+    probabilities = np.random.default_rng(0).dirichlet([8.0, 1, 1, 1], 512).astype(np.float32)
+    bias = tf.zeros([4])
+    loads = []
+    for _ in range(200):
+        load = np.bincount((probabilities + bias.numpy()).argmax(-1), minlength=4) / 512
+        loads.append(load)
+        bias = balanced_bias(bias, tf.constant(load, tf.float32), 1e-2)
+    assert loads[0].max() > 0.9
+    assert np.mean(loads[-20:], axis=0).max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("layout", "every", "layers", "sparse"),
+    [
+        ("every", 3, 6, [2, 5]),
+        ("every_from_second", 3, 6, [1, 4]),
+        ("every_from_second", 1, 3, [0, 1, 2]),
+        ("bottom", 2, 6, [0, 1, 2]),
+        ("top", 3, 6, [4, 5]),
+        ("all", 2, 3, [0, 1, 2]),
+        ("every", 0, 4, []),
+    ],
+)
+def test_sparse_layers_by_position(tiny_config, layout, every, layers, sparse):
+    changes = {"num_encoder_layers": layers, "sparse_every": every, "sparse_layout": layout}
+    config = dataclasses.replace(tiny_config, **changes, decoder_sparse_every=1)
+    assert [index for index in range(layers) if config.is_sparse(index)] == sparse
+
+
+def test_the_decoder_has_a_spacing_of_its_own(tiny_config):
+    config = dataclasses.replace(tiny_config, num_decoder_layers=4, sparse_every=2, decoder_sparse_every=0)
+    assert config.sparse_layer_names == ["encoder/layer_1"]
+    assert dataclasses.replace(config, decoder_sparse_every=4).sparse_layer_names[1:] == ["decoder/layer_3"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"router": "swich"}, r"ModelConfig.router = 'swich' must be one of 'expert_choice'"),
+        ({"sparse_layout": "middle"}, "must be one of 'all', 'bottom'"),
+        ({"rematerialization": "layers"}, "must be one of 'blocks', 'none', 'sublayers'"),
+        ({"router": "expert_choice"}, "cannot serve the decoder: set ModelConfig.decoder_router = 'switch'"),
+        ({"router_priority": "gate"}, "set ModelConfig.decoder_router_priority = 'position'"),
+        (
+            {"router": "expert_choice", "decoder_router": "switch", "eval_capacity_factor": None},
+            "tokens do not choose: set a factor",
+        ),
+        ({"eval_capacity_factor": 0.0}, "must be positive, or None"),
+        ({"expert_capacity": 0}, "must be None or at least 1"),
+        ({"group_size": 0}, "must be None or at least 1"),
+        ({"switch_attention": "linear", "activation_dtype": "bfloat16"}, r"diverges in bfloat16 \(App. A\)"),
+        ({"switch_attention": "linear", "router": "top_n"}, "'switch' or 'no_token_left_behind'"),
+        ({"router_temperature": 0.0}, "must be positive"),
+        ({"switch_attention": "linear", "router_dtype": "bfloat16"}, r"diverges in bfloat16 \(App. A\)"),
+        ({"switch_attention": "linear", "num_experts": 0}, "needs experts"),
+        ({"router_choices": 3}, "router_choices = 3 means nothing to router = 'switch'"),
+        ({"router_policy": "explore"}, "ModelConfig.router_policy = 'explore' must be one of"),
+        ({"later_choice_policy": "some"}, "ModelConfig.later_choice_policy = 'some' must be one of"),
+        ({"capacity_factor": None}, "ModelConfig.capacity_factor = None must be of the type float"),
+        ({"num_experts": 8.5}, "must be of the type int"),
+        ({"tied_logits": "no"}, "must be of the type bool"),
+        ({"router_jitter": "x"}, "must be of the type float"),
+        ({"group_size": 2.5}, "must be of the type int or None"),
+        ({"balance_bias_rate": -1.0}, "must be 0"),
+    ],
+)
+def test_wrong_settings_stop_in_a_sentence(tiny_config, changes, sentence):
+    with pytest.raises(SettingError, match=sentence):
+        dataclasses.replace(tiny_config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"router": "top_n", "num_experts": 1}, "2 experts and NUM_EXPERTS = 1"),
+    ],
+)
+def test_wrong_settings_of_a_router_stop_before_a_weight_is_made(tiny_config, changes, sentence):
+    with pytest.raises(SettingError, match=sentence):
+        EncoderDecoder(dataclasses.replace(tiny_config, **changes))
+
+
+def test_an_encoder_without_experts_lets_the_decoder_have_its_router(tiny_config):
+    dataclasses.replace(tiny_config, router="expert_choice", decoder_sparse_every=0)

@@ -1,0 +1,150 @@
+"""Trains a tiny model for some steps on any engine and mesh, in a process of its own, and writes what came out.
+
+    python -m tests.programs.mesh_program OUTPUT.npz '{"engine": "dtensor", "mesh": "data:8", "steps": 3}'
+
+In the output: losses [steps], gradient norms, the weights and slots after the steps, evaluation sums, decoded tokens;
+and of a dtensor mesh the collectives of the compiled step and the bytes of each variable on the first device.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+from tensorflow.python.eager import context
+
+from switch_tf.decoding.greedy import greedy
+from switch_tf.models.config import ModelConfig
+from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
+from switch_tf.partitioning.engines import make_engine
+from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.processes import Processes
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.losses import Objective
+from switch_tf.training.schedules import Constant
+from switch_tf.training.step import make_evaluation_step, make_train_step
+from tests.conftest import random_features
+
+RULES = {
+    "data": "batch:data,experts:data",
+    "model": "heads:model,mlp:model,expert_mlp:model,vocab:model",
+}
+CONFIG = ModelConfig(
+    vocab_size=96,
+    d_model=16,
+    d_ff=32,
+    d_kv=8,
+    num_heads=4,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    num_experts=8,
+    group_size=16,
+    capacity_factor=1.0,
+    initializer_scale=1.0,
+    dropout_rate=0.1,
+    expert_dropout_rate=0.2,
+)
+
+
+def rules_for(mesh: str) -> str:
+    """The rules whose mesh dimensions there are."""
+    return ",".join(rules for dimension, rules in RULES.items() if dimension in mesh)
+
+
+def collectives(metadata, num_devices: int) -> dict[str, float]:
+    """Counts the collectives of each device in the graphs that ran."""
+    counts = collections.Counter(
+        node.op
+        for function in metadata.function_graphs
+        for graph in function.partition_graphs
+        for nodes in (graph.node, *(function.node_def for function in graph.library.function))
+        for node in nodes
+        if "Collective" in node.op
+    )
+    return {name: count / num_devices for name, count in counts.items()}
+
+
+def main(output: str, settings: dict) -> None:
+    """Runs everything; `settings`: engine, mesh, rules, logical devices, steps, microbatches, config."""
+    mesh = settings.get("mesh", "")
+    config = dataclasses.replace(CONFIG, **settings.get("config", {}))
+    layout = Layout.parse(mesh, settings.get("rules", rules_for(mesh)))
+    engine = make_engine(settings["engine"], layout, settings.get("logical_devices"), Processes.from_environment())
+    optimizer = Adafactor(learning_rate=Constant(1e-3), min_size_to_factor=8)
+    with engine.scope():
+        model = EncoderDecoder(config, seed=0)
+        model.build()
+        optimizer.build(model.trainable_variables)
+        step = tf.Variable(0, dtype=tf.int64, trainable=False)
+    train_step = make_train_step(model, optimizer, Objective(), settings.get("microbatches", 1))
+    evaluation_step = make_evaluation_step(model)
+    weights, slots = model.trainable_variables, optimizer.slots
+
+    def update(features):
+        new_weights, new_slots, metrics = train_step(
+            [tf.convert_to_tensor(weight) for weight in weights],
+            [{name: tf.convert_to_tensor(slot) for name, slot in slots_of.items()} for slots_of in slots],
+            step,
+            features,
+            0,
+        )
+        for weight, value in zip(weights, new_weights):
+            weight.assign(value)
+        for slots_of, values in zip(slots, new_slots):
+            for name, value in values.items():
+                slots_of[name].assign(value)
+        step.assign_add(1)
+        return metrics
+
+    compiled = engine.compile(update)
+    features = random_features(batch=16, inputs=16, targets=8)
+    features = {name: array[engine.local_rows(16)] for name, array in features.items()}
+    results = {"losses": [], "gradient_norms": []}
+    for number in range(settings.get("steps", 3)):
+        if number == 0:
+            context.context().enable_run_metadata()
+        with engine.scope():
+            metrics = engine.fetch(compiled(engine.feed(features)))
+        if number == 0:
+            metadata = context.context().export_run_metadata()
+            context.context().disable_run_metadata()
+            results["collectives"] = json.dumps(collectives(metadata, engine.layout.num_devices))
+        results["losses"].append(metrics.loss)
+        results["gradient_norms"].append(metrics.gradient_norm)
+        results["expert_load"] = [routing.expert_load for routing in metrics.routing.values()]
+    if settings.get("everything", True):
+        evaluate = engine.compile(
+            lambda features: evaluation_step([tf.convert_to_tensor(weight) for weight in weights], features)
+        )
+        decode = engine.compile(lambda features: greedy(model, features["encoder_input_tokens"], 6))
+        with engine.scope():
+            sums = engine.fetch(evaluate(engine.feed(features)))
+            inputs = {"encoder_input_tokens": features["encoder_input_tokens"]}
+            results["decoded"] = engine.fetch(decode(engine.feed(inputs)))
+        results["evaluation"] = [float(value) for value in (*sums.tokens, sums.balance_loss)]
+    with engine.scope():
+        for weight, slots_of in zip(weights, slots):
+            for name, variable in {"": weight, **{f"/slots/{key}": slot for key, slot in slots_of.items()}}.items():
+                results[f"variable:{weight_name(weight)}{name}"] = whole(engine, variable.value)
+                if settings["engine"] == "dtensor":
+                    on_first_device = dtensor.unpack(variable.value.read_value())[0]
+                    results[f"bytes:{weight_name(weight)}{name}"] = on_first_device.numpy().nbytes
+    np.savez(output, **results)
+
+
+def whole(engine, variable) -> np.ndarray:
+    """Puts a variable together from the pieces that this process holds."""
+    array = np.full(variable.shape, np.nan, np.float32)
+    for (start, shape), values in engine.pieces(variable):
+        array[tuple(slice(first, first + size) for first, size in zip(start, shape))] = values
+    return array
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))

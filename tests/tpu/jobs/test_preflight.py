@@ -1,0 +1,66 @@
+"""What is checked before a job is sent."""
+
+import dataclasses
+
+import gin
+import pytest
+
+from switch_tf.errors import SettingError
+from switch_tf.runs import gin_config
+from tpu.jobs.preflight import checked
+
+BASE = ("gin/models/switch_base_128.gin", "gin/runs/pretrain_c4.gin", "gin/layouts/v3_32.gin")
+
+
+@pytest.fixture
+def base(job):
+    """Switch-Base-128 on the paper's 32 cores."""
+    return dataclasses.replace(job, gin_files=BASE, gin={"TRAIN_STEPS": 1000})
+
+
+def test_the_whole_configuration_goes_along_as_one_file(base, tmp_path):
+    job, text = checked(base, ["BATCH_SIZE = 1024"])
+    assert job == base
+    before = gin.config_str()
+    path = tmp_path / "experiment.gin"
+    path.write_text(text)
+    gin_config.load([str(path)], [])
+    assert gin.config_str() == before
+    assert (gin_config.macro("MODEL_DIR"), gin_config.macro("TRAIN_STEPS")) == (job.model_dir, 1000)
+    assert gin_config.macro("BATCH_SIZE") == 1024
+
+
+def test_the_model_directory_may_be_gins(base):
+    job, _ = checked(dataclasses.replace(base, model_dir=None), ["MODEL_DIR = 'gs://the-bucket/of-gin/'"])
+    assert job.model_dir == "gs://the-bucket/of-gin"
+
+
+@pytest.mark.parametrize(
+    ("settings", "bindings", "message"),
+    [
+        ({"gin_files": ()}, [], "The job has no gin_files"),
+        ({"gin_files": ("gin/models/switch_bas_128.gin",)}, [], "did you mean 'gin/models/switch_base_128.gin'?"),
+        ({"gin": {"TRIAN_STEPS": 3}}, [], "TRIAN_STEPS is set, but nothing in these gin files reads it"),
+        ({"model_dir": None}, [], "MODEL_DIR has no value"),
+        ({"model_dir": None}, ["MODEL_DIR = 'runs/mine'"], "model_dir = 'runs/mine' is not in a bucket"),
+        (
+            {"accelerator_type": "v3-128"},
+            [],
+            "has 32 devices, and v3-128 has 128: make them equal, or take accelerator_",
+        ),
+        ({"accelerator_type": "v4-32"}, [], "v4-32 has 16: make them equal, or take accelerator_type = 'v4-64'."),
+        ({"gin_files": BASE[:2]}, [], "ENGINE = 'single' runs in one process, and v3-32 has 4 machines"),
+        ({}, ["NUM_LOGICAL_DEVICES = 8"], "NUM_LOGICAL_DEVICES cuts a CPU into devices"),
+        ({}, ["BATCH_SIZE = 100"], "100 / 4 = 25 is no multiple of 32"),
+        ({}, ["NUM_EXPERTS = 12"], "NUM_EXPERTS = 12 is no multiple of 32"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_sent(base, settings, bindings, message):
+    with pytest.raises(SettingError) as caught:
+        checked(dataclasses.replace(base, **settings), bindings)
+    assert message in str(caught.value)
+
+
+def test_one_chip_needs_no_mesh(base):
+    job = dataclasses.replace(base, accelerator_type="v5litepod-1", gin_files=BASE[:2])
+    assert "ENGINE = 'single'" in checked(job)[1]

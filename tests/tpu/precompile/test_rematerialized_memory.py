@@ -1,0 +1,79 @@
+"""What XLA needs for activations that are made again for the gradient, and for those that are kept."""
+
+import dataclasses
+import math
+
+import keras
+import pytest
+import tensorflow as tf
+
+from switch_tf.layers.feed_forward import FeedForward
+from switch_tf.layers.moe import Experts
+from switch_tf.models.encoder_decoder import EncoderDecoder
+from switch_tf.partitioning.layout import Layout
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.losses import Objective
+from tests.conftest import random_features
+from tests.partitioning.test_spmd import pytestmark  # noqa: F401 (skips with another version of JAX)
+from tpu.precompile.program import Program, training_program
+
+
+def temporary_bytes(program: Program) -> int:
+    """What XLA, compiling for a CPU, needs beside the arguments."""
+    import jax
+    from jax._src.lib import xla_client  # Private.
+
+    from tpu.precompile.compiling import compile_options
+    from tpu.precompile.lowering import PartitionedModule
+
+    module = PartitionedModule(program, Layout.parse("data:1", "batch:data,experts:data")).module
+    devices = jax.devices("cpu")[:1]
+    executable = devices[0].client.compile_and_load(
+        module, xla_client.DeviceList(tuple(devices)), compile_options(devices)
+    )
+    return executable.get_compiled_memory_stats().temp_size_in_bytes
+
+
+def bytes_of_layers(make, shape: tuple[int, ...], rematerialize: bool) -> int:
+    """Of the gradient of sixteen layers one after the other."""
+    settings = {"d_model": 16, "d_ff": 512, "dropout_rate": 0.4, "rematerialize": rematerialize}
+    settings |= {"num_experts": shape[0]} if make is Experts else {}
+    layers = [make(**settings, name=f"layer_{index}") for index in range(16)]
+    for each in layers:
+        each.build()
+    weights = [weight for each in layers for weight in each.trainable_variables]
+
+    def gradients(x: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:
+        with keras.StatelessScope(list(zip(weights, values))), tf.GradientTape() as tape:
+            tape.watch([x, *values])
+            y = x
+            for each in layers:
+                y += tf.nest.flatten(each(y, training=True))[0]
+            loss = tf.reduce_sum(tf.square(y))
+        return tape.gradient(loss, [x, *values])
+
+    specs = [tf.TensorSpec(shape), *(tf.TensorSpec(weight.shape) for weight in weights)]
+    axes = [(None,) * len(shape), *(weight.axes for weight in weights)]
+    return temporary_bytes(Program(gradients, specs, axes, 0))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Experts, (2, 4, 32, 16)), (FeedForward, (4, 64, 16))])
+def test_hidden_activations_are_there_one_layer_at_a_time(make, shape):
+    hidden = 4 * math.prod(shape[:-1]) * 512
+    assert bytes_of_layers(make, shape, rematerialize=False) > 16 * hidden
+    assert bytes_of_layers(make, shape, rematerialize=True) < 6 * hidden
+
+
+@pytest.mark.slow
+def test_a_training_step_needs_less_memory(tiny_config):
+    """Of eight blocks whose hidden activations are sixteen times as wide as what goes from block to block."""
+    config = dataclasses.replace(
+        tiny_config, d_model=32, d_ff=512, num_encoder_layers=4, num_decoder_layers=4, sparse_every=1, group_size=256
+    )
+    shapes = {name: feature.shape for name, feature in random_features(batch=16, inputs=64, targets=64).items()}
+    needed = {}
+    for kind in ("none", "sublayers", "blocks"):
+        model = EncoderDecoder(dataclasses.replace(config, rematerialization=kind))
+        model.build()
+        needed[kind] = temporary_bytes(training_program(model, Adafactor(), Objective(), shapes))
+    assert needed["blocks"] < needed["sublayers"] < 0.5 * needed["none"]

@@ -1,0 +1,101 @@
+"""What an experiment's gin files say to a compiler: everything but its data and its directory."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import switch_tf.runs.loop  # noqa: F401 (registers what gin files bind)
+from switch_tf.errors import SettingError
+from switch_tf.models.config import ModelConfig
+from switch_tf.models.encoder_decoder import EncoderDecoder
+from switch_tf.partitioning.layout import Layout
+from switch_tf.planning.layout_checks import check_placement
+from switch_tf.planning.weight_specs import without_allocation
+from switch_tf.runs import gin_config
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.losses import Objective
+from tpu.precompile.program import Program, decoding_program, evaluation_program, training_program
+
+TRAIN, EVALUATE, DECODE = STEPS = ("train", "evaluate", "decode")
+_RUN = "gin/runs/pretrain.gin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One step of an experiment, on a mesh.
+
+    Attributes:
+      step: "train", "evaluate" or "decode".
+      config: the model.
+      layout: the mesh, and what is split over it.
+      batch_size: sequences of a step.
+      inputs_length: encoder tokens of a sequence.
+      targets_length: decoder tokens of a sequence.
+      num_microbatches: parts of a batch for the gradient; 1 where there is none.
+      make_optimizer: makes the optimizer, whose schedule and settings are in the step.
+      objective: weights of the auxiliary losses.
+    """
+
+    step: str
+    config: ModelConfig
+    layout: Layout
+    batch_size: int
+    inputs_length: int
+    targets_length: int
+    num_microbatches: int
+    make_optimizer: Callable[[], Adafactor]
+    objective: Objective
+
+    def model(self) -> EncoderDecoder:
+        """Returns the model, whose weights have shapes and no values."""
+        with without_allocation():
+            model = EncoderDecoder(self.config)
+            model.build()
+        return model
+
+    def program(self) -> Program:
+        """Returns the step as a pure function of flat arguments."""
+        model = self.model()
+        inputs, targets = (self.batch_size, self.inputs_length), (self.batch_size, self.targets_length)
+        if self.step == DECODE:
+            return decoding_program(model, inputs, self.targets_length)
+        # What seqio's converter makes of examples that are not packed.
+        features = {"encoder_input_tokens": inputs} | dict.fromkeys(
+            ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights"), targets
+        )
+        if self.step == EVALUATE:
+            return evaluation_program(model, features)
+        return training_program(model, self.make_optimizer(), self.objective, features, self.num_microbatches)
+
+
+def read_plan(gin_files: Sequence[str], bindings: Sequence[str], search_path: Sequence[str], step: str) -> Plan:
+    """Reads gin files and bindings.
+
+    Args:
+      gin_files: of a model, a run and a layout.
+      bindings: `NAME = value` lines that override the files.
+      search_path: folders to look for gin files in first.
+      step: "train", "evaluate" or "decode".
+
+    Raises:
+      SettingError: if they do not compose, or mesh and batch do not fit each other.
+    """
+    gin_config.load(gin_files, bindings, search_path)
+    lengths = gin_config.parameter("Experiment.task_feature_lengths", _RUN)
+    for name in ("inputs", "targets"):
+        if name not in lengths:
+            raise SettingError(f"TASK_FEATURE_LENGTHS = {lengths!r} has no '{name}'.")
+    plan = Plan(
+        step,
+        ModelConfig(),
+        Layout.parse(*(gin_config.parameter(f"Experiment.{name}", _RUN) for name in ("mesh_shape", "layout_rules"))),
+        gin_config.parameter("Experiment.batch_size", _RUN),
+        lengths["inputs"],
+        lengths["targets"],
+        gin_config.parameter("train.num_microbatches", _RUN) if step == TRAIN else 1,
+        gin_config.parameter("train.optimizer", _RUN),
+        gin_config.parameter("train.objective", _RUN),
+    )
+    if plan.batch_size < 1:
+        raise SettingError(f"BATCH_SIZE = {plan.batch_size} must be at least 1.")
+    check_placement(plan.layout, plan.config, plan.batch_size, lengths, plan.num_microbatches)
+    return plan

@@ -1,0 +1,127 @@
+"""Training, evaluation and decoding as functions of flat arguments, which a compiler can lower from shapes alone."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import keras
+import tensorflow as tf
+
+from switch_tf.decoding.greedy import greedy
+from switch_tf.models.encoder_decoder import EncoderDecoder
+from switch_tf.partitioning.axes import BATCH, LENGTH, Axes
+from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.losses import Objective
+from switch_tf.training.step import make_evaluation_step, make_train_step
+
+_FEATURE_AXES = (BATCH, LENGTH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A pure function of a flat list of tensors.
+
+    Attributes:
+      function: takes the arguments one by one and returns a flat list of tensors.
+      arguments: their shapes and dtypes.
+      argument_axes: their axis names; () for one that every device has.
+      state_size: the first so many results are the next call's first arguments, split alike; every device has all of
+        the other results.
+    """
+
+    function: Callable[..., list[tf.Tensor]]
+    arguments: list[tf.TensorSpec]
+    argument_axes: list[Axes]
+    state_size: int
+
+    @property
+    def state_axes(self) -> list[Axes]:
+        """The axis names of the first `state_size` arguments and results."""
+        return self.argument_axes[: self.state_size]
+
+
+def _flat(function: Callable, arguments: tuple, argument_axes: list[Axes], state_size: int = 0) -> Program:
+    def flat_function(*flat: tf.Tensor) -> list[tf.Tensor]:
+        return tf.nest.flatten(function(*tf.nest.pack_sequence_as(arguments, flat)))
+
+    return Program(flat_function, tf.nest.flatten(arguments), argument_axes, state_size)
+
+
+def _features(shapes: Mapping[str, tuple[int, int]]) -> dict[str, tf.TensorSpec]:
+    return {name: tf.TensorSpec(shape, tf.int32) for name, shape in shapes.items()}
+
+
+def _weights(model: EncoderDecoder) -> tuple[list[tf.TensorSpec], list[Axes]]:
+    weights = model.trainable_variables
+    return [tf.TensorSpec(weight.shape) for weight in weights], [weight.axes for weight in weights]
+
+
+def training_program(
+    model: EncoderDecoder,
+    optimizer: Adafactor,
+    objective: Objective,
+    features: Mapping[str, tuple[int, int]],
+    num_microbatches: int = 1,
+) -> Program:
+    """Makes the training step's program.
+
+    Args:
+      model: built; gives names, shapes and axes.
+      optimizer: gives the update rule and its slots.
+      objective: weights of the auxiliary losses.
+      features: shape (B, L) of each feature of a batch.
+      num_microbatches: parts of a batch for the gradient.
+
+    Returns:
+      A program of weights and slots (float32: the state), step (int32 []), features (int32 [B, L], by name) and seed
+      (int32 []), which returns weights and slots and then the step's metrics, all as `tf.nest` orders them.
+    """
+    step = make_train_step(model, optimizer, objective, num_microbatches)
+    weights, state_axes = _weights(model)
+    slots = [optimizer.slot_shapes(tuple(weight.shape), weight.axes) for weight in model.trainable_variables]
+    number = tf.TensorSpec([], tf.int32)
+    arguments = (
+        weights,
+        [{name: tf.TensorSpec(slot.shape) for name, slot in of_weight.items()} for of_weight in slots],
+        number,
+        _features(features),
+        number,
+    )
+    state_axes += [of_weight[name].axes for of_weight in slots for name in sorted(of_weight)]
+    argument_axes = [*state_axes, (), *[_FEATURE_AXES] * len(features), ()]
+    return _flat(step, arguments, argument_axes, len(state_axes))
+
+
+def evaluation_program(model: EncoderDecoder, features: Mapping[str, tuple[int, int]]) -> Program:
+    """Makes the evaluation step's program.
+
+    Args:
+      model: built.
+      features: shape (B, L) of each feature of a batch.
+
+    Returns:
+      A program of weights (float32) and features (int32 [B, L], by name), which returns sums over the batch.
+    """
+    weights, weight_axes = _weights(model)
+    arguments = (weights, _features(features))
+    return _flat(make_evaluation_step(model), arguments, [*weight_axes, *[_FEATURE_AXES] * len(features)])
+
+
+def decoding_program(model: EncoderDecoder, encoder_input_tokens: tuple[int, int], max_length: int) -> Program:
+    """Makes the program of greedy decoding, from the encoder to the last token.
+
+    Args:
+      model: built.
+      encoder_input_tokens: shape (B, L).
+      max_length: the most tokens to decode.
+
+    Returns:
+      A program of weights (float32) and input tokens (int32 [B, L]), which returns int32 [B, max_length].
+    """
+    weights, weight_axes = _weights(model)
+
+    def decode(weights: list[tf.Tensor], tokens: tf.Tensor) -> tf.Tensor:
+        with keras.StatelessScope(list(zip(model.trainable_variables, weights))):
+            return greedy(model, tokens, max_length)
+
+    arguments = (weights, tf.TensorSpec(encoder_input_tokens, tf.int32))
+    return _flat(decode, arguments, [*weight_axes, _FEATURE_AXES])
