@@ -17,7 +17,7 @@ import tests.support.tiny_task
 from switch_tf import storage
 from switch_tf.checkpoints import tensor_bundle
 from switch_tf.checkpoints.folder import CheckpointFolder, find_checkpoint
-from switch_tf.checkpoints.tensor_bundle import Piece
+from switch_tf.checkpoints.tensor_bundle import Shard
 from switch_tf.checkpoints.writer import CheckpointWriter
 from switch_tf.data import cache_writer, sentencepiece, text_files
 from switch_tf.data.batches import training_dataset
@@ -38,8 +38,8 @@ SECOND_PROCESS = """
 import sys
 import numpy as np
 from switch_tf.checkpoints import tensor_bundle
-from switch_tf.checkpoints.tensor_bundle import Piece
-tensor_bundle.write_part(sys.argv[1], 1, [Piece("table", "4 2,2", np.array([3.0, 4.0], np.float32))])
+from switch_tf.checkpoints.tensor_bundle import Shard
+tensor_bundle.write_shards(sys.argv[1], 1, [Shard("table", "4 2,2", np.array([3.0, 4.0], np.float32))])
 """
 
 
@@ -66,7 +66,7 @@ def writer_of(folder: CheckpointFolder, num_processes: int = 1) -> CheckpointWri
 
 def save(folder: CheckpointFolder, step: int) -> None:
     writer = writer_of(folder)
-    writer.start(step, [Piece("table", "", VALUES)], {"step": step})
+    writer.start(step, [Shard("table", "", VALUES)], {"step": step})
     writer.wait()
 
 
@@ -87,7 +87,7 @@ def test_checkpoints_are_kept_found_and_removed(buckets, bucket):
 def test_without_its_manifest_an_upload_is_no_checkpoint_and_is_replaced(buckets, bucket):
     folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints")
     save(folder, 10)
-    tensor_bundle.write_part(folder.prefix(20), 3, [Piece("table", "", VALUES)])
+    tensor_bundle.write_shards(folder.prefix(20), 3, [Shard("table", "", VALUES)])
     assert folder.steps() == [10]
     save(folder, 20)
     assert folder.steps() == [10, 20]
@@ -100,7 +100,7 @@ def test_without_its_manifest_an_upload_is_no_checkpoint_and_is_replaced(buckets
 def test_two_processes_write_the_parts_of_a_checkpoint(buckets, bucket):
     folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints")
     writer = writer_of(folder, num_processes=2)
-    writer.start(10, [Piece("table", "4 0,2", np.array([1.0, 2.0], np.float32))], {"step": 10})
+    writer.start(10, [Shard("table", "4 0,2", np.array([1.0, 2.0], np.float32))], {"step": 10})
     assert folder.latest() is None
     command = [sys.executable, "-c", SECOND_PROCESS, folder.prefix(10)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)

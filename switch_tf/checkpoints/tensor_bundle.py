@@ -13,18 +13,18 @@ import numpy as np
 import tensorflow as tf
 
 from switch_tf import storage
-from switch_tf.partitioning.axes import Block
+from switch_tf.partitioning.axes import ShardIndex
 
 # Where a GPU is visible, TensorFlow would take host arrays there first.
 _HOST = "CPU:0"
 
 
-class Piece(NamedTuple):
+class Shard(NamedTuple):
     """A tensor, or a block of one, that a process writes.
 
     Attributes:
       name: of the whole tensor.
-      place: which block of it this is, as `place_of` says it; "" for all of it.
+      place: which block of it this is, as `slice_spec` says it; "" for all of it.
       values: the block's elements.
     """
 
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     values: np.ndarray | tf.Tensor
 
 
-def place_of(block: Block, shape: Sequence[int]) -> str:
+def slice_spec(block: ShardIndex, shape: Sequence[int]) -> str:
     """Says where a block is in a tensor of `shape`, in the notation of `SaveV2`: "4 6 0,2:3,3"; "" for all of it."""
     if tuple(block.shape) == tuple(shape):
         return ""
@@ -49,7 +49,7 @@ def _mark(prefix: str, process: int) -> str:
     return f"{_part(prefix, process)}.written"
 
 
-def parts_written(prefix: str) -> set[int]:
+def processes_written(prefix: str) -> set[int]:
     """Lists the processes that have written all that they have of the bundle `prefix`.
 
     Raises:
@@ -62,21 +62,21 @@ def parts_written(prefix: str) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
-def write_part(prefix: str, process: int, pieces: list[Piece]) -> None:
+def write_shards(prefix: str, process: int, shards: list[Shard]) -> None:
     """Writes what one process has of the bundle `prefix`.
 
     Args:
       prefix: of the bundle.
       process: index of the process.
-      pieces: its pieces. The list is emptied on the way, so that no more than one piece is in memory twice.
+      shards: its shards. The list is emptied on the way, so that no more than one shard is in memory twice.
 
     Raises:
       tf.errors.OpError: if the files cannot be written.
     """
     names, places, tensors = [], [], []
     with tf.device(_HOST):
-        while pieces:
-            name, place, values = pieces.pop()
+        while shards:
+            name, place, values = shards.pop()
             names.append(name)
             places.append(place)
             tensors.append(tf.convert_to_tensor(values))
@@ -88,7 +88,7 @@ def write_part(prefix: str, process: int, pieces: list[Piece]) -> None:
         file.write("")
 
 
-def merge_parts(prefix: str, num_processes: int) -> None:
+def merge_shards(prefix: str, num_processes: int) -> None:
     """Makes the bundle `prefix` of the parts of all processes, by renaming their files, once all have been written.
 
     Raises:
@@ -109,7 +109,7 @@ def read(prefix: str, name: str, dtype: tf.DType, place: str = "") -> tf.Tensor:
       prefix: of the bundle.
       name: of the tensor.
       dtype: of the tensor.
-      place: which block, as `place_of` says it; it need not be one that was written as such.
+      place: which block, as `slice_spec` says it; it need not be one that was written as such.
 
     Returns:
       The values, in the host's memory.

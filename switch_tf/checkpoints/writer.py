@@ -10,7 +10,7 @@ import tensorflow as tf
 from switch_tf import storage
 from switch_tf.checkpoints import tensor_bundle
 from switch_tf.checkpoints.folder import CheckpointFolder, write_error
-from switch_tf.checkpoints.tensor_bundle import Piece
+from switch_tf.checkpoints.tensor_bundle import Shard
 from switch_tf.errors import SettingError
 from switch_tf.partitioning.engine import Engine
 
@@ -18,7 +18,7 @@ from switch_tf.partitioning.engine import Engine
 # they may take after the first one's.
 _POLL_SECONDS = 0.1
 _BUCKET_POLL_SECONDS = 1.0
-_PATIENCE_SECONDS = 1800.0
+_TIMEOUT_SECONDS = 1800.0
 
 
 class CheckpointWriter:
@@ -41,14 +41,14 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
 
-    def start(self, step: int, pieces: list[Piece], manifest: Mapping[str, object]) -> None:
+    def start(self, step: int, shards: list[Shard], manifest: Mapping[str, object]) -> None:
         """Waits for the checkpoint that is being written, if there is one, and begins with this one.
 
         All processes call this at the same step.
 
         Args:
           step: updates that have been made.
-          pieces: what this process writes, in memory that nobody else writes to; the writer empties the list.
+          shards: what this process writes, in memory that nobody else writes to; the writer empties the list.
           manifest: for `CheckpointFolder.complete`.
 
         Raises:
@@ -59,7 +59,7 @@ class CheckpointWriter:
             self.folder.prepare(step)
         # From here on the folder is there, and no file of an earlier attempt is in it.
         self.engine.barrier()
-        self._writing = self._thread.submit(self._write, step, pieces, dict(manifest))
+        self._writing = self._thread.submit(self._write, step, shards, dict(manifest))
 
     def check(self) -> None:
         """Raises the error of a writing that has failed; does not wait for one that goes on.
@@ -82,14 +82,14 @@ class CheckpointWriter:
         # A process that left now could be taken for one that failed, while the first one still merges.
         self.engine.barrier()
 
-    def _write(self, step: int, pieces: list[Piece], manifest: Mapping[str, object]) -> None:
+    def _write(self, step: int, shards: list[Shard], manifest: Mapping[str, object]) -> None:
         prefix = self.folder.prefix(step)
         is_first = self.engine.process_index == 0
         try:
-            tensor_bundle.write_part(prefix, self.engine.process_index, pieces)
+            tensor_bundle.write_shards(prefix, self.engine.process_index, shards)
             if is_first:
                 self._await_parts(step)
-                tensor_bundle.merge_parts(prefix, self.engine.num_processes)
+                tensor_bundle.merge_shards(prefix, self.engine.num_processes)
                 self.folder.complete(step, manifest)
         except (OSError, tf.errors.OpError) as error:
             if is_first:
@@ -102,8 +102,8 @@ class CheckpointWriter:
         if self.engine.num_processes == 1:
             return
         prefix, processes = self.folder.prefix(step), set(range(self.engine.num_processes))
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while missing := processes - tensor_bundle.parts_written(prefix):
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        while missing := processes - tensor_bundle.processes_written(prefix):
             if time.monotonic() > deadline:
                 raise SettingError(
                     f"The checkpoint {self.folder.path(step)} lacks the part of process {min(missing)}: see that "

@@ -63,7 +63,7 @@ def evaluate(
     experiment = Experiment()
     steps = checkpoints_of(experiment.model_dir).choose(steps)
     run = load_run(experiment, steps[0])
-    steps = run.engine.processes.first(steps)
+    steps = run.engine.processes.broadcast_from_first(steps)
     likelihood = make_evaluator(run)
     settings = dataclasses.replace(TaskEvaluation(), best_metric=None)  # It is chosen while training.
     held_out = held_out_name(experiment.mixture_or_task, settings, split)

@@ -38,7 +38,7 @@ def load_run(experiment: Experiment, step: int | None = None) -> Run:
     with engine.first_process_first():
         experiment.install_vocabulary()
     run = Run(experiment, engine=engine)
-    (step,) = engine.processes.first(steps[-1:])
+    (step,) = engine.processes.broadcast_from_first(steps[-1:])
     run.restore(step)
     return run
 

@@ -101,7 +101,7 @@ def _connection(parser: argparse.ArgumentParser, with_model_dir: bool = True, wi
         "--endpoint", metavar="HOST:PORT", help="a private endpoint of Cloud TPU, or http://HOST:PORT of an emulator"
     )
     parser.add_argument(
-        "--patience",
+        "--timeout",
         type=float,
         default=300,
         metavar="SECONDS",
@@ -114,7 +114,7 @@ def _connection(parser: argparse.ArgumentParser, with_model_dir: bool = True, wi
 def _cloud(options: argparse.Namespace):
     from tpu.jobs.cloud_api import Cloud
 
-    return Cloud(options.endpoint, options.patience)
+    return Cloud(options.endpoint, options.timeout)
 
 
 def _job(options: argparse.Namespace):

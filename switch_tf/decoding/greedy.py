@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from switch_tf.layers.embedding import first_highest
+from switch_tf.layers.embedding import sharded_argmax
 from switch_tf.layers.transformer import BlockCache
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.engine import Engine
@@ -41,7 +41,7 @@ def greedy(
     def body(position, token, ended, decoded, own):
         before = [BlockCache(*pair) for pair in zip(own, cross)]
         logits, after = model.decode_step(token, before, position, memory_mask)
-        token = tf.where(ended, 0, first_highest(logits))
+        token = tf.where(ended, 0, sharded_argmax(logits))
         here = tf.expand_dims(tf.one_hot(position, max_length, dtype=tf.int32), 0)
         decoded += tf.expand_dims(token, 1) * here
         ended = tf.logical_or(ended, tf.equal(token, end_of_sequence))

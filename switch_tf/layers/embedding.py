@@ -58,7 +58,7 @@ class LogitsProjection(layer.Layer):
         return tf.cast(tf.einsum("blm,mv->blv", self.cast(x), self.cast(self.kernel)), tf.float32)
 
 
-def first_highest(logits: tf.Tensor) -> tf.Tensor:
+def sharded_argmax(logits: tf.Tensor) -> tf.Tensor:
     """Returns the most probable token, the first of equals, as argmax does.
 
     Of a vocabulary that is split over devices by maxima alone, part by part; argmax would gather the logits.

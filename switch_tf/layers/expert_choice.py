@@ -16,7 +16,7 @@ class ExpertChoiceRouter(Router):
     """
 
     is_causal = False
-    chooses_for_tokens = False
+    tokens_choose_experts = False
 
     def __init__(self, **settings):
         """Makes the router.

@@ -10,10 +10,10 @@ from keras.src.backend import AutocastScope  # Not public, and nothing public do
 
 from switch_tf.layers import randomness
 from switch_tf.partitioning import axes as axis_names
-from switch_tf.partitioning.axes import Block
+from switch_tf.partitioning.axes import ShardIndex
 
 # (a block of the weight, seed) -> its float32 values.
-Initializer = Callable[[Block, tf.Tensor], tf.Tensor]
+Initializer = Callable[[ShardIndex, tf.Tensor], tf.Tensor]
 
 _weight_seed: contextvars.ContextVar[int] = contextvars.ContextVar("weight_seed", default=0)
 
@@ -38,18 +38,18 @@ def variance_scaling(scale: float, fan_in: int) -> Initializer:
     return lambda block, seed: randomness.truncated_normal(block.shape, stddev, seed, block.start)
 
 
-def unit_normal(block: Block, seed: tf.Tensor) -> tf.Tensor:
+def unit_normal(block: ShardIndex, seed: tf.Tensor) -> tf.Tensor:
     """N(0, 1), T5's token embedding."""
     return randomness.normal(block.shape, 1.0, seed, block.start)
 
 
-def zeros(block: Block, seed: tf.Tensor) -> tf.Tensor:
+def zeros(block: ShardIndex, seed: tf.Tensor) -> tf.Tensor:
     """All zeros, a bias."""
     del seed
     return tf.zeros(block.shape)
 
 
-def ones(block: Block, seed: tf.Tensor) -> tf.Tensor:
+def ones(block: ShardIndex, seed: tf.Tensor) -> tf.Tensor:
     """All ones, a norm's scale."""
     del seed
     return tf.ones(block.shape)
@@ -88,11 +88,11 @@ class Layer(keras.layers.Layer):
         axis_names.check_axes(f"{self.path}/{name}", shape, axes)
         seed, path = _weight_seed.get(), f"{self.path}/{name}"
 
-        def initial_values(block: Block) -> tf.Tensor:
+        def initial_values(block: ShardIndex) -> tf.Tensor:
             return initializer(block, randomness.fold_in(seed, path))
 
         def whole(shape, dtype=None):
-            return tf.cast(initial_values(Block((0,) * len(shape), tuple(shape))), dtype or tf.float32)
+            return tf.cast(initial_values(ShardIndex((0,) * len(shape), tuple(shape))), dtype or tf.float32)
 
         with axis_names.making_weight(shape, axes, initial_values):
             variable = self.add_weight(name=name, shape=shape, initializer=whole, dtype=self.variable_dtype)

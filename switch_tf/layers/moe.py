@@ -214,7 +214,7 @@ class SwitchFeedForward(layer.Layer):
         return batch * length // size * self.experts.num_experts * self._capacity(size, training, is_dropless)
 
     def _is_dropless(self, training: bool, dropless: bool) -> bool:
-        return not training and (dropless or self.eval_capacity_factor is None) and self.router.chooses_for_tokens
+        return not training and (dropless or self.eval_capacity_factor is None) and self.router.tokens_choose_experts
 
     def _capacity(self, group_size: int, training: bool, is_dropless: bool) -> int:
         if is_dropless:
@@ -271,7 +271,7 @@ class SwitchFeedForward(layer.Layer):
         dispatcher = DISPATCHERS[self.dispatcher](routing)
         slots = dispatcher.dispatch(tokens)
         # Tokens to their experts' devices and back: one all-to-all each, where experts are spread over devices.
-        slots = axes.move(slots, _SLOTS_AT_TOKENS, _SLOTS_AT_EXPERTS)
+        slots = axes.reshard(slots, _SLOTS_AT_TOKENS, _SLOTS_AT_EXPERTS)
         outputs = self.experts(slots, training=training, seed=seed)
-        outputs = axes.move(outputs, _SLOTS_AT_EXPERTS, _SLOTS_AT_TOKENS)
+        outputs = axes.reshard(outputs, _SLOTS_AT_EXPERTS, _SLOTS_AT_TOKENS)
         return dispatcher.combine(outputs)

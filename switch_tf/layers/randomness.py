@@ -72,7 +72,7 @@ def random_bits(
     for dimension, size in enumerate(shape):
         ones_but_one = [1] * len(shape)
         ones_but_one[dimension] = size
-        coordinate = axis_names.coordinates(axes, dimension, size) if axes else tf.range(size)
+        coordinate = axis_names.global_indices(axes, dimension, size) if axes else tf.range(size)
         if start is not None:
             coordinate += start[dimension]
         coordinate = tf.reshape(tf.bitcast(coordinate, tf.uint32), ones_but_one)

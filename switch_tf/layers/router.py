@@ -50,7 +50,7 @@ class Router(layer.Layer):
     ("top_n" and "no_token_left_behind" serve later tokens' first choices before earlier tokens' further ones, in
     decoders too, as GShard and Mesh TensorFlow do.)
     """
-    chooses_for_tokens = True
+    tokens_choose_experts = True
     """Whether tokens choose experts, so that with slots enough each gets its choice; else experts choose tokens."""
 
     def __init__(

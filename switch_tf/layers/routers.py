@@ -11,8 +11,8 @@ from switch_tf.layers import randomness
 from switch_tf.layers.expert_choice import ExpertChoiceRouter, ExpertSelectionRouter
 from switch_tf.layers.router import Router, Scores, one_of
 from switch_tf.layers.routing import (
+    ExpertSlots,
     Routing,
-    Slots,
     highest_first,
     load_balance_loss,
     router_z_loss,
@@ -60,10 +60,10 @@ class TokenChoiceRouter(Router):
             preference = tf.where(chosen > 0, -tf.float32.max, preference)
         return experts, probabilities
 
-    def _slots(self, mask: tf.Tensor, capacity: int, first_probability: tf.Tensor) -> Slots:
+    def _slots(self, mask: tf.Tensor, capacity: int, first_probability: tf.Tensor) -> ExpertSlots:
         by_gate = self.priority == "gate"
         order = highest_first(first_probability * mask) if by_gate else None
-        return Slots(mask.shape[0], self.num_experts, capacity, order)
+        return ExpertSlots(mask.shape[0], self.num_experts, capacity, order)
 
     def _routing(
         self,
@@ -71,7 +71,7 @@ class TokenChoiceRouter(Router):
         mask: tf.Tensor,
         first: tf.Tensor,
         rounds: list[tuple[tf.Tensor, ...]],
-        slots: Slots,
+        slots: ExpertSlots,
         later_choices: tf.Tensor | float = 0.0,
     ) -> Routing:
         """Puts the rounds, (expert, slot, gate, kept) [G, S] each, side by side, and adds the losses of `first`.

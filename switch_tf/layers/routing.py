@@ -92,7 +92,7 @@ def mean_over_tokens(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 def mean_over_groups(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Mean over those groups that hold a real token: float32 [G] and mask [G, S] -> []."""
     alive = tf.cast(tf.reduce_sum(mask, axis=1) > 0, tf.float32)
-    return tf.reduce_sum(values * alive) / tf.maximum(axes.total(tf.reduce_sum(alive)), 1.0)
+    return tf.reduce_sum(values * alive) / tf.maximum(axes.sum_over_replicas(tf.reduce_sum(alive)), 1.0)
 
 
 def load_balance_loss(probabilities: tf.Tensor, first_choice: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -126,7 +126,7 @@ def router_z_loss(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
       float32 [].
     """
     squared = tf.square(tf.reduce_logsumexp(logits, axis=-1))
-    return tf.reduce_sum(squared * mask) / tf.maximum(axes.total(tf.reduce_sum(mask)), 1.0)
+    return tf.reduce_sum(squared * mask) / tf.maximum(axes.sum_over_replicas(tf.reduce_sum(mask)), 1.0)
 
 
 def routing_metrics(
@@ -145,23 +145,24 @@ def routing_metrics(
       The metrics.
     """
     probabilities = tf.stop_gradient(probabilities)
-    num_tokens = tf.maximum(axes.total(tf.reduce_sum(mask)), 1.0)
+    num_tokens = tf.maximum(axes.sum_over_replicas(tf.reduce_sum(mask)), 1.0)
     entropy = -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), axis=-1)
     confidence = tf.reduce_sum(probabilities * first_choice, axis=-1)
+    num_choices = tf.maximum(axes.sum_over_replicas(tf.reduce_sum(choices)), 1.0)
     return RoutingMetrics(
         fraction_dropped=tf.reduce_sum(mask - has_slot) / num_tokens,
-        expert_load=tf.reduce_sum(choices, axis=[0, 1]) / tf.maximum(axes.total(tf.reduce_sum(choices)), 1.0),
+        expert_load=tf.reduce_sum(choices, axis=[0, 1]) / num_choices,
         router_entropy=tf.reduce_sum(entropy * mask) / num_tokens,
         router_confidence=tf.reduce_sum(confidence * mask) / num_tokens,
     )
 
 
 def highest_first(priority: tf.Tensor) -> tf.Tensor:
-    """Orders a group's tokens by falling priority, equals by position: float32 [G, S] -> int32 [G, S], for `Slots`."""
+    """Orders a group's tokens by falling priority, ties by position: float32 [G, S] -> int32 [G, S] (`ExpertSlots`)."""
     return tf.argsort(-tf.stop_gradient(priority), axis=-1, stable=True)
 
 
-class Slots:
+class ExpertSlots:
     """Hands out the experts' slots, one round of choices after the other.
 
     Within a round the tokens come in their order in the group, or in `order`; a later round takes what is left.

@@ -36,7 +36,7 @@ class WeightShape(NamedTuple):
     axes: Axes
 
 
-class Block(NamedTuple):
+class ShardIndex(NamedTuple):
     """A rectangular part of a tensor: its first element's place and its shape."""
 
     start: tuple[int, ...]
@@ -44,7 +44,7 @@ class Block(NamedTuple):
 
 
 # Makes the initial values of a part of a weight, float32 of the block's shape.
-InitialValues = Callable[[Block], tf.Tensor]
+InitialValues = Callable[[ShardIndex], tf.Tensor]
 
 
 class WeightBeingMade(NamedTuple):
@@ -70,7 +70,7 @@ class Placement:
         del axes
         return tensor
 
-    def move(self, tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
+    def reshard(self, tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
         """Places an activation first as `source` says and then as `target` says; the same values."""
         return self.constrain(self.constrain(tensor, source), target)
 
@@ -79,12 +79,12 @@ class Placement:
         del axis
         return 1
 
-    def coordinates(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
+    def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
         """Returns where the elements along a dimension are in the whole batch's tensor: int32 [size]."""
         del axes, dimension
         return tf.range(size)
 
-    def total(self, tree):
+    def sum_over_replicas(self, tree):
         """Returns the sums over replicas of a nest of tensors that no gradient flows through."""
         return tree
 
@@ -127,7 +127,7 @@ def constrain(tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
     return placement().constrain(tensor, axes)
 
 
-def move(tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
+def reshard(tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
     """Moves an activation from one placement to another: an all-to-all, where a mesh dimension changes its axis.
 
     Args:
@@ -138,7 +138,7 @@ def move(tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
     Returns:
       The same values. Without an engine the tensor itself.
     """
-    return placement().move(tensor, source, target)
+    return placement().reshard(tensor, source, target)
 
 
 def num_shards(axis: str) -> int:
@@ -156,7 +156,7 @@ def is_replicated() -> bool:
     return placement().is_replicated
 
 
-def coordinates(axes: Axes, dimension: int, size: int) -> tf.Tensor:
+def global_indices(axes: Axes, dimension: int, size: int) -> tf.Tensor:
     """Returns where the elements along a dimension are in the whole batch's tensor.
 
     Args:
@@ -167,12 +167,12 @@ def coordinates(axes: Axes, dimension: int, size: int) -> tf.Tensor:
     Returns:
       int32 [size]: 0, 1, ..., from the replica's first one on where replicas have parts of the batch.
     """
-    return placement().coordinates(axes, dimension, size)
+    return placement().global_indices(axes, dimension, size)
 
 
-def total(tree):
+def sum_over_replicas(tree):
     """Returns the sums over all replicas of a nest of tensors (counts, say) that no gradient flows through."""
-    return placement().total(tree)
+    return placement().sum_over_replicas(tree)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
-from switch_tf.partitioning.axes import BATCH, GROUPS, Axes, Block, Placement, placed_by
+from switch_tf.partitioning.axes import BATCH, GROUPS, Axes, Placement, ShardIndex, placed_by
 from switch_tf.partitioning.devices import cut_processor
 from switch_tf.partitioning.engine import Engine
 from switch_tf.partitioning.layout import Layout
@@ -24,7 +24,7 @@ class _Rows(Placement):
 
     is_replicated = True
 
-    def coordinates(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
+    def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
         places = tf.range(size)
         if axes[dimension] not in (BATCH, GROUPS):
             return places
@@ -35,7 +35,7 @@ class _Rows(Placement):
 class _Replica(_Rows):
     """A replica whose results are a part of the batch's: parts of all replicas add up."""
 
-    def total(self, tree):
+    def sum_over_replicas(self, tree):
         # All tensors of a nest go in one call: one after the other they would wait for each other's round trip.
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tree)
 
@@ -63,8 +63,8 @@ def _join_processes(processes: Processes) -> None:
     os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
 
 
-def _whole(variable: tf.Variable) -> Block:
-    return Block((0,) * len(variable.shape), tuple(variable.shape))
+def _whole(variable: tf.Variable) -> ShardIndex:
+    return ShardIndex((0,) * len(variable.shape), tuple(variable.shape))
 
 
 class DistributeEngine(Engine):
@@ -223,10 +223,10 @@ class DistributeEngine(Engine):
     def fetch(self, tree):
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), tree)
 
-    def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
+    def shards(self, variable: tf.Variable) -> list[tuple[ShardIndex, np.ndarray]]:
         """Returns the variable as one block, for the first process; nothing for the others, which have the same."""
         return [(_whole(variable), variable.numpy())] if self.is_first_process else []
 
-    def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
+    def load(self, variable: tf.Variable, read: Callable[[ShardIndex], np.ndarray]) -> None:
         """Fills every replica's copy."""
         variable.assign(read(_whole(variable)))

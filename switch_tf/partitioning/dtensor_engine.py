@@ -14,7 +14,7 @@ from tensorflow.experimental import dtensor
 
 from switch_tf.errors import SettingError
 from switch_tf.partitioning import axes as axis_names
-from switch_tf.partitioning.axes import Axes, Block, check_axes
+from switch_tf.partitioning.axes import Axes, ShardIndex, check_axes
 from switch_tf.partitioning.engine import Engine
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import Processes
@@ -82,10 +82,10 @@ class DTensorEngine(Engine):
         check_axes("An activation", tuple(tensor.shape), axes)
         return dtensor.relayout(tensor, self._layout(self.layout.split(axes)))
 
-    def move(self, tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
+    def reshard(self, tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
         return moved(self.constrain(tensor, source), self.layout.split(source), self.layout.split(target), self._layout)
 
-    def coordinates(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
+    def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
         # Split before they grow to a tensor of noise: each device makes its own part.
         return dtensor.relayout(tf.range(size), self._layout(self.layout.split(axes)[dimension : dimension + 1]))
 
@@ -98,17 +98,17 @@ class DTensorEngine(Engine):
 
     def _blocks(
         self, shape: tuple[int, ...], split: Split, places: Sequence[Mapping[str, int]] | None = None
-    ) -> list[Block]:
+    ) -> list[ShardIndex]:
         """Returns what each device at `places` (by default: each of this process's) holds of a tensor."""
         local = tuple(size // self.layout.mesh.get(dimension, 1) for size, dimension in zip(shape, split))
         return [
-            Block(tuple(place.get(dimension, 0) * size for dimension, size in zip(split, local)), local)
+            ShardIndex(tuple(place.get(dimension, 0) * size for dimension, size in zip(split, local)), local)
             for place in places or self.mesh.local_device_locations()
         ]
 
-    def _packed(self, shape: tuple[int, ...], split: Split, values: Callable[[Block], tf.Tensor]) -> tf.Tensor:
+    def _packed(self, shape: tuple[int, ...], split: Split, values: Callable[[ShardIndex], tf.Tensor]) -> tf.Tensor:
         """Makes a tensor of blocks, each on its device; blocks that several devices hold are made once."""
-        made: dict[Block, tf.Tensor] = {}
+        made: dict[ShardIndex, tf.Tensor] = {}
         blocks = self._blocks(shape, split)
         with tf.device("/device:CPU:0"):
             for block in blocks:
@@ -131,8 +131,8 @@ class DTensorEngine(Engine):
 
     def rows(self, batch_size: int, process: int) -> slice:
         # Devices are numbered from process to process; where a TPU's cores are in the mesh is known to the mesh alone.
-        place_of, here = self.mesh.unravel_index(), self.mesh.num_local_devices()
-        places = [place_of[device] for device in range(process * here, (process + 1) * here)]
+        slice_spec, here = self.mesh.unravel_index(), self.mesh.num_local_devices()
+        places = [slice_spec[device] for device in range(process * here, (process + 1) * here)]
         blocks = self._blocks((batch_size,), self.layout.split((axis_names.BATCH,)), places)
         return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
 
@@ -147,7 +147,7 @@ class DTensorEngine(Engine):
             shape = (array.shape[0] // (here.stop - here.start) * shards, *array.shape[1:])
             first = self.local_rows(shape[0]).start
 
-            def part(block: Block) -> tf.Tensor:
+            def part(block: ShardIndex) -> tf.Tensor:
                 (row, column), (height, width) = block
                 return tf.constant(array[row - first : row - first + height, column : column + width])
 
@@ -175,7 +175,7 @@ class DTensorEngine(Engine):
 
     # Checkpoints.
 
-    def pieces(self, variable: dtensor.DVariable) -> list[tuple[Block, np.ndarray]]:
+    def shards(self, variable: dtensor.DVariable) -> list[tuple[ShardIndex, np.ndarray]]:
         split, shape = self._split_of(variable), tuple(variable.shape)
         copies = [dimension for dimension in self.layout.mesh if dimension not in split]
         parts = dtensor.unpack(variable.read_value())
@@ -186,7 +186,7 @@ class DTensorEngine(Engine):
             if all(place[dimension] == 0 for dimension in copies)
         ]
 
-    def load(self, variable: dtensor.DVariable, read: Callable[[Block], np.ndarray]) -> None:
+    def load(self, variable: dtensor.DVariable, read: Callable[[ShardIndex], np.ndarray]) -> None:
         values = self._packed(
             tuple(variable.shape),
             self._split_of(variable),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from switch_tf.partitioning.axes import BATCH, Axes, Block, Placement, check_axes, placed_by
+from switch_tf.partitioning.axes import BATCH, Axes, Placement, ShardIndex, check_axes, placed_by
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import Processes
 
@@ -59,14 +59,14 @@ class Engine(Placement, abc.ABC):
         """Brings a nest of device tensors to the host as numpy arrays."""
 
     @abc.abstractmethod
-    def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
+    def shards(self, variable: tf.Variable) -> list[tuple[ShardIndex, np.ndarray]]:
         """Returns the blocks of a variable that this process is to save, in host memory that later updates leave alone.
 
         The blocks of all processes together are every element once.
         """
 
     @abc.abstractmethod
-    def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
+    def load(self, variable: tf.Variable, read: Callable[[ShardIndex], np.ndarray]) -> None:
         """Fills a variable.
 
         Args:
@@ -96,7 +96,7 @@ class Engine(Placement, abc.ABC):
 
     def barrier(self) -> None:
         """Waits until all processes are here."""
-        self.processes.any(False)
+        self.processes.any_process(False)
 
     @contextlib.contextmanager
     def first_process_first(self) -> Iterator[None]:
@@ -113,7 +113,7 @@ class Engine(Placement, abc.ABC):
             return slice(0, batch_size)
         devices = self.layout.num_devices // self.num_processes
         blocks = [
-            self.layout.block((batch_size,), (BATCH,), device)
+            self.layout.shard_index((batch_size,), (BATCH,), device)
             for device in range(process * devices, (process + 1) * devices)
         ]
         return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
@@ -141,12 +141,12 @@ class SingleEngine(Engine):
     def fetch(self, tree):
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), tree)
 
-    def pieces(self, variable: tf.Variable) -> list[tuple[Block, np.ndarray]]:
+    def shards(self, variable: tf.Variable) -> list[tuple[ShardIndex, np.ndarray]]:
         return [(_whole(variable), variable.numpy())]
 
-    def load(self, variable: tf.Variable, read: Callable[[Block], np.ndarray]) -> None:
+    def load(self, variable: tf.Variable, read: Callable[[ShardIndex], np.ndarray]) -> None:
         variable.assign(read(_whole(variable)))
 
 
-def _whole(variable: tf.Variable) -> Block:
-    return Block((0,) * len(variable.shape), tuple(variable.shape))
+def _whole(variable: tf.Variable) -> ShardIndex:
+    return ShardIndex((0,) * len(variable.shape), tuple(variable.shape))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from switch_tf.errors import SettingError, nearest
-from switch_tf.partitioning.axes import AXIS_NAMES, BATCH, GROUPS, Axes, Block
+from switch_tf.partitioning.axes import AXIS_NAMES, BATCH, GROUPS, Axes, ShardIndex
 
 
 def _pairs(setting: str, text: str, example: str) -> list[tuple[str, str]]:
@@ -113,8 +113,8 @@ class Layout:
             device, places[name] = divmod(device, size)
         return places
 
-    def block(self, shape: Sequence[int], axes: Axes, device: int) -> Block:
+    def shard_index(self, shape: Sequence[int], axes: Axes, device: int) -> ShardIndex:
         """Returns which part of a tensor a device holds."""
         places, local = self.coordinates_of(device), self.local_shape(shape, axes)
         start = tuple(places.get(dimension, 0) * size for dimension, size in zip(self.split(axes), local))
-        return Block(start, local)
+        return ShardIndex(start, local)

@@ -20,7 +20,7 @@ from switch_tf.errors import SettingError
 PROCESSES = "SWITCH_TF_PROCESSES"
 PROCESS = "SWITCH_TF_PROCESS"
 # How long the first process waits for the others, and they for it: machines of a pod do not start at once.
-PATIENCE_SECONDS = 600
+CONNECT_TIMEOUT_SECONDS = 600
 # For scripts: start again with the same command. (sysexits.h: EX_TEMPFAIL)
 EXIT_LOST = 75
 
@@ -127,11 +127,11 @@ class Processes:
         """How many processes there are."""
         return max(1, len(self.addresses))
 
-    def connect(self, patience: float = PATIENCE_SECONDS) -> None:
+    def connect(self, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
         """Finds the other processes, and ends this one when one of them ends.
 
         Args:
-          patience: seconds to wait for them.
+          timeout: seconds to wait for them.
 
         Raises:
           SettingError: if one does not come.
@@ -140,19 +140,19 @@ class Processes:
             return
         address = self._meeting_point(self.addresses)
         if self.index == 0:
-            self._accept(address, patience)
+            self._accept(address, timeout)
         else:
-            self._control = [self._open(address, _CONTROL, patience)]
-            self._watched = {self._open(address, _WATCH, patience): 0}
+            self._control = [self._open(address, _CONTROL, timeout)]
+            self._watched = {self._open(address, _WATCH, timeout): 0}
         for connection in (*self._control, *self._watched):
             _keep_alive(connection)
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="processes")
         self._watcher.start()
 
-    def _accept(self, address: tuple[str, int], patience: float) -> None:
+    def _accept(self, address: tuple[str, int], timeout: float) -> None:
         there: dict[tuple[bytes, int], socket.socket] = {}
         wanted = [(kind, index) for kind in (_CONTROL, _WATCH) for index in range(1, self.count)]
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         try:
             # On all interfaces: the name by which others know this host may not be one that it has.
             server = socket.create_server(("", address[1]), backlog=2 * self.count)
@@ -169,7 +169,7 @@ class Processes:
                     missing = sorted({index for _, index in wanted} - {index for _, index in there})
                     raise SettingError(
                         f"{PROCESSES}: process {', '.join(map(str, missing))} of {self.count} did not come within "
-                        f"{patience:.0f} seconds: is it running, with its own {PROCESS}?"
+                        f"{timeout:.0f} seconds: is it running, with its own {PROCESS}?"
                     ) from error
                 hello = self._greeting(connection)
                 if hello not in wanted:  # Whoever else knocks at the port is none of ours.
@@ -190,8 +190,8 @@ class Processes:
             return None
         return _HELLO.unpack(hello) if len(hello) == _HELLO.size else None
 
-    def _open(self, address: tuple[str, int], kind: bytes, patience: float) -> socket.socket:
-        deadline = time.monotonic() + patience
+    def _open(self, address: tuple[str, int], kind: bytes, timeout: float) -> socket.socket:
+        deadline = time.monotonic() + timeout
         while True:
             try:
                 connection = socket.create_connection(address, timeout=10)
@@ -201,7 +201,7 @@ class Processes:
                 if time.monotonic() > deadline:
                     raise SettingError(
                         f"{PROCESSES}: the first process does not answer at {address[0]}:{address[1]} within "
-                        f"{patience:.0f} seconds: is it running, with {PROCESS}=0?"
+                        f"{timeout:.0f} seconds: is it running, with {PROCESS}=0?"
                     ) from error
                 time.sleep(0.2)
 
@@ -226,7 +226,7 @@ class Processes:
         )
         os._exit(EXIT_LOST)
 
-    def any(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """Returns whether any process says so. All of them must ask; it is a barrier too."""
         if self.index == 0:
             for connection in self._control:
@@ -239,7 +239,7 @@ class Processes:
                 flag = self._receive(connection, 1) == _YES
         return flag
 
-    def first(self, numbers: Sequence[int]) -> list[int]:
+    def broadcast_from_first(self, numbers: Sequence[int]) -> list[int]:
         """Returns what the first process gives: of what is on a disk, say, that not all see in the same moment."""
         for connection in self._control:
             if self.index == 0:
@@ -264,20 +264,20 @@ class Processes:
             self._lost(self._control.index(connection) + 1 if self.index == 0 else 0)
         return message
 
-    def explain(self, patience: float = 15.0) -> None:
+    def exit_if_process_lost(self, timeout: float = 15.0) -> None:
         """Ends this process with a sentence if another one has ended; for when a computation has failed.
 
         Args:
-          patience: seconds in which the end of a process comes to be known.
+          timeout: seconds in which the end of a process comes to be known.
         """
         if self._watcher is not None:
-            self._watcher.join(patience)
+            self._watcher.join(timeout)
 
     def close(self) -> None:
         """Parts from the others, once all have come here."""
-        self.any(False)
+        self.any_process(False)
         self._is_closing = True
-        self.any(False)
+        self.any_process(False)
         for connection in (*self._control, *self._watched):
             connection.close()
         self._control, self._watched = [], {}

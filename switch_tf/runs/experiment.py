@@ -21,7 +21,7 @@ from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 from switch_tf.partitioning import devices
-from switch_tf.partitioning.axes import Block
+from switch_tf.partitioning.axes import ShardIndex
 from switch_tf.partitioning.engine import Engine
 from switch_tf.partitioning.engines import make_engine
 from switch_tf.partitioning.layout import Layout
@@ -227,11 +227,11 @@ class Run:
             "score": score,
             "versions": versions(),
         }
-        pieces = [tensor_bundle.Piece(name, "", position) for name, position in batches.positions().items()]
+        shards = [tensor_bundle.Shard(name, "", position) for name, position in batches.positions().items()]
         for name, variable in variables.items():
-            for block, values in self.engine.pieces(variable):
-                pieces.append(tensor_bundle.Piece(name, tensor_bundle.place_of(block, variable.shape), values))
-        self.writer.start(manifest["step"], pieces, manifest)
+            for block, values in self.engine.shards(variable):
+                shards.append(tensor_bundle.Shard(name, tensor_bundle.slice_spec(block, variable.shape), values))
+        self.writer.start(manifest["step"], shards, manifest)
 
     def check(self, step: int) -> None:
         """Checks that a checkpoint is of this model and this vocabulary and, to train on, of this data and seed.
@@ -340,9 +340,9 @@ def _difference(manifest: Mapping, variables: Mapping[str, tf.Variable], with_sl
     return f"{name} is {theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here"
 
 
-def _reader(prefix: str, name: str, variable: tf.Variable) -> Callable[[Block], np.ndarray]:
-    def read(block: Block) -> np.ndarray:
-        return tensor_bundle.read(prefix, name, variable.dtype, tensor_bundle.place_of(block, variable.shape)).numpy()
+def _reader(prefix: str, name: str, variable: tf.Variable) -> Callable[[ShardIndex], np.ndarray]:
+    def read(block: ShardIndex) -> np.ndarray:
+        return tensor_bundle.read(prefix, name, variable.dtype, tensor_bundle.slice_spec(block, variable.shape)).numpy()
 
     return read
 

@@ -125,7 +125,7 @@ def train(
 
     with engine.scope():
         run = Run(experiment, optimizer(), keep_checkpoints, engine)
-    (start,) = engine.processes.first([run.checkpoints.latest() or 0])
+    (start,) = engine.processes.broadcast_from_first([run.checkpoints.latest() or 0])
     if start:
         run.restore(start, batches)
         engine.say(f"Resuming {experiment.model_dir} from step {start}.")
@@ -149,7 +149,7 @@ def train(
         try:
             stopped_by = trainer.run_until_done(steps, stop, eval_period, checkpoint_period, log_period)
         except tf.errors.OpError:
-            engine.processes.explain()
+            engine.processes.exit_if_process_lost()
             raise
         finally:
             if trainer.recorder is not None:
@@ -206,9 +206,9 @@ class _Trainer:
           The signal, None where all steps have been made.
         """
         processes = self.run.engine.processes
-        if self.step > 0 and self.step % eval_period == 0 and processes.any(self._lacks_evaluation()):
+        if self.step > 0 and self.step % eval_period == 0 and processes.any_process(self._lacks_evaluation()):
             # A signal came at this very step: it was saved at once, before the evaluation that was due.
-            is_better = self.hold_out()
+            is_better = self.evaluate_held_out()
             if self.recorder is not None:
                 self.recorder.copy_records()
             if is_better and self.run.engine.is_first_process:
@@ -218,14 +218,14 @@ class _Trainer:
             self.update_once()
             self.run.writer.check()
             # After the last step the run ends by itself, with its evaluation.
-            if self.step < steps and processes.any(stop.received is not None):
+            if self.step < steps and processes.any_process(stop.received is not None):
                 self.save()
                 self.run.writer.finish()
                 return stop.received or signal.SIGTERM
             is_last = self.step == steps
             if is_last or self.step % log_period == 0:
                 self.flush()
-            is_better = (is_last or self.step % eval_period == 0) and self.hold_out()
+            is_better = (is_last or self.step % eval_period == 0) and self.evaluate_held_out()
             if is_last or is_better or self.step % checkpoint_period == 0:
                 self.save()
         self.run.writer.finish()
@@ -267,7 +267,7 @@ class _Trainer:
                     "ModelConfig.initializer_scale = 0.1."
                 )
 
-    def hold_out(self) -> bool:
+    def evaluate_held_out(self) -> bool:
         """Evaluates on the held-out batches and the tasks, and records the results.
 
         Returns:
@@ -287,7 +287,7 @@ class _Trainer:
         return is_better
 
     def score_tasks(self, task_evaluator: TaskEvaluator) -> bool:
-        """Scores the tasks and records the scores; see `hold_out`."""
+        """Scores the tasks and records the scores; see `evaluate_held_out`."""
         scores = task_evaluator().scores
         if self.recorder is not None:
             self.recorder.write_task_scores(self.step, scores)
@@ -300,7 +300,9 @@ class _Trainer:
         if is_number:
             self.score = {"metric": self.best_metric, "value": value}
         # A metric may draw samples (ROUGE does), and all processes must save or none.
-        is_better = self.run.engine.processes.any(is_number and (self.best_value is None or value > self.best_value))
+        is_better = self.run.engine.processes.any_process(
+            is_number and (self.best_value is None or value > self.best_value)
+        )
         if is_better:
             self.best_value = value
         return is_better

@@ -8,7 +8,7 @@ import gin
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
-from switch_tf.layers.embedding import first_highest
+from switch_tf.layers.embedding import sharded_argmax
 from switch_tf.layers.routing import Routing
 from switch_tf.models.encoder_decoder import ModelOutput
 
@@ -87,7 +87,7 @@ def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> T
       Sums over the batch.
     """
     negative_log_likelihood, log_z = cross_entropy(logits, targets)
-    hits = tf.equal(first_highest(logits), targets)
+    hits = tf.equal(sharded_argmax(logits), targets)
     return TokenLosses(
         negative_log_likelihood=tf.reduce_sum(negative_log_likelihood * weights),
         squared_log_z=tf.reduce_sum(tf.square(log_z) * weights),

@@ -21,7 +21,7 @@ from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective, TokenLosses, mean_over_layers, objective, token_losses, token_weights
 
 Features = Mapping[str, tf.Tensor]
-Slots = list[dict[str, tf.Tensor]]
+OptimizerSlots = list[dict[str, tf.Tensor]]
 
 _FEATURE_AXES = (axis_names.BATCH, axis_names.LENGTH)
 
@@ -81,7 +81,7 @@ def _placed(weights: list[tf.Tensor], axes: list[Axes]) -> list[tf.Tensor]:
     return [axis_names.constrain(weight, names) for weight, names in zip(weights, axes)]
 
 
-def _placed_slots(slots: Slots, axes: list[dict[str, Axes]]) -> Slots:
+def _placed_slots(slots: OptimizerSlots, axes: list[dict[str, Axes]]) -> OptimizerSlots:
     """Places optimizer slots like `_placed`."""
     return [
         {name: axis_names.constrain(tensor, names[name]) for name, tensor in slot.items()}
@@ -121,7 +121,7 @@ def balanced_bias(bias: tf.Tensor, expert_load: tf.Tensor, rate: float) -> tf.Te
 
 def make_train_step(
     model: EncoderDecoder, optimizer: Adafactor, settings: Objective, num_microbatches: int = 1
-) -> Callable[..., tuple[list[tf.Tensor], Slots, StepMetrics]]:
+) -> Callable[..., tuple[list[tf.Tensor], OptimizerSlots, StepMetrics]]:
     """Makes the pure training step of a built model.
 
     Args:
@@ -195,14 +195,14 @@ def make_train_step(
         return total
 
     def step_function(
-        weights: list[tf.Tensor], slots: Slots, step: tf.Tensor, features: Features, seed: tf.Tensor
-    ) -> tuple[list[tf.Tensor], Slots, StepMetrics]:
+        weights: list[tf.Tensor], slots: OptimizerSlots, step: tf.Tensor, features: Features, seed: tf.Tensor
+    ) -> tuple[list[tf.Tensor], OptimizerSlots, StepMetrics]:
         weights, slots = _placed(weights, weight_axes), _placed_slots(slots, slot_axes)
         features = _placed_features(features)
-        num_tokens = tf.maximum(axis_names.total(tf.reduce_sum(token_weights(features))), 1.0)
+        num_tokens = tf.maximum(axis_names.sum_over_replicas(tf.reduce_sum(token_weights(features))), 1.0)
         seed = randomness.fold_in(seed, tf.cast(step, tf.uint32))
         compute = parts_of if num_microbatches == 1 else accumulated
-        parts = axis_names.total(compute(weights, features, seed, num_tokens))
+        parts = axis_names.sum_over_replicas(compute(weights, features, seed, num_tokens))
 
         rate = optimizer.rate(step)
         new_weights, new_slots = [], []
@@ -256,7 +256,7 @@ def make_evaluation_step(model: EncoderDecoder) -> Callable[[list[tf.Tensor], Fe
         sums = token_losses(output.logits, features["decoder_target_tokens"], token_weights(features))
         balance = mean_over_layers(routing.balance_loss for routing in output.routings.values())
         routing = {name: routing.metrics for name, routing in output.routings.items()}
-        sums, balance, routing = axis_names.total((sums, balance, routing))
+        sums, balance, routing = axis_names.sum_over_replicas((sums, balance, routing))
         return EvaluationSums(sums, balance, tf.constant(1.0), routing)
 
     return step_function

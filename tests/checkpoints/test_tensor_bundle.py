@@ -5,40 +5,40 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.checkpoints import tensor_bundle
-from switch_tf.checkpoints.tensor_bundle import Piece, place_of
-from switch_tf.partitioning.axes import Block
+from switch_tf.checkpoints.tensor_bundle import Shard, slice_spec
+from switch_tf.partitioning.axes import ShardIndex
 
 TABLE = np.arange(24, dtype=np.float32).reshape(4, 6)
 CUTS = {
-    "whole": [[Block((0, 0), (4, 6))], []],
-    "rows": [[Block((0, 0), (2, 6))], [Block((2, 0), (2, 6))]],
-    "columns": [[Block((0, 0), (4, 2))], [Block((0, 2), (4, 4))]],
+    "whole": [[ShardIndex((0, 0), (4, 6))], []],
+    "rows": [[ShardIndex((0, 0), (2, 6))], [ShardIndex((2, 0), (2, 6))]],
+    "columns": [[ShardIndex((0, 0), (4, 2))], [ShardIndex((0, 2), (4, 4))]],
     "four blocks, two in each process": [
-        [Block((0, 0), (2, 3)), Block((2, 0), (2, 3))],
-        [Block((0, 3), (2, 3)), Block((2, 3), (2, 3))],
+        [ShardIndex((0, 0), (2, 3)), ShardIndex((2, 0), (2, 3))],
+        [ShardIndex((0, 3), (2, 3)), ShardIndex((2, 3), (2, 3))],
     ],
 }
 
 
-def values_of(block: Block) -> np.ndarray:
+def values_of(block: ShardIndex) -> np.ndarray:
     return TABLE[tuple(slice(start, start + size) for start, size in zip(block.start, block.shape))]
 
 
 def write(prefix: str, cut: str) -> None:
     for process, blocks in enumerate(CUTS[cut]):
-        pieces = [Piece("a/table", place_of(block, TABLE.shape), values_of(block)) for block in blocks]
+        shards = [Shard("a/table", slice_spec(block, TABLE.shape), values_of(block)) for block in blocks]
         if process == 0:
-            pieces.append(Piece("step", "", np.int64(7)))
-        tensor_bundle.write_part(prefix, process, pieces)
-        assert not pieces
-        assert tensor_bundle.parts_written(prefix) == set(range(process + 1))
-    tensor_bundle.merge_parts(prefix, 2)
+            shards.append(Shard("step", "", np.int64(7)))
+        tensor_bundle.write_shards(prefix, process, shards)
+        assert not shards
+        assert tensor_bundle.processes_written(prefix) == set(range(process + 1))
+    tensor_bundle.merge_shards(prefix, 2)
 
 
 def test_places():
-    assert place_of(Block((0, 3), (2, 3)), (4, 6)) == "4 6 0,2:3,3"
-    assert place_of(Block((0, 0), (4, 6)), (4, 6)) == place_of(Block((), ()), ()) == ""
-    assert place_of(Block((2,), (1,)), tf.TensorShape([4])) == "4 2,1"
+    assert slice_spec(ShardIndex((0, 3), (2, 3)), (4, 6)) == "4 6 0,2:3,3"
+    assert slice_spec(ShardIndex((0, 0), (4, 6)), (4, 6)) == slice_spec(ShardIndex((), ()), ()) == ""
+    assert slice_spec(ShardIndex((2,), (1,)), tf.TensorShape([4])) == "4 2,1"
 
 
 @pytest.mark.parametrize("written", CUTS)
@@ -46,8 +46,8 @@ def test_any_block_of_what_was_written_in_any_blocks(tmp_path, written):
     prefix = str(tmp_path / "state")
     write(prefix, written)
     for blocks in CUTS.values():
-        for block in sum(blocks, [Block((1, 1), (2, 4))]):
-            read = tensor_bundle.read(prefix, "a/table", tf.float32, place_of(block, TABLE.shape))
+        for block in sum(blocks, [ShardIndex((1, 1), (2, 4))]):
+            read = tensor_bundle.read(prefix, "a/table", tf.float32, slice_spec(block, TABLE.shape))
             np.testing.assert_array_equal(read, values_of(block))
 
 

@@ -17,11 +17,11 @@ import tests.support.tiny_task  # noqa: F401 (registers tasks)
 from switch_tf.checkpoints import tensor_bundle
 from switch_tf.checkpoints import writer as saving
 from switch_tf.checkpoints.folder import CheckpointFolder
-from switch_tf.checkpoints.tensor_bundle import Piece
+from switch_tf.checkpoints.tensor_bundle import Shard
 from switch_tf.checkpoints.writer import CheckpointWriter
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
-from switch_tf.partitioning.axes import Block
+from switch_tf.partitioning.axes import ShardIndex
 from switch_tf.partitioning.engine import SingleEngine
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import Processes
@@ -44,11 +44,11 @@ class HalvesEngine(SingleEngine):
     def barrier(self) -> None:
         self._barrier.wait(timeout=30)
 
-    def pieces(self, variable):
+    def shards(self, variable):
         shape = tuple(variable.shape)
         if not shape or shape[0] % 2:
-            return super().pieces(variable) if self.process_index == 0 else []
-        block = Block((self.process_index * shape[0] // 2, *(0 for _ in shape[1:])), (shape[0] // 2, *shape[1:]))
+            return super().shards(variable) if self.process_index == 0 else []
+        block = ShardIndex((self.process_index * shape[0] // 2, *(0 for _ in shape[1:])), (shape[0] // 2, *shape[1:]))
         return [(block, variable.numpy()[block.start[0] : block.start[0] + block.shape[0]].copy())]
 
     def load(self, variable, read):
@@ -58,7 +58,7 @@ class HalvesEngine(SingleEngine):
             super().load(variable, read)
             return
         starts = [(*(0 for _ in rows), column) for column in (0, columns // 2)]
-        variable.assign(np.concatenate([read(Block(start, (*rows, columns // 2))) for start in starts], axis=-1))
+        variable.assign(np.concatenate([read(ShardIndex(start, (*rows, columns // 2))) for start in starts], axis=-1))
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +92,13 @@ def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
 @pytest.fixture
 def blocked(monkeypatch) -> threading.Event:
     """An event without which nothing is written."""
-    event, write_part = threading.Event(), tensor_bundle.write_part
+    event, write_shards = threading.Event(), tensor_bundle.write_shards
 
     def wait_and_write(*arguments):
         assert event.wait(timeout=60)
-        write_part(*arguments)
+        write_shards(*arguments)
 
-    monkeypatch.setattr(tensor_bundle, "write_part", wait_and_write)
+    monkeypatch.setattr(tensor_bundle, "write_shards", wait_and_write)
     return event
 
 
@@ -146,14 +146,14 @@ def test_the_next_checkpoint_waits_for_the_one_before(experiment, blocked):
 def test_an_error_of_the_thread_is_raised_at_the_next_look_and_the_rest_is_left_alone(tmp_path, monkeypatch):
     folder = CheckpointFolder(str(tmp_path), keep=1)
     writer = CheckpointWriter(folder, SingleEngine(Layout({}, {})))
-    writer.start(10, [Piece("a", "", np.ones(3))], {})
+    writer.start(10, [Shard("a", "", np.ones(3))], {})
     writer.wait()
 
-    def fail(prefix, process, pieces):
+    def fail(prefix, process, shards):
         raise tf.errors.ResourceExhaustedError(None, None, "state.data; No space left on device")
 
-    monkeypatch.setattr(tensor_bundle, "write_part", fail)
-    writer.start(20, [Piece("a", "", np.ones(3))], {})
+    monkeypatch.setattr(tensor_bundle, "write_shards", fail)
+    writer.start(20, [Shard("a", "", np.ones(3))], {})
     with pytest.raises(SettingError, match=r"No space left on device.*checkpoint of step 10 is safe.*Free some space"):
         for _ in iter(lambda: threading.Event().wait(0.01), True):
             writer.check()
@@ -212,12 +212,12 @@ def assert_rows(parts: list[list[dict]], whole: list[dict]) -> None:
 
 
 def test_a_process_that_does_not_write_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(saving, "_TIMEOUT_SECONDS", 0.2)
     folder = CheckpointFolder(str(tmp_path), keep=1)
     engine = SingleEngine(Layout({}, {}), processes=Processes(("a:1", "b:1", "c:1"), 0))
     writer = CheckpointWriter(folder, engine)
-    writer.start(10, [Piece("a", "", np.ones(3))], {})
-    tensor_bundle.write_part(folder.prefix(10), 1, [])
+    writer.start(10, [Shard("a", "", np.ones(3))], {})
+    tensor_bundle.write_shards(folder.prefix(10), 1, [])
     with pytest.raises(SettingError, match="step_00000010 lacks the part of process 2"):
         writer.wait()
     assert folder.latest() is None

@@ -21,12 +21,12 @@ RUN = "gs://runs/tiny"
 KILL_WHILE_SAVING = """
 import os, signal
 from switch_tf.checkpoints import tensor_bundle
-merge_parts = tensor_bundle.merge_parts
+merge_shards = tensor_bundle.merge_shards
 def killed(prefix, num_processes):
     if "step_00000006" in prefix:
         os.kill(os.getpid(), signal.SIGKILL)
-    merge_parts(prefix, num_processes)
-tensor_bundle.merge_parts = killed
+    merge_shards(prefix, num_processes)
+tensor_bundle.merge_shards = killed
 """
 
 

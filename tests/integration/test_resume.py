@@ -17,14 +17,14 @@ SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=7", "EVAL_PERIOD=20", "LO
 KILL_WHILE_SAVING = """
 import os, signal
 from switch_tf.checkpoints import tensor_bundle
-write_part = tensor_bundle.write_part
-def killed(prefix, process, pieces):
-    write_part(prefix, process, pieces)
+write_shards = tensor_bundle.write_shards
+def killed(prefix, process, shards):
+    write_shards(prefix, process, shards)
     if "step_00000021" in prefix:
         data = prefix + ".part_00000.data-00000-of-00001"
         os.truncate(data, os.path.getsize(data) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-tensor_bundle.write_part = killed
+tensor_bundle.write_shards = killed
 """
 
 

@@ -70,7 +70,7 @@ def test_a_block_of_a_weight_is_a_part_of_the_whole():
 
 def test_a_replica_draws_its_own_part_of_the_mask():
     class SecondReplica(axes.Placement):
-        def coordinates(self, axes_of_tensor, dimension, size):
+        def global_indices(self, axes_of_tensor, dimension, size):
             return tf.range(size) + (size if axes_of_tensor[dimension] == axes.BATCH else 0)
 
     names = (axes.BATCH, axes.LENGTH)

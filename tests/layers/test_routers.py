@@ -151,7 +151,7 @@ def test_a_decoders_routers_ignore_later_tokens():
     tokens = tf.random.stateless_normal([1, 16, D_MODEL], (0, 1))
     changed = tf.concat([tokens[:, :8], -3.0 * tokens[:, 8:]], axis=1)
     for name in ROUTERS:
-        for settings in ({}, {"priority": "gate"}) if ROUTERS[name].chooses_for_tokens else ({},):
+        for settings in ({}, {"priority": "gate"}) if ROUTERS[name].tokens_choose_experts else ({},):
             made = router(name, 4, **settings)
             first, second = (made(x, tf.ones([1, 16]), capacity=2) for x in (tokens, changed))
             # A further choice comes after all first ones, those of later tokens included: see the next test.

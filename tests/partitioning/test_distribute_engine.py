@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from switch_tf.errors import SettingError
 from switch_tf.partitioning import distribute_engine
-from switch_tf.partitioning.axes import Block
+from switch_tf.partitioning.axes import ShardIndex
 from switch_tf.partitioning.distribute_engine import DistributeEngine
 from switch_tf.partitioning.engines import make_engine
 from switch_tf.partitioning.layout import Layout
@@ -102,9 +102,9 @@ def test_a_state_is_read_and_written_whole(engine):
     with engine.scope():
         variable = tf.Variable(tf.zeros([2, 3]))
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    engine.load(variable, lambda block: values if block == Block((0, 0), (2, 3)) else None)
-    ((block, array),) = engine.pieces(variable)
-    assert block == Block((0, 0), (2, 3))
+    engine.load(variable, lambda block: values if block == ShardIndex((0, 0), (2, 3)) else None)
+    ((block, array),) = engine.shards(variable)
+    assert block == ShardIndex((0, 0), (2, 3))
     np.testing.assert_array_equal(array, values)
 
 

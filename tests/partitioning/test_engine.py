@@ -67,14 +67,14 @@ def test_a_variable_creator_sees_shape_and_axes_of_every_weight(tiny_config):
 def test_pieces_are_copies_and_load_puts_them_back():
     engine = make_engine("single", Layout({}, {}))
     variable = tf.Variable([[1.0, 2.0], [3.0, 4.0]], dtype=tf.bfloat16)
-    ((block, values),) = engine.pieces(variable)
-    assert block == axes.Block((0, 0), (2, 2))
+    ((block, values),) = engine.shards(variable)
+    assert block == axes.ShardIndex((0, 0), (2, 2))
     variable.assign_add(tf.ones_like(variable))
     np.testing.assert_array_equal(values, [[1.0, 2.0], [3.0, 4.0]])
     engine.load(variable, {block: values}.__getitem__)
     np.testing.assert_array_equal(variable, values)
-    ((block, values),) = engine.pieces(tf.Variable(3))
-    assert (block, values) == (axes.Block((), ()), 3)
+    ((block, values),) = engine.shards(tf.Variable(3))
+    assert (block, values) == (axes.ShardIndex((), ()), 3)
 
 
 @pytest.mark.parametrize(

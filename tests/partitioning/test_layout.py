@@ -110,7 +110,7 @@ def test_blocks_of_all_devices_tile_a_tensor(mesh, shape, axes):
     layout = Layout.parse(mesh, ",".join(rule for rule in wanted.split(",") if rule.split(":")[1] in there))
     copies, blocks = np.zeros(shape, int), set()
     for device in range(layout.num_devices):
-        block = layout.block(shape, axes, device)
+        block = layout.shard_index(shape, axes, device)
         assert block.shape == layout.local_shape(shape, axes)
         copies[tuple(slice(start, start + size) for start, size in zip(block.start, block.shape))] += 1
         blocks.add(block)

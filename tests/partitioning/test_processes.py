@@ -20,7 +20,7 @@ MEMBER = """
 import sys, time
 from switch_tf.partitioning.processes import Processes
 processes = Processes.from_environment()
-processes.connect(patience=20)
+processes.connect(timeout=20)
 """
 
 
@@ -53,7 +53,7 @@ def start(program: str, count: int = 3) -> list[subprocess.Popen]:
 
 
 def test_what_one_says_all_hear():
-    said = "print([processes.any(processes.index == step) for step in range(4)]); processes.close()"
+    said = "print([processes.any_process(processes.index == step) for step in range(4)]); processes.close()"
     for process in start(said):
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
@@ -62,7 +62,7 @@ def test_what_one_says_all_hear():
 
 @pytest.mark.parametrize("victim", [0, 2])
 def test_when_one_is_killed_the_others_end_with_a_sentence(victim):
-    members = start("processes.any(False); print('here', flush=True); time.sleep(600)")
+    members = start("processes.any_process(False); print('here', flush=True); time.sleep(600)")
     for member in members:
         assert member.stdout.readline() == "here\n"
     members[victim].kill()
@@ -77,14 +77,16 @@ def test_when_one_is_killed_the_others_end_with_a_sentence(victim):
 
 def test_an_error_of_all_keeps_its_own_sentence_and_status():
     """Whoever is first to end takes none of the others with it, if they are about to end by themselves."""
-    program = "processes.any(False); time.sleep(processes.index); sys.exit('mine')"
+    program = "processes.any_process(False); time.sleep(processes.index); sys.exit('mine')"
     for member in start(program):
         _, err = member.communicate(timeout=60)
         assert (member.returncode, err) == (1, "mine\n")
 
 
 def test_all_go_by_what_the_first_sees():
-    for member in start("print(processes.first([processes.index, 7][: 2 - processes.index])); processes.close()", 2):
+    for member in start(
+        "print(processes.broadcast_from_first([processes.index, 7][: 2 - processes.index])); processes.close()", 2
+    ):
         out, err = member.communicate(timeout=60)
         assert (member.returncode, out) == (0, "[0, 7]\n"), err
 
@@ -102,7 +104,7 @@ def test_a_stranger_at_the_port_is_let_go():
     waiting.join()
     said = threading.Thread(target=second.any, args=(True,))
     said.start()
-    assert first.any(False)
+    assert first.any_process(False)
     said.join()
     leaving = threading.Thread(target=second.close)
     leaving.start()
@@ -113,10 +115,10 @@ def test_a_stranger_at_the_port_is_let_go():
 def test_a_process_that_does_not_come_is_named(monkeypatch):
     processes = Processes(tuple(free_addresses(2).split(",")), 0)
     with pytest.raises(SettingError, match=r"process 1 of 2 did not come within 0 seconds"):
-        processes.connect(patience=0.1)
+        processes.connect(timeout=0.1)
     processes = Processes(tuple(free_addresses(2).split(",")), 1)
     with pytest.raises(SettingError, match=r"the first process does not answer at localhost:\d+"):
-        processes.connect(patience=0.1)
+        processes.connect(timeout=0.1)
 
 
 def test_one_process_needs_nobody(monkeypatch):
@@ -124,7 +126,12 @@ def test_one_process_needs_nobody(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     processes = Processes.from_environment()
     processes.connect()
-    assert (processes.count, processes.index, processes.any(True), processes.any(False)) == (1, 0, True, False)
+    assert (processes.count, processes.index, processes.any_process(True), processes.any_process(False)) == (
+        1,
+        0,
+        True,
+        False,
+    )
     processes.close()
 
 

@@ -141,7 +141,7 @@ def main(output: str, settings: dict) -> None:
 def whole(engine, variable) -> np.ndarray:
     """Puts a variable together from the pieces that this process holds."""
     array = np.full(variable.shape, np.nan, np.float32)
-    for (start, shape), values in engine.pieces(variable):
+    for (start, shape), values in engine.shards(variable):
         array[tuple(slice(first, first + size) for first, size in zip(start, shape))] = values
     return array
 

@@ -65,13 +65,13 @@ class AlreadyThere(Exception):
 class Cloud:
     """A connection."""
 
-    def __init__(self, endpoint: str | None = None, patience: float = 300.0, first_pause: float = 1.0):
+    def __init__(self, endpoint: str | None = None, timeout: float = 300.0, first_pause: float = 1.0):
         """Connects.
 
         Args:
           endpoint: "host:port" of a private endpoint, or "http://host:port" of an emulator, without encryption and
             credentials; None for Google's own.
-          patience: seconds to try again in.
+          timeout: seconds to try again in.
           first_pause: seconds before the first of these tries; pauses double.
 
         Raises:
@@ -84,7 +84,7 @@ class Cloud:
             from google.cloud import tpu_v2
             from google.cloud.tpu_v2.services.tpu.transports import TpuGrpcTransport
         self._exceptions, self._auth_exceptions, self._tpu = exceptions, auth_exceptions, tpu_v2
-        self._patience = patience
+        self._timeout = timeout
         self._retry = retry.Retry(
             # A connection that was cut off is a ServiceUnavailable, too.
             predicate=retry.if_exception_type(
@@ -96,7 +96,7 @@ class Cloud:
             ),
             initial=first_pause,
             maximum=30.0,
-            timeout=patience,
+            timeout=timeout,
         )
         try:
             if endpoint is not None and endpoint.startswith("http://"):
@@ -129,7 +129,7 @@ class Cloud:
         )
         if isinstance(error, unanswered):
             return SettingError(
-                f"{doing}: Cloud TPU does not answer ({said}), and did not for {self._patience:.0f} seconds: give the "
+                f"{doing}: Cloud TPU does not answer ({said}), and did not for {self._timeout:.0f} seconds: give the "
                 "same command again, nothing is done twice."
             )
         if isinstance(error, self._exceptions.Unauthenticated):
@@ -191,7 +191,7 @@ class Cloud:
     def _done(self, operation) -> None:
         # One that takes longer goes on without us, and the resource's state tells of it.
         with contextlib.suppress(concurrent.futures.TimeoutError):
-            operation.result(timeout=self._patience)
+            operation.result(timeout=self._timeout)
 
     def _resource(self, found) -> Resource:
         nodes = found.tpu.node_spec

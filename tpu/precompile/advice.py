@@ -13,7 +13,7 @@ from tpu.precompile.plan import TRAIN, Plan
 from tpu.topologies import Slice
 
 
-def mend(plan: Plan, slice_: Slice, needed: int) -> str:
+def advice(plan: Plan, slice_: Slice, needed: int) -> str:
     """Names the smallest change after which the step should fit.
 
     What is there on a device whatever the batch is (weights, slots, a gradient as large as the weights) is known for

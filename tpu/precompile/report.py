@@ -5,7 +5,7 @@ import re
 from switch_tf.errors import SettingError
 from switch_tf.planning.costs import layout_description
 from tpu.precompile import hlo
-from tpu.precompile.advice import mend
+from tpu.precompile.advice import advice
 from tpu.precompile.bounds import exchanges, step_flops
 from tpu.precompile.chips import chip_of
 from tpu.precompile.plan import TRAIN, Plan
@@ -63,7 +63,7 @@ def report_of(plan: Plan, slice_: Slice, effort: str, lowering: dict, compiled: 
     }
     if "error" in compiled:
         memory["needed"] = _needed_bytes(compiled["error"])
-        report["mend"] = mend(plan, slice_, memory["needed"])
+        report["advice"] = advice(plan, slice_, memory["needed"])
         return report
     return report | _of_program(plan, slice_, memory, compiled, hlo.Program(text))
 
@@ -116,7 +116,7 @@ def report_text(report: dict) -> str:
     memory = report["bytes_per_device"]
     needed = f"needs {memory['needed'] / _GIB:.2f} of {memory['limit'] / _GIB:.2f} GiB on each device"
     if not report["fits"]:
-        return f"{title}\ndoes not fit: {needed}; {report['mend']}"
+        return f"{title}\ndoes not fit: {needed}; {report['advice']}"
     compilation = report["compilation"]
     host = max(compilation["lowering_host_bytes"], compilation["compiling_host_bytes"])
     lines = [

@@ -17,9 +17,9 @@ class Zone(FakeCloud):
 
     endpoint: str
 
-    def connect(self, patience: float = 20.0) -> Cloud:
+    def connect(self, timeout: float = 20.0) -> Cloud:
         """Connects as a command would, but for the length of pauses."""
-        return Cloud(self.endpoint, patience, first_pause=0.01)
+        return Cloud(self.endpoint, timeout, first_pause=0.01)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def run(zone, bucket, capsys):
     def give(*words: str) -> tuple[int, str, str]:
         status = 0
         try:
-            command_line.main([*words, f"--endpoint={zone.endpoint}", "--patience=5"])
+            command_line.main([*words, f"--endpoint={zone.endpoint}", "--timeout=5"])
         except SystemExit as end:
             status = end.code
         captured = capsys.readouterr()

@@ -101,7 +101,7 @@ def test_503_for_good_is_told_and_the_same_command_goes_on(zone, storage, job, f
     with pytest.raises(
         SettingError, match=r"does not answer \(503: try later\), and did not for 0 seconds: give the same"
     ):
-        lifecycle.submit(zone.connect(patience=0.2), storage, job, files)
+        lifecycle.submit(zone.connect(timeout=0.2), storage, job, files)
     zone.faults.clear()
     record = lifecycle.submit(zone.connect(), storage, job, files)
     assert states(record) == [["SUBMITTING", "WAITING_FOR_RESOURCES"]]
@@ -109,7 +109,7 @@ def test_503_for_good_is_told_and_the_same_command_goes_on(zone, storage, job, f
 
 def test_no_way_to_an_access_token_is_no_lack_of_credentials(zone, storage, job, files, monkeypatch):
     lifecycle.submit(zone.connect(), storage, job, files)
-    cloud = zone.connect(patience=0.2)
+    cloud = zone.connect(timeout=0.2)
     get, failures = cloud._client.get_queued_resource, [google.auth.exceptions.TransportError("no route to host")]
 
     def get_with_a_token(name, retry):
@@ -153,7 +153,7 @@ def test_a_submission_that_was_cut_off_goes_on(zone, storage, job, files, monkey
     zone.fail("CreateQueuedResource", *lost, times=1000)
     zone.faults["CreateQueuedResource", "before"].appendleft(lambda context: None)
     with pytest.raises(SettingError, match="give the same command again"):
-        lifecycle.submit(zone.connect(patience=0.2), storage, job, files)
+        lifecycle.submit(zone.connect(timeout=0.2), storage, job, files)
     zone.faults.clear()
     # Cloud TPU remembers ids of requests for a while only.
     zone._requests.clear()

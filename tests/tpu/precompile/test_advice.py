@@ -3,7 +3,7 @@
 import pytest
 
 from tests.tpu.precompile.test_bounds import make_plan
-from tpu.precompile.advice import mend
+from tpu.precompile.advice import advice
 from tpu.precompile.chips import chip_of
 from tpu.precompile.plan import read_plan
 from tpu.topologies import find_slice
@@ -13,15 +13,15 @@ LIMIT = chip_of(V4.generation).device_bytes
 
 
 def test_activations_too_large_ask_for_microbatches():
-    assert mend(make_plan("data:4,model:2"), V4, needed=int(1.5 * LIMIT)) == "raise NUM_MICROBATCHES to 2"
-    assert mend(make_plan("data:4,model:2"), V4, needed=int(3.5 * LIMIT)) == "raise NUM_MICROBATCHES to 4"
+    assert advice(make_plan("data:4,model:2"), V4, needed=int(1.5 * LIMIT)) == "raise NUM_MICROBATCHES to 2"
+    assert advice(make_plan("data:4,model:2"), V4, needed=int(3.5 * LIMIT)) == "raise NUM_MICROBATCHES to 4"
 
 
 def test_activations_that_microbatches_do_not_lessen_enough_are_made_again():
     plan = make_plan("data:4,model:2")
-    assert mend(plan, V4, needed=5 * LIMIT) == "set REMATERIALIZATION = 'blocks' and NUM_MICROBATCHES = 4"
+    assert advice(plan, V4, needed=5 * LIMIT) == "set REMATERIALIZATION = 'blocks' and NUM_MICROBATCHES = 4"
     again = make_plan("data:4,model:2", rematerialization="blocks")
-    assert mend(again, V4, needed=5 * LIMIT).startswith("no larger v4 slice of this layout is sure to do")
+    assert advice(again, V4, needed=5 * LIMIT).startswith("no larger v4 slice of this layout is sure to do")
 
 
 def test_switch_c_on_256_chips_is_to_make_activations_again():
@@ -33,7 +33,7 @@ def test_switch_c_on_256_chips_is_to_make_activations_again():
         "train",
     )
     slice_ = find_slice("v6e-256")
-    assert mend(plan, slice_, needed=int(32.9 * 2**30)) == "set REMATERIALIZATION = 'blocks'"
+    assert advice(plan, slice_, needed=int(32.9 * 2**30)) == "set REMATERIALIZATION = 'blocks'"
 
 
 def weights_of(factor: float, **settings):
@@ -45,7 +45,7 @@ def weights_of(factor: float, **settings):
 @pytest.mark.parametrize(("factor", "model"), [(1.5, 2), (1.9, 2)])
 def test_weights_too_large_ask_for_more_of_the_mesh_to_each_layer(factor, model):
     plan = weights_of(factor, mesh_shape="data:8,model:1", num_experts=8)
-    sentence = mend(plan, V4, needed=int(factor * LIMIT))
+    sentence = advice(plan, V4, needed=int(factor * LIMIT))
     assert sentence == f"raise model to {model} (MESH_SHAPE = 'data:4,model:2', NUM_MICROBATCHES = 2)"
 
 
@@ -54,17 +54,17 @@ def test_weights_that_this_slice_cannot_hold_ask_for_a_larger_one():
     experts = 64
     width = int(1.5 * 8 * LIMIT / (2 * 4 * 2 * 2 * 128 * experts))
     plan = make_plan("data:8,model:1", num_experts=experts, d_model=128, d_ff=width - width % 128, num_heads=1)
-    sentence = mend(plan, V4, needed=int(1.6 * LIMIT))
+    sentence = advice(plan, V4, needed=int(1.6 * LIMIT))
     assert sentence == "take v4-32, with MESH_SHAPE = 'data:16,model:1' and NUM_MICROBATCHES = 1"
 
 
 def test_evaluation_has_no_microbatches():
-    assert mend(make_plan(step="evaluate"), V4, needed=int(1.5 * LIMIT)) == "lower BATCH_SIZE to 8"
+    assert advice(make_plan(step="evaluate"), V4, needed=int(1.5 * LIMIT)) == "lower BATCH_SIZE to 8"
 
 
 def test_what_no_slice_holds():
     """Each of two experts is larger than all memory, and there are no more devices than experts."""
     width = int(2 * LIMIT / (2 * 4 * 2 * 128))
     plan = make_plan("data:2,model:1", num_experts=2, d_model=128, d_ff=width - width % 128 + 1, num_heads=1)
-    sentence = mend(plan, find_slice("v4:2x2x1"), needed=3 * LIMIT)
+    sentence = advice(plan, find_slice("v4:2x2x1"), needed=3 * LIMIT)
     assert sentence.startswith("no larger v4 slice of this layout is sure to do: weights and gradients take ")
