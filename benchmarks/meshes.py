@@ -49,8 +49,9 @@ def measure(layout: str, settings: list[str], num_steps: int) -> dict[str, float
     import numpy as np
 
     from switch_tf.runs import gin_config
-    from switch_tf.runs.experiment import Experiment, Run
+    from switch_tf.runs.experiment import Experiment
     from switch_tf.runs.loop import make_update
+    from switch_tf.runs.run import Run
     from switch_tf.training.adafactor import Adafactor
     from switch_tf.training.losses import Objective
 

@@ -43,8 +43,9 @@ MODELS = (
 def measure(model: Model, folder: str) -> dict[str, list[float]]:
     """Trains in this process, on the text as `stock` reads it; returns each step's seconds, and those it waited."""
     from switch_tf.runs import gin_config
-    from switch_tf.runs.experiment import Experiment, Run
+    from switch_tf.runs.experiment import Experiment
     from switch_tf.runs.loop import make_update
+    from switch_tf.runs.run import Run
     from switch_tf.training.adafactor import Adafactor
     from switch_tf.training.losses import Objective
 

@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 
 from switch_tf import installation
-from switch_tf.runs.experiment import versions
+from switch_tf.runs.model_directory import versions
 
 
 class FakeFile(str):

@@ -17,6 +17,7 @@ import tests.support.tiny_task
 from switch_tf import storage
 from switch_tf.checkpoints import tensor_bundle
 from switch_tf.checkpoints.folder import CheckpointFolder, find_checkpoint
+from switch_tf.checkpoints.manifest import Manifest
 from switch_tf.checkpoints.tensor_bundle import Shard
 from switch_tf.checkpoints.writer import CheckpointWriter
 from switch_tf.data import cache_writer, sentencepiece, text_files
@@ -66,7 +67,7 @@ def writer_of(folder: CheckpointFolder, num_processes: int = 1) -> CheckpointWri
 
 def save(folder: CheckpointFolder, step: int) -> None:
     writer = writer_of(folder)
-    writer.start(step, [Shard("table", "", VALUES)], {"step": step})
+    writer.start(step, [Shard("table", "", VALUES)], Manifest(step))
     writer.wait()
 
 
@@ -100,7 +101,7 @@ def test_without_its_manifest_an_upload_is_no_checkpoint_and_is_replaced(buckets
 def test_two_processes_write_the_parts_of_a_checkpoint(buckets, bucket):
     folder = CheckpointFolder(f"gs://{bucket}/run/checkpoints")
     writer = writer_of(folder, num_processes=2)
-    writer.start(10, [Shard("table", "4 0,2", np.array([1.0, 2.0], np.float32))], {"step": 10})
+    writer.start(10, [Shard("table", "4 0,2", np.array([1.0, 2.0], np.float32))], Manifest(10))
     assert folder.latest() is None
     command = [sys.executable, "-c", SECOND_PROCESS, folder.prefix(10)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)

@@ -1,18 +1,22 @@
 """Checkpoints that are there whole or not at all: `checkpoints/step_00000100/`, complete once its manifest is."""
 
 import contextlib
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from switch_tf import storage
+from switch_tf.checkpoints.manifest import Manifest, Score, WrongFormat
 from switch_tf.errors import SettingError
 
 _FOLDER = re.compile(r"step_(\d{8,})/?$")
 _MANIFEST = "manifest.json"
+
+
+class UnusableCheckpoint(SettingError):
+    """A checkpoint that is damaged, or that another version of switch_tf wrote; the others may be fine."""
 
 
 class CheckpointFolder:
@@ -28,10 +32,18 @@ class CheckpointFolder:
         Raises:
           SettingError: if `keep` is less than 1.
         """
-        if keep < 1:
-            raise SettingError(f"KEEP_CHECKPOINTS = {keep} must be at least 1, or a run could not be resumed.")
         self.folder = folder
-        self.keep = keep
+        self.keep_newest(keep)
+
+    def keep_newest(self, count: int) -> None:
+        """Sets how many complete checkpoints to keep.
+
+        Raises:
+          SettingError: if that is less than 1.
+        """
+        if count < 1:
+            raise SettingError(f"KEEP_CHECKPOINTS = {count} must be at least 1, or a run could not be resumed.")
+        self.keep = count
 
     def path(self, step: int) -> str:
         """Returns the folder of a step's checkpoint."""
@@ -75,7 +87,7 @@ class CheckpointFolder:
             raise SettingError(f"MODEL_DIR = '{os.path.dirname(self.folder)}' holds no checkpoint: train first.")
         chosen = set() if steps else {there[-1]}
         for step in steps:
-            found = {"all": there, "best": [self.best()]}.get(step, [step])
+            found = there if step == "all" else [self.best() if step == "best" else step]
             if not set(found) <= set(there):
                 missing = "none has a score" if step == "best" else f"there are {', '.join(map(str, there))}"
                 raise SettingError(f"--step={step}: there is no such checkpoint; {missing}.")
@@ -85,32 +97,46 @@ class CheckpointFolder:
     def best(self) -> int | None:
         """Returns the step of the checkpoint with the highest score, None where none has one.
 
-        A score is in the manifest: {"score": {"metric": "glue/average", "value": 83.3}}. What counts is the metric of
-        the newest scored checkpoint; of equal scores, the oldest.
+        What counts is the metric of the newest scored checkpoint; of equal scores, the oldest.
         """
-        manifests = {step: self.manifest(step) for step in self.steps()}
-        scores = {step: manifest["score"] for step, manifest in manifests.items() if manifest.get("score")}
+        scores = self._scores()
         if not scores:
             return None
-        metric = scores[max(scores)]["metric"]
-        values = {step: score["value"] for step, score in scores.items() if score["metric"] == metric}
+        metric = scores[max(scores)].metric
+        values = {step: score.value for step, score in scores.items() if score.metric == metric}
         return max(values, key=lambda step: (values[step], -step))
+
+    def _scores(self) -> dict[int, Score]:
+        """Returns the scores by step. A checkpoint whose manifest is unusable has none, and harms no other."""
+        scores = {}
+        for step in self.steps():
+            with contextlib.suppress(UnusableCheckpoint):
+                score = self.manifest(step).score
+                if score is not None:
+                    scores[step] = score
+        return scores
 
     def best_value(self, metric: str) -> float | None:
         """Returns the score of the best checkpoint, None where there is none by this metric."""
         step = self.best()
-        score = self.manifest(step)["score"] if step is not None else {}
-        return score.get("value") if score.get("metric") == metric else None
+        score = self.manifest(step).score if step is not None else None
+        return score.value if score is not None and score.metric == metric else None
 
-    def manifest(self, step: int) -> dict:
-        """Returns what `save` was told about a checkpoint.
+    def manifest(self, step: int) -> Manifest:
+        """Reads the manifest of a checkpoint.
 
         Raises:
-          SettingError: if the manifest cannot be read.
+          UnusableCheckpoint: if it is damaged, or another version wrote it.
+          SettingError: if a bucket does not give it.
         """
         try:
             with tf.io.gfile.GFile(os.path.join(self.path(step), _MANIFEST)) as file:
-                return json.load(file)
+                return Manifest.from_json(file.read())
+        except WrongFormat as error:
+            raise UnusableCheckpoint(
+                f"The checkpoint {self.path(step)} was made by another version of switch_tf: finish the run with that "
+                "version, or start anew in another MODEL_DIR."
+            ) from error
         except (ValueError, tf.errors.OpError) as error:
             raise self.unreadable(step, error) from error
 
@@ -121,7 +147,7 @@ class CheckpointFolder:
             return SettingError(f"The checkpoint {self.path(step)} cannot be read: {refusal}.")
         older = [other for other in self.steps() if other < step]
         then = f"resume from step {older[-1]}" if older else "start from the beginning"
-        return SettingError(f"The checkpoint {self.path(step)} is damaged: delete that folder to {then}.")
+        return UnusableCheckpoint(f"The checkpoint {self.path(step)} is damaged: delete that folder to {then}.")
 
     def prepare(self, step: int) -> None:
         """Makes a step's folder, without what a write that was cut off may have left in it.
@@ -135,21 +161,21 @@ class CheckpointFolder:
         except (OSError, tf.errors.OpError) as error:
             raise write_error(self.path(step), error, self) from error
 
-    def complete(self, step: int, manifest: Mapping[str, object]) -> None:
+    def complete(self, step: int, manifest: Manifest) -> None:
         """Makes a checkpoint of a folder that has its tensors, and removes older ones; see `clean`.
 
         The manifest comes last and by a rename, so that a folder without one is a write that was cut off.
 
         Args:
           step: updates that have been made.
-          manifest: what a reader must know before it reads tensors; JSON.
+          manifest: of the checkpoint.
 
         Raises:
           OSError, tf.errors.OpError: if the disk is full or cannot be written.
         """
         unfinished = os.path.join(self.path(step), _MANIFEST + ".writing")
         with tf.io.gfile.GFile(unfinished, "w") as file:
-            json.dump(dict(manifest), file)
+            file.write(manifest.to_json())
         tf.io.gfile.rename(unfinished, os.path.join(self.path(step), _MANIFEST), overwrite=True)
         self.clean(step)
 

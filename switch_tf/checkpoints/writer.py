@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import tensorflow as tf
@@ -10,6 +9,7 @@ import tensorflow as tf
 from switch_tf import storage
 from switch_tf.checkpoints import tensor_bundle
 from switch_tf.checkpoints.folder import CheckpointFolder, write_error
+from switch_tf.checkpoints.manifest import Manifest
 from switch_tf.checkpoints.tensor_bundle import Shard
 from switch_tf.errors import SettingError
 from switch_tf.partitioning.engine import Engine
@@ -41,7 +41,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
 
-    def start(self, step: int, shards: list[Shard], manifest: Mapping[str, object]) -> None:
+    def start(self, step: int, shards: list[Shard], manifest: Manifest) -> None:
         """Waits for the checkpoint that is being written, if there is one, and begins with this one.
 
         All processes call this at the same step.
@@ -59,7 +59,7 @@ class CheckpointWriter:
             self.folder.prepare(step)
         # From here on the folder is there, and no file of an earlier attempt is in it.
         self.engine.barrier()
-        self._writing = self._thread.submit(self._write, step, shards, dict(manifest))
+        self._writing = self._thread.submit(self._write, step, shards, manifest)
 
     def check(self) -> None:
         """Raises the error of a writing that has failed; does not wait for one that goes on.
@@ -82,7 +82,7 @@ class CheckpointWriter:
         # A process that left now could be taken for one that failed, while the first one still merges.
         self.engine.barrier()
 
-    def _write(self, step: int, shards: list[Shard], manifest: Mapping[str, object]) -> None:
+    def _write(self, step: int, shards: list[Shard], manifest: Manifest) -> None:
         prefix = self.folder.prefix(step)
         is_first = self.engine.process_index == 0
         try:

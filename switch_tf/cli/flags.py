@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+Commands = argparse._SubParsersAction  # What `add_subparsers` returns; argparse gives it no public name.
+
 
 def add_gin(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that make an experiment of gin files."""
@@ -11,20 +13,20 @@ def add_gin(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a gin file, such as gin/models/switch_base_128.gin; may be given several times",
+        help="a gin file, such as gin/models/switch_base_128.gin; repeatable",
     )
     parser.add_argument(
         "--gin.NAME",
         dest="gin_binding",
         metavar="VALUE",
-        help="set a macro or a parameter: --gin.TRAIN_STEPS=100, --gin.ModelConfig.d_ff=512; as often as you like",
+        help="set a macro or a parameter: --gin.TRAIN_STEPS=100, --gin.ModelConfig.d_ff=512; repeatable",
     )
     parser.add_argument(
         "--gin_search_path",
         action="append",
         default=[],
         metavar="FOLDER",
-        help="look for gin files in this folder first; may be given several times",
+        help="look for gin files in this folder first; repeatable",
     )
 
 
@@ -44,7 +46,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_with_examples(commands, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:
+def add_with_examples(commands: Commands, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:
     """Adds a command whose help ends with examples, as they are written.
 
     Args:

@@ -1,4 +1,4 @@
-"""Held-out likelihood of a model, with teacher forcing, and the unigram model that any model must beat."""
+"""Held-out likelihood of a model, with teacher forcing."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,38 +8,38 @@ import tensorflow as tf
 from switch_tf.data.batches import Batch
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.engine import Engine
-from switch_tf.runs.experiment import Run
-from switch_tf.runs.recorder import routing_scalars
 from switch_tf.training.losses import cross_entropy, token_weights
 from switch_tf.training.step import EvaluationSums, make_evaluation_step
+from switch_tf.training.step_metrics import routing_scalars
 
 
-def make_evaluator(run: Run) -> Callable[[Iterable[Batch]], dict[str, float]]:
-    """Compiles the evaluation of a run's current weights.
+def make_evaluator(model: EncoderDecoder, engine: Engine) -> Callable[[Iterable[Batch]], dict[str, float]]:
+    """Compiles the evaluation of a model's current weights.
 
     Args:
-      run: built.
+      model: built by the engine.
+      engine: where the model is.
 
     Returns:
       evaluate(batches) -> numbers by name: neg_log_perplexity (nats for each real target token, higher is better),
       accuracy, target_tokens, balance_loss, and for each sparse layer what its router did. Likelihood and
       accuracy are means over all real target tokens of all batches, what routers did a mean over the batches.
     """
-    step = make_evaluation_step(run.model)
-    variables = run.model.trainable_variables
+    step = make_evaluation_step(model)
+    variables = model.trainable_variables
 
     def on_device(features):
         return step([tf.convert_to_tensor(variable) for variable in variables], features)
 
-    compiled = run.engine.compile(on_device)
+    compiled = engine.compile(on_device)
 
     def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
         total = None
         for batch in batches:
-            rows = run.engine.local_rows(len(batch["decoder_target_tokens"]))
-            with run.engine.scope():
-                features = run.engine.feed({name: array[rows] for name, array in batch.items()})
-                sums = run.engine.fetch(compiled(features))
+            rows = engine.local_rows(len(batch["decoder_target_tokens"]))
+            with engine.scope():
+                features = engine.feed({name: array[rows] for name, array in batch.items()})
+                sums = engine.fetch(compiled(features))
             total = sums if total is None else tf.nest.map_structure(np.add, total, sums)
         return _means(total)
 
@@ -85,27 +85,3 @@ def _means(total: EvaluationSums) -> dict[str, float]:
         "balance_loss": float(total.balance_loss / total.batches),
         **routing_scalars(routing),
     }
-
-
-def unigram_neg_log_perplexity(train: Iterable[Batch], held_out: Iterable[Batch], vocab_size: int) -> float:
-    """Scores held-out targets by how often each token is a target in training: the model that sees no context.
-
-    Args:
-      train: batches whose real target tokens are counted; every token of the vocabulary counts once more.
-      held_out: batches to score.
-      vocab_size: V.
-
-    Returns:
-      Mean log likelihood of a real target token, in nats.
-    """
-
-    def counts(batches: Iterable[Batch]) -> np.ndarray:
-        total = np.zeros(vocab_size)
-        for batch in batches:
-            tokens = batch["decoder_target_tokens"].ravel()
-            total += np.bincount(tokens[tokens != 0], minlength=vocab_size)
-        return total
-
-    frequency = counts(train) + 1.0
-    occurrences = counts(held_out)
-    return float(np.sum(occurrences * np.log(frequency / frequency.sum())) / occurrences.sum())

@@ -1,4 +1,4 @@
-"""Scores of tasks by `seqio.Evaluator`: a run's current weights answer, each task's own metrics judge."""
+"""Scores of tasks by `seqio.Evaluator`: the model's current weights answer, each task's own metrics judge."""
 
 import dataclasses
 import math
@@ -15,7 +15,8 @@ from switch_tf.data.batches import Batch, check_vocabulary, empty_split, find_ta
 from switch_tf.decoding.greedy import make_greedy
 from switch_tf.errors import SettingError, nearest
 from switch_tf.evaluation.likelihood import make_scorer
-from switch_tf.runs.experiment import Run
+from switch_tf.models.encoder_decoder import EncoderDecoder
+from switch_tf.partitioning.engine import Engine
 
 # Of each task, scores by the names of its metrics; averages stand under the name of their mixture or benchmark.
 Scores = dict[str, dict[str, float]]
@@ -90,27 +91,37 @@ def held_out_name(trained_on: str, settings: TaskEvaluation | None, split: str) 
 
 
 class TaskEvaluator:
-    """Scores a run's current weights on tasks, as often as it is called; examples are read and kept at the start."""
+    """Scores a model's current weights on tasks at each call; examples are read once, at the start."""
 
-    def __init__(self, run: Run, settings: TaskEvaluation, split: str):
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        engine: Engine,
+        settings: TaskEvaluation,
+        trained_on: str,
+        lengths: Mapping[str, int],
+        split: str,
+    ):
         """Reads the examples.
 
         Args:
-          run: built; its vocabulary is installed.
-          settings: which tasks; the experiment's data where they name none.
-          split: which split of them.
+          model: built by the engine; the run's vocabulary is installed.
+          engine: where the model is.
+          settings: which tasks.
+          trained_on: the seqio name of the run's data, scored where the settings name no task.
+          lengths: tokens of each task feature.
+          split: which split of the tasks.
 
         Raises:
           SettingError: if there is no such task, none with metrics and examples, or no metric of the name of the best.
         """
-        self._engine = run.engine
+        self._engine = engine
         self._settings = settings
-        self._name = settings.mixture_or_task or run.experiment.mixture_or_task
+        self._name = settings.mixture_or_task or trained_on
         find_task(self._name, "EVAL_TASK")
         if not has_metrics(self._name, split):
             raise SettingError(f"EVAL_TASK = '{self._name}' has no task with metrics and a split '{split}'.")
-        check_vocabulary(self._name, run.experiment.model.vocab_size)
-        lengths = run.experiment.task_feature_lengths
+        check_vocabulary(self._name, model.config.vocab_size)
         self._evaluator = seqio.Evaluator(
             self._name,
             seqio.EncDecFeatureConverter(pack=False),
@@ -120,8 +131,8 @@ class TaskEvaluator:
             async_compute_metrics=False,
         )
         self._batch_size = self._check_tasks(split)
-        self._decode = make_greedy(run.model, lengths["targets"], run.engine)
-        self._score = make_scorer(run.model, run.engine)
+        self._decode = make_greedy(model, lengths["targets"], engine)
+        self._score = make_scorer(model, engine)
         if settings.best_name is not None:
             self._check_best_metric(settings.best_name)
 

@@ -1,24 +1,20 @@
-"""What a model costs, counted without making it: parameters, FLOPs, bytes, and bytes on each device of a mesh."""
+"""What a model costs, counted without allocating it: parameters, FLOPs, bytes, and bytes on each device of a mesh."""
 
-import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from switch_tf.models.config import ModelConfig
 from switch_tf.partitioning import axes
 from switch_tf.partitioning.layout import Layout
-from switch_tf.planning.layout_checks import check_placement, placement_notes
 from switch_tf.planning.weight_specs import BYTES_PER_WEIGHT, Weight, weights_of
-from switch_tf.runs import gin_config
 from switch_tf.training.adafactor import Adafactor
-
-# T5's lengths in pre-training, where the experiment names no others.
-DEFAULT_LENGTHS = {"inputs": 512, "targets": 114}
 
 
 def forward_flops(config: ModelConfig, inputs_length: int, targets_length: int) -> int:
     """FLOPs of one sequence's forward pass, 2 for each multiply-add.
 
-    Counted: all projections, the products of attention, the feed-forward layers that a token uses. Not counted:
+    Counted: all projections, the matmuls of attention, the feed-forward layers that a token uses. Not counted:
     logits, routers, norms, softmaxes, empty slots. Cross-attention's keys and values count on the encoder's tokens,
     where they are computed; Table 9 (124 billion for Base) seems to count them on the decoder's, which gives 9 % less.
 
@@ -41,23 +37,25 @@ def forward_flops(config: ModelConfig, inputs_length: int, targets_length: int) 
         "feed_forward": 2 * config.d_model * config.d_ff + 2 * 2 * config.d_ff * width,
     }[config.switch_attention]
 
-    def products(queries: int, keys: int) -> int:
+    def attention_matmuls(queries: int, keys: int) -> int:
         return 2 * 2 * queries * keys * width
 
     def block(index: int, length: int, is_decoder: bool) -> float:
         is_sparse = config.is_sparse(index, is_decoder)
         feed_forwards = config.experts_per_token(is_decoder) if is_sparse else 1
         projections = (switch_projections if is_sparse else 3 * projection) + projection
-        return length * (projections + feed_forwards * feed_forward) + products(length, length)
+        return length * (projections + feed_forwards * feed_forward) + attention_matmuls(length, length)
 
-    cross_attention = (2 * targets_length + 2 * inputs_length) * projection + products(targets_length, inputs_length)
+    cross_attention = (2 * targets_length + 2 * inputs_length) * projection + attention_matmuls(
+        targets_length, inputs_length
+    )
     encoder = sum(block(index, inputs_length, False) for index in range(config.num_encoder_layers))
     decoder = sum(block(index, targets_length, True) for index in range(config.num_decoder_layers))
     return round(encoder + decoder + config.num_decoder_layers * cross_attention)
 
 
-def active_parameters(config: ModelConfig, weights: list[Weight]) -> int:
-    """Counts the weights that a token uses: all that no expert has, and those of its experts in each sparse layer."""
+def active_parameters(config: ModelConfig, weights: Sequence[Weight]) -> int:
+    """Counts the weights that a token uses: all but those of the experts that it is not sent to."""
     active = 0.0
     for weight in weights:
         share = 1.0
@@ -102,7 +100,7 @@ def human(number: float, unit: str = "") -> str:
     return f"{number / 1000**exponent:.2f} {('', 'thousand', 'million', 'billion', 'trillion')[exponent]}".strip()
 
 
-def layout_description(config: ModelConfig, layout: Layout) -> dict[str, dict]:
+def layout_description(config: ModelConfig, layout: Layout) -> dict[str, Any]:
     """Counts what each device of a mesh holds.
 
     Args:
@@ -119,8 +117,8 @@ def layout_description(config: ModelConfig, layout: Layout) -> dict[str, dict]:
     for weight in weights:
         slots = optimizer.slot_shapes(weight.shape, weight.axes).values()
         parts = {
-            "weights": _bytes_per_device(layout, weight.shape, weight.axes),
-            "slots": sum(_bytes_per_device(layout, *slot) for slot in slots),
+            "weights": bytes_per_device(layout, weight.shape, weight.axes),
+            "slots": sum(bytes_per_device(layout, *slot) for slot in slots),
         }
         for name, size in parts.items():
             held[name] += size
@@ -131,84 +129,6 @@ def layout_description(config: ModelConfig, layout: Layout) -> dict[str, dict]:
     }
 
 
-def _bytes_per_device(layout: Layout, shape: tuple[int, ...], axis_names: axes.Axes) -> int:
+def bytes_per_device(layout: Layout, shape: tuple[int, ...], axis_names: axes.Axes) -> int:
+    """Returns the bytes of one device's shard of a weight or slot."""
     return BYTES_PER_WEIGHT * math.prod(layout.local_shape(shape, axis_names))
-
-
-def configured_layout(config: ModelConfig, lengths: dict[str, int]) -> Layout:
-    """Returns the layout that the macros set, of no mesh where they set none.
-
-    Raises:
-      SettingError: if it cannot be read, or does not fit the model or (where one is set) the batch.
-    """
-    layout = Layout.parse(gin_config.macro("MESH_SHAPE", ""), gin_config.macro("LAYOUT_RULES", ""))
-    if layout.mesh:
-        batch_size, num_microbatches = gin_config.macro("BATCH_SIZE"), gin_config.macro("NUM_MICROBATCHES", 1)
-        check_placement(layout, config, batch_size, lengths, num_microbatches)
-    return layout
-
-
-def describe(as_json: bool) -> None:
-    """Prints the description of the configured model, and of its layout where a mesh is set: tables or a JSON object.
-
-    Raises:
-      SettingError: if the mesh does not fit.
-    """
-    config = ModelConfig()
-    lengths = gin_config.macro("TASK_FEATURE_LENGTHS", DEFAULT_LENGTHS)
-    layout = configured_layout(config, lengths)
-    values = description(config, lengths["inputs"], lengths["targets"])
-    placed = layout_description(config, layout) if layout.mesh else {}
-    if as_json:
-        print(json.dumps(values | placed, indent=2))
-        return
-    _print_counts(config, lengths, values)
-    if placed:
-        _print_layout(config, layout, placed["bytes_per_device"])
-
-
-def _print_counts(config: ModelConfig, lengths: dict[str, int], values: dict[str, int]) -> None:
-    experts = f"{config.num_experts} experts in {config.num_sparse_layers} of them" if config.num_experts else "dense"
-    layers = f"{config.num_encoder_layers} + {config.num_decoder_layers} layers"
-    print(f"{layers}, {experts}; d_model {config.d_model}, d_ff {config.d_ff}, {config.num_heads} heads")
-    rows = {
-        "parameters": ("parameters", ""),
-        "  of experts": ("expert_parameters", ""),
-        "  used by one token": ("active_parameters_per_token", ""),
-        f"forward FLOPs of {lengths['inputs']} + {lengths['targets']} tokens": ("forward_flops_per_sequence", ""),
-        "bytes of weights (float32)": ("weight_bytes", "B"),
-        "bytes of Adafactor's slots": ("slot_bytes", "B"),
-    }
-    for label, (key, unit) in rows.items():
-        print(f"{label:<36}{values[key]:>28,}   {human(values[key], unit)}")
-
-
-def _print_layout(config: ModelConfig, layout: Layout, bytes_per_device: dict[str, int]) -> None:
-    mesh = " x ".join(f"{name} {size}" for name, size in layout.mesh.items())
-    print(f"\neach weight's layout over {layout.num_devices} devices ({mesh}), and its bytes on one of them")
-    rows = [
-        (
-            weight.name,
-            " x ".join(map(str, weight.shape)),
-            " ".join(
-                f"{axis or '-'}{':' if dimension else ''}{dimension or ''}"
-                for axis, dimension in zip(weight.axes, layout.split(weight.axes))
-            ),
-            f"{_bytes_per_device(layout, weight.shape, weight.axes):,}",
-        )
-        for weight in weights_of(config)
-    ]
-    name, shape, axis, size = (max(map(len, column)) for column in zip(*rows))
-    for row in rows:
-        print(f"{row[0]:<{name}}  {row[1]:<{shape}}  {row[2]:<{axis}}  {row[3]:>{size}}")
-    print(f"\nbytes on each of {layout.num_devices} devices")
-    for label, key in (
-        ("weights (float32)", "weights"),
-        ("  of experts", "expert_weights"),
-        ("Adafactor's slots", "slots"),
-        ("  of experts", "expert_slots"),
-        ("together", "total"),
-    ):
-        print(f"{label:<36}{bytes_per_device[key]:>28,}   {human(bytes_per_device[key], 'B')}")
-    for note in placement_notes(layout, config):
-        print(f"note: {note}")

@@ -1,6 +1,7 @@
-"""The weights of a model of any size, listed without making them."""
+"""The weights of a model of any size, listed without allocating them."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -41,9 +42,13 @@ def without_allocation() -> Iterator[None]:
         yield
 
 
-def weights_of(config: ModelConfig) -> list[Weight]:
-    """Lists the weights of a model of any size, in the order in which it makes them."""
+@functools.lru_cache(maxsize=4)
+def weights_of(config: ModelConfig) -> tuple[Weight, ...]:
+    """Lists the weights of a model of any size, in the order in which it makes them.
+
+    Building the Keras layers of a large model takes seconds, and one command asks several times.
+    """
     with without_allocation():
         model = EncoderDecoder(config)
         model.build()
-    return [Weight(weight_name(weight), tuple(weight.shape), weight.axes) for weight in model.weights]
+    return tuple(Weight(weight_name(weight), tuple(weight.shape), weight.axes) for weight in model.weights)

@@ -12,18 +12,21 @@ matplotlib.use("Agg")  # No screen is needed to write a file.
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
+from tabulate import tabulate
 
 from switch_tf import storage
 from switch_tf.data.batches import evaluation_batches, training_dataset
 from switch_tf.errors import SettingError
-from switch_tf.evaluation.likelihood import unigram_neg_log_perplexity
 from switch_tf.planning.costs import description, human
+from switch_tf.report.unigram import unigram_neg_log_perplexity
 from switch_tf.runs import gin_config
-from switch_tf.runs.experiment import Experiment, read_description
+from switch_tf.runs.experiment import Experiment
+from switch_tf.runs.model_directory import read_description
 from switch_tf.runs.recorder import read_csv
 
 # Enough targets for a unigram model's frequencies to settle.
 _UNIGRAM_BATCHES = 100
+_COLUMNS = ("model", "parameters", "FLOPs/sequence", "steps", "held-out NLP", "accuracy")
 
 
 def _experiment(model_dir: str) -> Experiment:
@@ -116,7 +119,7 @@ def compare(model_dirs: Sequence[str], output: str) -> None:
     """
     storage.make_folder(output)
     experiments = [_experiment(model_dir) for model_dir in model_dirs]
-    print(f"{'model':<18}{'parameters':>16}{'FLOPs/sequence':>18}{'steps':>8}{'held-out NLP':>14}{'accuracy':>10}")
+    table = []
     for model_dir, experiment in zip(model_dirs, experiments):
         rows = read_csv(os.path.join(model_dir, "eval.csv"))
         if not rows:
@@ -124,13 +127,20 @@ def compare(model_dirs: Sequence[str], output: str) -> None:
         lengths = experiment.task_feature_lengths
         costs = description(experiment.model, lengths["inputs"], lengths["targets"])
         last = rows[-1]
-        print(
-            f"{os.path.basename(os.path.normpath(model_dir)):<18}{human(costs['parameters']):>16}"
-            f"{human(costs['forward_flops_per_sequence']):>18}{last['step']:>8}"
-            f"{float(last['neg_log_perplexity']):>14.4f}{float(last['accuracy']):>10.4f}"
+        table.append(
+            [
+                os.path.basename(os.path.normpath(model_dir)),
+                human(costs["parameters"]),
+                human(costs["forward_flops_per_sequence"]),
+                last["step"],
+                f"{float(last['neg_log_perplexity']):.4f}",
+                f"{float(last['accuracy']):.4f}",
+            ]
         )
     unigram = _unigram(experiments[-1])
-    print(f"{'unigram model':<18}{'':>16}{'':>18}{'':>8}{unigram:>14.4f}")
+    table.append(["unigram model", "", "", "", f"{unigram:.4f}", ""])
+    alignment = ("left", *["right"] * (len(_COLUMNS) - 1))
+    print(tabulate(table, _COLUMNS, tablefmt="plain", disable_numparse=True, colalign=alignment))
     print("NLP: negative log perplexity, the mean log likelihood of a target token in nats; higher is better.")
 
     curves, experts = os.path.join(output, "loss.png"), os.path.join(output, "experts.png")

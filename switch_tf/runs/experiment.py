@@ -1,41 +1,27 @@
 """An experiment: which model, on which data, on which devices, in which directory. Every command starts from one."""
 
 import dataclasses
-import importlib.metadata
-import os
-import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import gin
-import numpy as np
-import tensorflow as tf
 
 from switch_tf import storage
-from switch_tf.checkpoints import tensor_bundle
-from switch_tf.checkpoints.folder import CheckpointFolder, checkpoints_of, find_checkpoint, write_error
-from switch_tf.checkpoints.writer import CheckpointWriter
-from switch_tf.data.batches import TrainingBatches, check_vocabulary, data_settings, find_task
+from switch_tf.checkpoints.folder import checkpoints_of, write_error
+from switch_tf.data.batches import TrainingBatches, check_vocabulary, find_task
 from switch_tf.data.cached_tasks import file_digest
 from switch_tf.data.sentencepiece import Vocabulary, path_in
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
-from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 from switch_tf.partitioning import devices
-from switch_tf.partitioning.axes import ShardIndex
 from switch_tf.partitioning.engine import Engine
 from switch_tf.partitioning.engines import make_engine
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import Processes
 from switch_tf.planning.layout_checks import check_placement
-from switch_tf.training.adafactor import Adafactor
+from switch_tf.runs import gin_config
 
-_PACKAGES = ("tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
-
-# Between a weight's name and that of its optimizer slot.
-_SLOTS = "/slots/"
-
-# Of checkpoints: names and places of tensors, keys of the manifest.
-_FORMAT = 2
+# T5's lengths in pre-training, for a model that is described without a run.
+_DEFAULT_LENGTHS = {"inputs": 512, "targets": 114}
 
 
 @gin.configurable
@@ -158,236 +144,24 @@ class Experiment:
         return file_digest(self.vocabulary_path) if storage.exists(self.vocabulary_path) else None
 
 
-class Run:
-    """A model with its optimizer on an engine, and its checkpoints: what training and everything after it work on."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        optimizer: Adafactor | None = None,
-        keep_checkpoints: int = 3,
-        engine: Engine | None = None,
-    ):
-        """Builds model and slots; reads nothing yet.
-
-        Args:
-          experiment: the settings.
-          optimizer: whose slots to make; None to do without, for evaluation.
-          keep_checkpoints: how many checkpoints `save` leaves.
-          engine: the experiment's, where it is open already.
-        """
-        self.experiment = experiment
-        self.engine = engine or experiment.make_engine()
-        self.checkpoints = checkpoints_of(experiment.model_dir, keep_checkpoints)
-        self.writer = CheckpointWriter(self.checkpoints, self.engine)
-        self.optimizer = optimizer
-        # Looked up once: files may come while the run reads those that there were.
-        self._data_settings = {} if optimizer is None else data_settings(experiment.mixture_or_task)
-        with self.engine.scope():
-            self.model = EncoderDecoder(experiment.model, seed=experiment.seed)
-            self.model.build()
-            if optimizer is not None:
-                optimizer.build(self.model.trainable_variables)
-            self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-
-    def variables(self) -> dict[str, tf.Variable]:
-        """Returns every variable that a checkpoint holds, by name: weights, slots (`.../slots/v_row`) and the step."""
-        named = {"step": self.step}
-        for index, weight in enumerate(self.model.trainable_variables):
-            name = weight_name(weight)
-            named[name] = weight.value
-            if self.optimizer is not None:
-                for slot, variable in self.optimizer.slots[index].items():
-                    named[f"{name}{_SLOTS}{slot}"] = variable.value
-        return named
-
-    def save(self, batches: TrainingBatches, score: Mapping[str, object] | None = None) -> None:
-        """Begins to write a checkpoint of the current step: variables, position of the data, and what they belong to.
-
-        What is written has been copied when this returns; `writer` says when it is on the disk.
-
-        Args:
-          batches: the training data.
-          score: of these weights, as `CheckpointFolder.best` reads it; None where they have none.
-
-        Raises:
-          SettingError: if the disk cannot be written, or the checkpoint before could not be.
-        """
-        # Two copies of the state would be in memory otherwise.
-        self.writer.wait()
-        variables = self.variables()
-        manifest = {
-            "format": _FORMAT,
-            "step": int(self.step.numpy()),
-            "settings": self.experiment.fixed_settings(),
-            "data": self._data_settings,
-            "model": dataclasses.asdict(self.experiment.model),
-            "shapes": {name: variable.shape.as_list() for name, variable in variables.items()},
-            "vocabulary": self.experiment.vocabulary_digest(),
-            "score": score,
-            "versions": versions(),
-        }
-        shards = [tensor_bundle.Shard(name, "", position) for name, position in batches.positions().items()]
-        for name, variable in variables.items():
-            for block, values in self.engine.shards(variable):
-                shards.append(tensor_bundle.Shard(name, tensor_bundle.slice_spec(block, variable.shape), values))
-        self.writer.start(manifest["step"], shards, manifest)
-
-    def check(self, step: int) -> None:
-        """Checks that a checkpoint is of this model and this vocabulary and, to train on, of this data and seed.
-
-        Raises:
-          SettingError: if it is of another.
-        """
-        manifest = _readable_manifest(self.checkpoints, step)
-        difference = _difference(manifest, self.variables(), with_slots=self.optimizer is not None)
-        if difference is not None:
-            raise SettingError(
-                f"MODEL_DIR = '{self.experiment.model_dir}' holds another model: {difference}; use another MODEL_DIR, "
-                "or the gin files and macros of its config.gin."
-            )
-        digest = self.experiment.vocabulary_digest()
-        if manifest["vocabulary"] != digest:
-            raise SettingError(
-                f"{self.experiment.vocabulary_path} is not the vocabulary that the checkpoint of step {step} was "
-                "trained with: put that file back, or use another MODEL_DIR."
-            )
-        if self.optimizer is None:
-            return
-        self._check_same(manifest["settings"], self.experiment.fixed_settings())
-        if "data" in manifest:  # Earlier versions did not keep it.
-            self._check_same(manifest["data"], self._data_settings)
-
-    def _check_same(self, theirs: Mapping[str, object], ours: Mapping[str, object]) -> None:
-        for name in ours | theirs:
-            if theirs.get(name) != ours.get(name):
-                raise SettingError(
-                    f"MODEL_DIR = '{self.experiment.model_dir}' holds a run with {name} = {theirs.get(name)!r}, not "
-                    f"{ours.get(name)!r}: set it back, or use another MODEL_DIR."
-                )
-
-    def restore(self, step: int, batches: TrainingBatches | None = None) -> None:
-        """Reads a checkpoint, whatever engine and mesh wrote it, into the variables and the position of the data.
-
-        Args:
-          step: which checkpoint.
-          batches: the training data; None to do without, for evaluation.
-
-        Raises:
-          SettingError: if it belongs to another model or vocabulary, or is damaged.
-        """
-        self.check(step)
-        prefix = self.checkpoints.prefix(step)
-        try:
-            self._load(prefix, self.variables())
-            if batches is not None:
-                batches.restore(lambda name: tensor_bundle.read(prefix, name, tf.variant))
-        except tf.errors.OpError as error:
-            raise self.checkpoints.unreadable(step, error) from error
-
-    def _load(self, prefix: str, variables: Mapping[str, tf.Variable]) -> None:
-        for name, variable in variables.items():
-            self.engine.load(variable, _reader(prefix, name, variable))
-
-    def begin_from(self, initial: str) -> None:
-        """Reads the weights of another run's checkpoint, whatever engine and mesh wrote it; step and slots stay new.
-
-        Args:
-          initial: that run's model directory, for its newest checkpoint, or one of its checkpoints.
-
-        Raises:
-          SettingError: if there is none, it is of another model or vocabulary, or it is damaged.
-        """
-        checkpoints, step = find_checkpoint(initial)
-        manifest = _readable_manifest(checkpoints, step)
-        weights = {weight_name(weight): weight.value for weight in self.model.trainable_variables}
-        difference = _difference(manifest, {"step": self.step, **weights}, with_slots=False)
-        if difference is not None:
-            raise SettingError(
-                f"INITIAL_CHECKPOINT = '{initial}' holds another model: {difference}; use the model's gin files and "
-                "macros of its config.gin."
-            )
-        if manifest["vocabulary"] != self.experiment.vocabulary_digest():
-            raise SettingError(
-                f"INITIAL_CHECKPOINT = '{initial}' was trained with another vocabulary than "
-                f"{self.experiment.vocabulary_path}: set VOCABULARY = @InitialVocabulary() in another MODEL_DIR."
-            )
-        try:
-            self._load(checkpoints.prefix(step), weights)
-        except tf.errors.OpError as error:
-            fault = storage.refusal(error) or f"{checkpoints.path(step)} is damaged; take another checkpoint"
-            raise SettingError(f"INITIAL_CHECKPOINT = '{initial}': {fault}.") from error
+def configured_lengths() -> Mapping[str, int]:
+    """Returns the task feature lengths that the gin files bind; T5's where they bind none."""
+    return gin_config.parameter("Experiment.task_feature_lengths", _DEFAULT_LENGTHS)
 
 
-def _readable_manifest(checkpoints: CheckpointFolder, step: int) -> dict:
-    manifest = checkpoints.manifest(step)
-    if manifest.get("format") != _FORMAT:
-        raise SettingError(
-            f"The checkpoint {checkpoints.path(step)} was made by another version of switch_tf: finish the "
-            "run with that version, or start anew in another MODEL_DIR."
-        )
-    return manifest
+def configured_layout(config: ModelConfig) -> Layout:
+    """Returns the layout that the gin files bind, without making an experiment; one of no mesh where they bind none.
 
-
-def _difference(manifest: Mapping, variables: Mapping[str, tf.Variable], with_slots: bool) -> str | None:
-    """Tells the first variable that is absent in a checkpoint, too many, or of another shape; None if all fit."""
-    theirs = {name: tuple(shape) for name, shape in manifest["shapes"].items() if with_slots or _SLOTS not in name}
-    ours = {name: tuple(variable.shape) for name, variable in variables.items()}
-    different = {name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)}
-    if not different:
-        return None
-    name = min(different)
-    return f"{name} is {theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here"
-
-
-def _reader(prefix: str, name: str, variable: tf.Variable) -> Callable[[ShardIndex], np.ndarray]:
-    def read(block: ShardIndex) -> np.ndarray:
-        return tensor_bundle.read(prefix, name, variable.dtype, tensor_bundle.slice_spec(block, variable.shape)).numpy()
-
-    return read
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that a run depends on."""
-    # On a TPU it is the distribution tensorflow-tpu that brings TensorFlow.
-    basis = {"python": platform.python_version(), "tensorflow": tf.__version__}
-    return basis | {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def write_description(model_dir: str) -> None:
-    """Writes `config.gin` (the operative config) and `versions.txt` into the model directory.
+    Args:
+      config: the model.
 
     Raises:
-      SettingError: if it cannot be written.
+      SettingError: if the layout cannot be parsed, or does not fit the model or (where one is bound) the batch.
     """
-    files = {
-        "config.gin": gin.operative_config_str(),
-        "versions.txt": "".join(f"{name}=={version}\n" for name, version in versions().items()),
-    }
-    try:
-        storage.make_folder(model_dir)
-        for name, text in files.items():
-            with tf.io.gfile.GFile(os.path.join(model_dir, name), "w") as file:
-                file.write(text)
-    except (OSError, tf.errors.OpError) as error:
-        raise write_error(model_dir, error, checkpoints_of(model_dir)) from error
-
-
-def read_description(model_dir: str) -> str:
-    """Returns the operative config of a model directory.
-
-    Raises:
-      SettingError: if there is none, or it cannot be read.
-    """
-    try:
-        with tf.io.gfile.GFile(os.path.join(model_dir, "config.gin")) as file:
-            return file.read()
-    except tf.errors.OpError as error:
-        refusal = storage.refusal(error)
-        if refusal is not None:
-            raise SettingError(f"MODEL_DIR = '{model_dir}': {refusal}.") from error
-        if not isinstance(error, tf.errors.NotFoundError):
-            raise
-        raise SettingError(
-            f"MODEL_DIR = '{model_dir}' holds no config.gin: it is no model directory, or not yet."
-        ) from error
+    mesh_shape = gin_config.parameter("Experiment.mesh_shape", Experiment.mesh_shape)
+    layout = Layout.parse(mesh_shape, gin_config.parameter("Experiment.layout_rules", Experiment.layout_rules))
+    if layout.mesh:
+        batch_size = gin_config.parameter("Experiment.batch_size", None)
+        num_microbatches = gin_config.parameter("train.num_microbatches", 1)
+        check_placement(layout, config, batch_size, configured_lengths(), num_microbatches)
+    return layout

@@ -5,6 +5,7 @@ import copy
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import gin
 
@@ -109,21 +110,28 @@ def check_required(but: Sequence[str] = ()) -> None:
             raise _no_value(name)
 
 
-def parameter(name: str, gin_file: str) -> object:
-    """Returns what a parameter of a function is set to, references made good.
+def parameter(name: str, default: object = gin.REQUIRED, gin_file: str | None = None) -> Any:
+    """Returns what a parameter of a configurable is bound to, with macros and references resolved.
+
+    All commands read gin bindings by this function, so that `--gin.Experiment.mesh_shape=...` and
+    `--gin.MESH_SHAPE=...` mean the same to each of them.
 
     Args:
-      name: "train.objective".
-      gin_file: one that sets it, for the error.
+      name: "Experiment.mesh_shape"; its configurable must have been imported.
+      default: where nothing binds it.
+      gin_file: one that binds it, for the error.
 
     Raises:
-      SettingError: if nothing sets it.
+      SettingError: if nothing binds it and there is no default.
     """
     try:
         bound = gin.query_parameter(name)
     except ValueError as error:
-        raise SettingError(f"Nothing sets {name}: add --gin_file={gin_file}, or one that includes it.") from error
-    # What gin does with a reference when it calls the function: a copy of `@Objective()` is the objective.
+        if default is not gin.REQUIRED:
+            return default
+        remedy = f"add --gin_file={gin_file}, or one that includes it" if gin_file else f"add --gin.{name}=..."
+        raise SettingError(f"Nothing binds {name}: {remedy}.") from error
+    # gin resolves a reference when it passes it to a function; a deep copy of `@Objective()` is the objective.
     return copy.deepcopy(bound)
 
 

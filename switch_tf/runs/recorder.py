@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,13 +9,11 @@ import tensorflow as tf
 
 from switch_tf import storage
 from switch_tf.checkpoints.folder import checkpoints_of, write_error
-from switch_tf.layers.routing import RoutingMetrics
 from switch_tf.models.config import ModelConfig
 from switch_tf.training.step import StepMetrics
+from switch_tf.training.step_metrics import EVALUATION_SCALARS, ROUTING_SCALARS, scalars_of
 
-EVALUATION_SCALARS = ("neg_log_perplexity", "accuracy", "target_tokens", "balance_loss")
-# Expert loads are many; they have a file of their own.
-_ROUTING_SCALARS = tuple(name for name in RoutingMetrics._fields if name != "expert_load")
+_TASK_SCORES = "task_eval.csv"
 
 
 class CsvRecord:
@@ -75,22 +72,6 @@ def read_csv(path: str) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(lines) if None not in row.values()]
 
 
-def scalars_of(metrics: StepMetrics) -> dict[str, float]:
-    """Flattens a step's metrics: every scalar by its column's name, `encoder/layer_1/fraction_dropped` and the like."""
-    scalars = {name: float(value) for name, value in metrics._asdict().items() if name != "routing"}
-    scalars |= routing_scalars(metrics.routing)
-    return scalars
-
-
-def routing_scalars(routing: Mapping[str, RoutingMetrics]) -> dict[str, float]:
-    """Returns the scalars of every sparse layer's `RoutingMetrics` (all but the loads) under `layer/name`."""
-    return {
-        f"{layer}/{name}": float(getattr(metrics, name))
-        for layer, metrics in routing.items()
-        for name in _ROUTING_SCALARS
-    }
-
-
 class RunRecorder:
     """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `task_eval.csv`, and TensorBoard's.
 
@@ -98,39 +79,43 @@ class RunRecorder:
     that no row is absent of a step that a run resumes after, and of all now and then, and when the recorder is closed.
     """
 
-    def __init__(self, model_dir: str, config: ModelConfig, resume_step: int, scores_tasks: bool = False):
+    def __init__(self, model_dir: str, config: ModelConfig, resume_step: int):
         """Opens the files of a run.
 
         Args:
           model_dir: where they are.
           config: names the sparse layers.
           resume_step: the last step whose rows stay.
-          scores_tasks: whether there will be scores of tasks.
 
         Raises:
           SettingError: if they cannot be written.
         """
         self._model_dir = model_dir
         self._layers = config.sparse_layer_names
-        per_layer = [f"{layer}/{name}" for layer in self._layers for name in _ROUTING_SCALARS]
+        per_layer = [f"{layer}/{name}" for layer in self._layers for name in ROUTING_SCALARS]
         scalars = [name for name in StepMetrics._fields if name != "routing"]
         loads = [f"load_{expert}" for expert in range(config.num_experts)]
 
+        self._resume_step = resume_step
         self._mirror = storage.Mirror(model_dir)
         self._records: list[str] = []
-
-        def record(name: str, columns: Sequence[str]) -> CsvRecord:
-            self._records.append(name)
-            with self._writing(os.path.join(model_dir, name)):
-                path = self._mirror.fetch(name)
-            return CsvRecord(path, columns, resume_step, model_dir)
-
-        self._metrics = record("metrics.csv", [*scalars, *per_layer, "tokens_per_second"])
-        self._evaluations = record("eval.csv", [*EVALUATION_SCALARS, *per_layer])
-        self._experts = record("experts.csv", ["layer", *loads]) if self._layers else None
-        self._task_scores = record("task_eval.csv", ["task", "metric", "value"]) if scores_tasks else None
+        self._metrics = self._record("metrics.csv", [*scalars, *per_layer, "tokens_per_second"])
+        self._evaluations = self._record("eval.csv", [*EVALUATION_SCALARS, *per_layer])
+        self._experts = self._record("experts.csv", ["layer", *loads]) if self._layers else None
+        # Most runs score no tasks, and have no such file.
+        has_task_scores = storage.exists(os.path.join(model_dir, _TASK_SCORES))
+        self._task_scores = self._open_task_scores() if has_task_scores else None
         self._board = tf.summary.create_file_writer(self._mirror.path)
         self.copy_records()
+
+    def _record(self, name: str, columns: Sequence[str]) -> CsvRecord:
+        self._records.append(name)
+        with self._writing(os.path.join(self._model_dir, name)):
+            path = self._mirror.fetch(name)
+        return CsvRecord(path, columns, self._resume_step, self._model_dir)
+
+    def _open_task_scores(self) -> CsvRecord:
+        return self._record(_TASK_SCORES, ["task", "metric", "value"])
 
     def write(self, steps: Sequence[tuple[int, StepMetrics]], tokens_per_second: float) -> None:
         """Writes some consecutive steps: all their scalars, and the expert loads of the last one.
@@ -167,7 +152,7 @@ class RunRecorder:
         return any(row["step"] == str(step) for row in read_csv(self._evaluations.path))
 
     def write_evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one evaluation's numbers, those that `evaluation.make_evaluator` returns."""
+        """Writes one evaluation's numbers, those that `make_evaluator` returns."""
         self._evaluations.append([{"step": step, **values}])
         with self._writing_board():
             for name, value in values.items():
@@ -180,6 +165,8 @@ class RunRecorder:
             for task, values in scores.items()
             for metric, value in values.items()
         ]
+        if self._task_scores is None:
+            self._task_scores = self._open_task_scores()
         self._task_scores.append(rows)
         with self._writing_board():
             for row in rows:
@@ -216,8 +203,3 @@ class RunRecorder:
             yield
         except (OSError, tf.errors.OpError) as error:
             raise write_error(what, error, checkpoints_of(self._model_dir)) from error
-
-
-def is_finite(metrics: StepMetrics) -> bool:
-    """Whether the loss and the gradient are numbers."""
-    return math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)

@@ -5,14 +5,15 @@ import pathlib
 
 import pytest
 
-from switch_tf.checkpoints.folder import CheckpointFolder, find_checkpoint
+from switch_tf.checkpoints.folder import CheckpointFolder, UnusableCheckpoint, find_checkpoint
+from switch_tf.checkpoints.manifest import Manifest, Score
 from switch_tf.errors import SettingError
 
 
 def save(folder: CheckpointFolder, step: int) -> None:
     folder.prepare(step)
     write_tensors(folder, step)
-    folder.complete(step, {"step": step})
+    folder.complete(step, Manifest(step))
 
 
 def write_tensors(folder: CheckpointFolder, step: int) -> None:
@@ -25,7 +26,7 @@ def test_newest_are_kept(tmp_path):
     for step in (10, 20, 30, 100_000_000):
         save(folder, step)
     assert folder.steps() == [30, 100_000_000]
-    assert folder.manifest(30) == {"step": 30}
+    assert folder.manifest(30) == Manifest(30)
 
 
 def test_a_write_that_was_cut_off_is_no_checkpoint_and_is_removed(tmp_path):
@@ -60,6 +61,21 @@ def test_a_damaged_manifest_names_the_way_out(tmp_path):
         folder.manifest(20)
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format": 1}', '{"format": 2, "step": 20}'])
+def test_a_damaged_manifest_harms_no_other_checkpoint(tmp_path, damage):
+    folder = CheckpointFolder(str(tmp_path), keep=3)
+    scored(folder, 10, 50.0)
+    save(folder, 20)
+    (tmp_path / "step_00000020" / "manifest.json").write_text(damage)
+    with pytest.raises(UnusableCheckpoint):
+        folder.manifest(20)
+    assert folder.choose([10]) == [10] and folder.choose(["best"]) == [10]
+    assert folder.best() == 10 and folder.best_value("glue/average") == 50.0
+    # A training run goes on, and removes nothing that it should keep.
+    scored(folder, 30, 60.0)
+    assert folder.steps() == [10, 20, 30] and folder.best() == 30
+
+
 def test_keeping_none_is_refused(tmp_path):
     with pytest.raises(SettingError, match="KEEP_CHECKPOINTS = 0"):
         CheckpointFolder(str(tmp_path), keep=0)
@@ -68,7 +84,7 @@ def test_keeping_none_is_refused(tmp_path):
 def scored(folder: CheckpointFolder, step: int, value: float, metric: str = "glue/average") -> None:
     folder.prepare(step)
     write_tensors(folder, step)
-    folder.complete(step, {"step": step, "score": {"metric": metric, "value": value}})
+    folder.complete(step, Manifest(step, score=Score(metric, value)))
 
 
 def test_the_best_stays_besides_the_newest(tmp_path):

@@ -17,6 +17,7 @@ import tests.support.tiny_task  # noqa: F401 (registers tasks)
 from switch_tf.checkpoints import tensor_bundle
 from switch_tf.checkpoints import writer as saving
 from switch_tf.checkpoints.folder import CheckpointFolder
+from switch_tf.checkpoints.manifest import Manifest
 from switch_tf.checkpoints.tensor_bundle import Shard
 from switch_tf.checkpoints.writer import CheckpointWriter
 from switch_tf.errors import SettingError
@@ -25,13 +26,15 @@ from switch_tf.partitioning.axes import ShardIndex
 from switch_tf.partitioning.engine import SingleEngine
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import Processes
-from switch_tf.runs.experiment import Experiment, Run
+from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.loop import make_update
+from switch_tf.runs.run import Run
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from tasks.vocabularies import TrainedVocabulary
 
 TASK = "tiny_span_corruption"
+MANIFEST = Manifest(step=10)
 
 
 class HalvesEngine(SingleEngine):
@@ -146,14 +149,14 @@ def test_the_next_checkpoint_waits_for_the_one_before(experiment, blocked):
 def test_an_error_of_the_thread_is_raised_at_the_next_look_and_the_rest_is_left_alone(tmp_path, monkeypatch):
     folder = CheckpointFolder(str(tmp_path), keep=1)
     writer = CheckpointWriter(folder, SingleEngine(Layout({}, {})))
-    writer.start(10, [Shard("a", "", np.ones(3))], {})
+    writer.start(10, [Shard("a", "", np.ones(3))], MANIFEST)
     writer.wait()
 
     def fail(prefix, process, shards):
         raise tf.errors.ResourceExhaustedError(None, None, "state.data; No space left on device")
 
     monkeypatch.setattr(tensor_bundle, "write_shards", fail)
-    writer.start(20, [Shard("a", "", np.ones(3))], {})
+    writer.start(20, [Shard("a", "", np.ones(3))], MANIFEST)
     with pytest.raises(SettingError, match=r"No space left on device.*checkpoint of step 10 is safe.*Free some space"):
         for _ in iter(lambda: threading.Event().wait(0.01), True):
             writer.check()
@@ -216,7 +219,7 @@ def test_a_process_that_does_not_write_is_named(tmp_path, monkeypatch):
     folder = CheckpointFolder(str(tmp_path), keep=1)
     engine = SingleEngine(Layout({}, {}), processes=Processes(("a:1", "b:1", "c:1"), 0))
     writer = CheckpointWriter(folder, engine)
-    writer.start(10, [Shard("a", "", np.ones(3))], {})
+    writer.start(10, [Shard("a", "", np.ones(3))], MANIFEST)
     tensor_bundle.write_shards(folder.prefix(10), 1, [])
     with pytest.raises(SettingError, match="step_00000010 lacks the part of process 2"):
         writer.wait()

@@ -11,7 +11,8 @@ from switch_tf.decoding.greedy import greedy
 from switch_tf.errors import SettingError
 from switch_tf.evaluation.tasks import TaskEvaluation, TaskEvaluator, flat, has_metrics
 from switch_tf.models.config import ModelConfig
-from switch_tf.runs.experiment import Experiment, Run
+from switch_tf.runs.experiment import Experiment
+from switch_tf.runs.run import Run
 
 WORDS = ("ab", "cde", "f", "ghij", "kl")
 SEEN: dict[str, list] = {}
@@ -84,9 +85,16 @@ def tokens(word: str, length: int) -> np.ndarray:
     return np.array(ids + [0] * (length - len(ids)), np.int32)
 
 
+def evaluator_of(run: Run, settings: TaskEvaluation, split: str) -> TaskEvaluator:
+    experiment = run.experiment
+    return TaskEvaluator(
+        run.model, run.engine, settings, experiment.mixture_or_task, experiment.task_feature_lengths, split
+    )
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_every_example_is_decoded_once_and_in_order(run, batch_size):
-    results = TaskEvaluator(run, TaskEvaluation("echo", batch_size=batch_size), "validation")()
+    results = evaluator_of(run, TaskEvaluation("echo", batch_size=batch_size), "validation")()
     inputs = tf.constant([tokens(word, 8) for word in WORDS])
     expected = [seqio.ByteVocabulary().decode(row) for row in greedy(run.model, inputs, 6).numpy().tolist()]
     assert SEEN["targets"] == list(WORDS)
@@ -97,7 +105,7 @@ def test_every_example_is_decoded_once_and_in_order(run, batch_size):
 
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_scores_are_log_likelihoods_of_the_targets(run, batch_size):
-    evaluator = TaskEvaluator(run, TaskEvaluation("echo_scored", batch_size=batch_size), "validation")
+    evaluator = evaluator_of(run, TaskEvaluation("echo_scored", batch_size=batch_size), "validation")
     results = evaluator()
     expected = []
     for word in WORDS:
@@ -118,7 +126,7 @@ def test_scores_are_log_likelihoods_of_the_targets(run, batch_size):
 
 def test_a_mixture_is_its_tasks_with_metrics_and_their_average(run):
     settings = TaskEvaluation("echoes", num_examples=3, averages=lambda scores: {"bench": scores["echo"]["exact"] + 1})
-    evaluator = TaskEvaluator(run, settings, "validation")
+    evaluator = evaluator_of(run, settings, "validation")
     results = evaluator()
     assert list(results.scores) == ["echo", "echo_scored", "echoes", "bench"]
     assert results.scores["echoes"]["average"] == pytest.approx(results.scores["echo_scored"]["mean_score"] / 2)
@@ -129,7 +137,7 @@ def test_a_mixture_is_its_tasks_with_metrics_and_their_average(run):
 
 
 def test_what_is_not_a_number_stays_so(run):
-    scores = TaskEvaluator(run, TaskEvaluation("echo_undefined"), "validation")().scores["echo_undefined"]
+    scores = evaluator_of(run, TaskEvaluation("echo_undefined"), "validation")().scores["echo_undefined"]
     assert math.isnan(scores["undefined"]) and math.isnan(scores["average"])
 
 
@@ -155,7 +163,7 @@ def test_has_metrics(run):
 )
 def test_wrong_settings_are_one_sentence(run, settings, split, sentence):
     with pytest.raises(SettingError, match=sentence):
-        TaskEvaluator(run, TaskEvaluation(**settings), split)
+        evaluator_of(run, TaskEvaluation(**settings), split)
 
 
 @pytest.mark.parametrize(
@@ -171,5 +179,5 @@ def test_settings_that_cannot_be(settings, sentence):
 
 
 def test_the_best_metric_is_known_before_the_model_is_asked(run):
-    TaskEvaluator(run, TaskEvaluation("echoes", best_metric="average"), "validation")
+    evaluator_of(run, TaskEvaluation("echoes", best_metric="average"), "validation")
     assert SEEN["predictions"] == list(WORDS)  # The targets themselves.

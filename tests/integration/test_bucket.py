@@ -11,7 +11,8 @@ import tensorflow as tf
 from switch_tf import storage
 from switch_tf.cli import main as command_line
 from switch_tf.runs import gin_config
-from switch_tf.runs.experiment import Experiment, Run
+from switch_tf.runs.experiment import Experiment
+from switch_tf.runs.run import Run
 from tests.support import launch
 
 SETTINGS = ("TRAIN_STEPS=8", "CHECKPOINT_PERIOD=3", "EVAL_PERIOD=4", "LOG_PERIOD=1")
@@ -162,11 +163,11 @@ def test_an_initial_checkpoint_in_a_bucket(resumed, tmp_path, local):
     experiment = Experiment()
     experiment.install_vocabulary()
     run = Run(experiment)
-    run.begin_from(RUN)
+    run.start_from(RUN)
     read = {name: variable.numpy() for name, variable in run.variables().items() if name != "step"}
-    run.begin_from(f"{local}/checkpoints/step_00000008")
+    run.start_from(f"{local}/checkpoints/step_00000008")
     for name, values in read.items():
         np.testing.assert_array_equal(values, run.variables()[name].numpy(), err_msg=name)
     with pytest.raises(tf.errors.NotFoundError) as error:
-        run.begin_from("gs://none/tiny")
+        run.start_from("gs://none/tiny")
     assert "there is no bucket 'none'" in storage.refusal(error.value)

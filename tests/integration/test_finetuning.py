@@ -21,6 +21,7 @@ import tasks.all  # noqa: F401 (registers tasks)
 import tests.support.rule_glue
 import tests.support.tiny_task
 from switch_tf.checkpoints.folder import checkpoints_of
+from switch_tf.checkpoints.manifest import Score
 from switch_tf.cli import main as command_line
 from switch_tf.runs.recorder import read_csv
 from tasks.metrics import benchmark_averages
@@ -117,7 +118,7 @@ def test_a_run_begins_from_the_weights_and_from_nothing_else(pretrained, tmp_pat
     vocabulary = "vocabulary/sentencepiece.model"
     assert (tmp_path / vocabulary).read_bytes() == (pretrained / vocabulary).read_bytes()
     # Slots that went on from the pre-training would hold the squares of its gradients.
-    slots = [name for name in checkpoints_of(str(tmp_path)).manifest(1)["shapes"] if "/slots/" in name]
+    slots = [name for name in checkpoints_of(str(tmp_path)).manifest(1).shapes if "/slots/" in name]
     old, new = (
         tf.train.load_checkpoint(checkpoints_of(str(d)).prefix(s)) for d, s in ((pretrained, 12), (tmp_path, 1))
     )
@@ -139,7 +140,7 @@ def test_scores_are_recorded_while_the_run_trains(finetuned):
     assert [(row["task"], row["metric"]) for row in rows] == names * 4
     assert [row["step"] for row in rows[::3]] == ["2", "4", "6", "8"]
     manifest = checkpoints_of(str(finetuned)).manifest(8)
-    assert manifest["score"] == {"metric": "rule_glue/average", "value": float(rows[-1]["value"])}
+    assert manifest.score == Score("rule_glue/average", float(rows[-1]["value"]))
 
 
 def test_a_better_evaluation_makes_a_checkpoint_that_stays(pretrained, tmp_path):
@@ -253,10 +254,8 @@ def test_the_whole_of_a_benchmark_trains_and_is_scored(pretrained, tmp_path, mon
         scores[row["task"]][row["metric"]] = float(row["value"])
     assert scores.keys() == {benchmark, *(f"{benchmark}_{name}" for name in scored)}
     assert scores[benchmark] == {"average": pytest.approx(benchmark_averages(scores)[benchmark])}
-    assert list(checkpoints_of(str(tmp_path / "run")).manifest(1)["score"].values()) == [
-        f"{benchmark}/average",
-        scores[benchmark]["average"],
-    ]
+    score = checkpoints_of(str(tmp_path / "run")).manifest(1).score
+    assert score == Score(f"{benchmark}/average", scores[benchmark]["average"])
 
 
 def test_mnli_is_trained_on_as_one_task_and_scored_as_another(pretrained, tmp_path, monkeypatch):
@@ -345,12 +344,12 @@ def test_from_nothing_to_a_fine_tuned_model(tmp_path):
 STOP_AT_2 = """
 import os, signal
 from switch_tf.runs import loop
-update_once = loop._Trainer.update_once
-def stopping(self):
-    update_once(self)
+update_once = loop.TrainingLoop.update_once
+def stopping(self, update):
+    update_once(self, update)
     if self.step == 2:
         os.kill(os.getpid(), signal.SIGTERM)
-loop._Trainer.update_once = stopping
+loop.TrainingLoop.update_once = stopping
 """
 
 
@@ -361,7 +360,7 @@ def test_a_checkpoint_that_was_saved_before_its_evaluation_gets_its_score(pretra
     assert checkpoints_of(str(tmp_path)).best() is None
     finished = launch.run(*command)
     assert finished.returncode == 0, finished.stderr
-    score = checkpoints_of(str(tmp_path)).manifest(2)["score"]
+    score = checkpoints_of(str(tmp_path)).manifest(2).score
     rows = {(row["task"], row["step"]): row["value"] for row in read_csv(str(tmp_path / "task_eval.csv"))}
-    assert score["value"] == float(rows["rule_glue", "2"])
+    assert score.value == float(rows["rule_glue", "2"])
     assert {2, 3} == set(checkpoints_of(str(tmp_path)).steps())

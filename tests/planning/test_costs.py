@@ -1,5 +1,6 @@
 """`switch-tf describe` against the exact counts of the released models."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import switch_tf.runs.loop  # noqa: F401 (registers what run and layout files bind)
+from switch_tf.cli import describe
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
@@ -166,7 +168,7 @@ def test_nothing_is_allocated():
 
 def test_json_is_one_object_with_the_promised_keys(capsys):
     gin_config.load(["gin/models/t5_small.gin"], [])
-    costs.describe(as_json=True)
+    describe.run(argparse.Namespace(json=True))
     values = json.loads(capsys.readouterr().out)
     assert set(values) == {
         "parameters",
@@ -181,7 +183,7 @@ def test_json_is_one_object_with_the_promised_keys(capsys):
 
 def test_table_shows_the_count(capsys):
     gin_config.load(["gin/models/switch_base_8.gin"], [])
-    costs.describe(as_json=False)
+    describe.run(argparse.Namespace(json=False))
     printed = capsys.readouterr().out
     assert "619,339,008" in printed and "8 experts" in printed
 
@@ -191,7 +193,7 @@ MESH = ["gin/layouts/cpu_data_4_model_2.gin"]
 
 def printed_by_describe(capsys, files: list[str], bindings: tuple[str, ...] = (), as_json: bool = False) -> str:
     gin_config.load(files, bindings)
-    costs.describe(as_json)
+    describe.run(argparse.Namespace(json=as_json))
     return capsys.readouterr().out
 
 
@@ -202,7 +204,7 @@ def test_bytes_per_device_are_those_of_the_parts(capsys):
     for weight in weights_of(config):
         slots = Adafactor().slot_shapes(weight.shape, weight.axes).values()
         for name, parts in (("weights", [(weight.shape, weight.axes)]), ("slots", slots)):
-            size = sum(4 * math.prod(layout.block(shape, axes, 5).shape) for shape, axes in parts)
+            size = sum(4 * math.prod(layout.shard_index(shape, axes, 5).shape) for shape, axes in parts)
             held[name] += size
             held[f"expert_{name}"] += size * ("experts" in weight.axes)
         assert values["layout"][weight.name] == list(layout.split(weight.axes))
@@ -246,8 +248,8 @@ def test_notes_are_printed(capsys):
 def test_a_mesh_that_does_not_fit_is_not_described():
     gin_config.load(["gin/models/switch_base_128.gin", *MESH], ['MESH_SHAPE = "data:4,model:8"'])
     with pytest.raises(SettingError, match=r"num_heads = 12 is no multiple of 8.* MESH_SHAPE = 'data:8,model:4'\.$"):
-        costs.describe(as_json=False)
+        describe.run(argparse.Namespace(json=False))
     run = ["gin/models/switch_tiny_8.gin", "gin/runs/quickstart.gin", *MESH]
     gin_config.load(run, ["BATCH_SIZE = 18"])
     with pytest.raises(SettingError, match=r"BATCH_SIZE = 18 is no multiple of 4"):
-        costs.describe(as_json=True)
+        describe.run(argparse.Namespace(json=True))

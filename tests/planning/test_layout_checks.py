@@ -1,5 +1,6 @@
 """A mesh that does not fit is refused in one sentence with one that does; what is allowed but wasteful is noted."""
 
+import argparse
 import dataclasses
 import itertools
 import pathlib
@@ -9,12 +10,12 @@ import shlex
 import pytest
 
 import switch_tf.runs.loop  # noqa: F401 (registers `train`, which run files bind)
+from switch_tf.cli import describe
 from switch_tf.cli import main as command_line
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
 from switch_tf.partitioning import axes
 from switch_tf.partitioning.layout import Layout
-from switch_tf.planning import costs
 from switch_tf.planning.layout_checks import check_placement, placement_notes
 from switch_tf.planning.weight_specs import weights_of
 from switch_tf.runs import gin_config
@@ -266,7 +267,7 @@ def test_layout_files_fit_the_models_that_they_are_for(layout, model, capsys):
     assert mesh.num_shards(axes.EXPERTS) == (1 if layout == "mirrored_8" else mesh.mesh.get("data", 1))
     # Without a run's file too: what a model needs on these devices is a question before there is a run.
     gin_config.load([files[0], files[2]], [])
-    costs.describe(as_json=False)
+    describe.run(argparse.Namespace(json=False))
     printed = capsys.readouterr().out
     if layout == "single":
         assert "devices" not in printed

@@ -69,7 +69,7 @@ def train(engine: Engine, config: ModelConfig, num_microbatches: int) -> dict[st
         routing = {f"{layer}/{k}": v for layer, of in metrics.routing.items() for k, v in of._asdict().items()}
         found |= {f"{step}/{name}": value for name, value in (metrics._asdict() | routing).items() if name != "routing"}
     held_out = random_features(batch=BATCH, seed=STEPS)
-    values = make_evaluator(run)([held_out])
+    values = make_evaluator(run.model, run.engine)([held_out])
     found |= {f"evaluation/{name}": value for name, value in values.items()}
     found["decoded"] = make_greedy(run.model, 6, engine)(held_out["encoder_input_tokens"])
     return found | {f"weight/{index}": weight.numpy() for index, weight in enumerate(run.model.trainable_variables)}

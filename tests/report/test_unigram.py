@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from switch_tf.evaluation.likelihood import unigram_neg_log_perplexity
+from switch_tf.report.unigram import unigram_neg_log_perplexity
 
 
 def test_unigram_scores_by_frequency():

@@ -39,10 +39,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_scores_of_tasks_have_a_row_for_each_metric(tmp_path, tiny_config):
     scores = {"squad": {"em": 61.5, "f1": 70.25}, "glue": {"average": 83.0}}
-    recorder = RunRecorder(str(tmp_path), tiny_config, 0, scores_tasks=True)
+    recorder = RunRecorder(str(tmp_path), tiny_config, 0)
     for step in (200, 400):
         recorder.write_task_scores(step, scores)
-    RunRecorder(str(tmp_path), tiny_config, 200, scores_tasks=True)
+    RunRecorder(str(tmp_path), tiny_config, 200)
     assert (tmp_path / "task_eval.csv").read_text().splitlines() == [
         "step,task,metric,value",
         "200,squad,em,61.5",

@@ -8,8 +8,8 @@ import gin
 import switch_tf.runs.loop  # noqa: F401 (registers what gin files bind)
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
-from switch_tf.planning.costs import configured_layout
 from switch_tf.runs import gin_config
+from switch_tf.runs.experiment import configured_layout
 from tpu.jobs.spec import Job, check_bucket
 
 
@@ -52,7 +52,7 @@ def _check_mesh(job: Job) -> None:
             f"ENGINE = '{engine}' runs in one process, and {job.accelerator_type} has {slice_.num_machines} machines: "
             "add a file of gin/layouts whose ENGINE is 'dtensor'."
         )
-    layout = configured_layout(ModelConfig(), gin_config.macro("TASK_FEATURE_LENGTHS"))
+    layout = configured_layout(ModelConfig())
     if layout.num_devices != slice_.num_devices:
         fitting = [slice_.generation.slice(shape) for shape in slice_.generation.shapes]
         names = [other.accelerator_type for other in fitting if other.num_devices == layout.num_devices]

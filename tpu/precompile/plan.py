@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import switch_tf.runs.loop  # noqa: F401 (registers what gin files bind)
 from switch_tf.errors import SettingError
@@ -80,20 +81,24 @@ def read_plan(gin_files: Sequence[str], bindings: Sequence[str], search_path: Se
       SettingError: if they do not compose, or mesh and batch do not fit each other.
     """
     gin_config.load(gin_files, bindings, search_path)
-    lengths = gin_config.parameter("Experiment.task_feature_lengths", _RUN)
+
+    def bound(name: str) -> Any:
+        return gin_config.parameter(name, gin_file=_RUN)
+
+    lengths = bound("Experiment.task_feature_lengths")
     for name in ("inputs", "targets"):
         if name not in lengths:
             raise SettingError(f"TASK_FEATURE_LENGTHS = {lengths!r} has no '{name}'.")
     plan = Plan(
         step,
         ModelConfig(),
-        Layout.parse(*(gin_config.parameter(f"Experiment.{name}", _RUN) for name in ("mesh_shape", "layout_rules"))),
-        gin_config.parameter("Experiment.batch_size", _RUN),
+        Layout.parse(bound("Experiment.mesh_shape"), bound("Experiment.layout_rules")),
+        bound("Experiment.batch_size"),
         lengths["inputs"],
         lengths["targets"],
-        gin_config.parameter("train.num_microbatches", _RUN) if step == TRAIN else 1,
-        gin_config.parameter("train.optimizer", _RUN),
-        gin_config.parameter("train.objective", _RUN),
+        bound("train.num_microbatches") if step == TRAIN else 1,
+        bound("train.optimizer"),
+        bound("train.objective"),
     )
     if plan.batch_size < 1:
         raise SettingError(f"BATCH_SIZE = {plan.batch_size} must be at least 1.")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from switch_tf.cli.predict import fill
+from switch_tf.runs.infilling import fill
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""What describes a model directory: `config.gin`, from which every command reads its experiment, and `versions.txt`."""
+
+import importlib.metadata
+import os
+import platform
+
+import gin
+import tensorflow as tf
+
+from switch_tf import storage
+from switch_tf.checkpoints.folder import checkpoints_of, write_error
+from switch_tf.errors import SettingError
+
+_PACKAGES = ("tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a run depends on."""
+    # On a TPU it is the distribution tensorflow-tpu that brings TensorFlow.
+    basis = {"python": platform.python_version(), "tensorflow": tf.__version__}
+    return basis | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def write_description(model_dir: str) -> None:
+    """Writes `config.gin` (the operative config) and `versions.txt` into the model directory.
+
+    Raises:
+      SettingError: if it cannot be written.
+    """
+    files = {
+        "config.gin": gin.operative_config_str(),
+        "versions.txt": "".join(f"{name}=={version}\n" for name, version in versions().items()),
+    }
+    try:
+        storage.make_folder(model_dir)
+        for name, text in files.items():
+            with tf.io.gfile.GFile(os.path.join(model_dir, name), "w") as file:
+                file.write(text)
+    except (OSError, tf.errors.OpError) as error:
+        raise write_error(model_dir, error, checkpoints_of(model_dir)) from error
+
+
+def read_description(model_dir: str) -> str:
+    """Returns the operative config of a model directory.
+
+    Raises:
+      SettingError: if there is none, or it cannot be read.
+    """
+    try:
+        with tf.io.gfile.GFile(os.path.join(model_dir, "config.gin")) as file:
+            return file.read()
+    except tf.errors.OpError as error:
+        refusal = storage.refusal(error)
+        if refusal is not None:
+            raise SettingError(f"MODEL_DIR = '{model_dir}': {refusal}.") from error
+        if not isinstance(error, tf.errors.NotFoundError):
+            raise
+        raise SettingError(
+            f"MODEL_DIR = '{model_dir}' holds no config.gin: it is no model directory, or not yet."
+        ) from error
