@@ -1,14 +1,15 @@
-"""Folders in a bucket, `gs://bucket/path`: what is different there, and a sentence for what a bucket refuses.
+"""Files on disks and in buckets, `gs://bucket/path`: atomic writes, mirrored logs, and errors of a bucket explained.
 
-An object appears whole, once its upload has ended, and nothing can be appended to it. Folders are but the beginnings of
-names: they need not be made, and an account that may do everything with objects may not be able to make one.
+In a bucket an object appears whole, once its upload has ended, and nothing can be appended to it. Folders are only
+prefixes of names: they need not be made, and an account with all permissions on objects may not be able to make one.
 """
 
+import contextlib
 import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
@@ -79,6 +80,41 @@ def list_folder(path: str) -> list[str]:
       tf.errors.OpError: if the folder cannot be looked up, or there is no such bucket.
     """
     return [name.rstrip("/") for name in tf.io.gfile.listdir(path)] if is_folder(path) else []
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Writes a file atomically: readers see the old file or the whole new one, also when the process is killed.
+
+    Args:
+      path: local or in a bucket; its folder must exist.
+
+    Yields:
+      The path to write to, `path` with `.writing` appended. It is renamed to `path` unless an exception is raised.
+
+    Raises:
+      OSError, tf.errors.OpError: if the file cannot be renamed.
+    """
+    unfinished = os.fspath(path) + ".writing"
+    yield unfinished
+    tf.io.gfile.rename(unfinished, os.fspath(path), overwrite=True)
+
+
+def write_atomically(path: str | os.PathLike[str], contents: str | bytes) -> None:
+    """Writes text or bytes to a file atomically; see `replacing`.
+
+    Args:
+      path: local or in a bucket; its folder must exist.
+      contents: the whole file.
+
+    Raises:
+      OSError, tf.errors.OpError: if the file cannot be written.
+    """
+    with (
+        replacing(path) as unfinished,
+        tf.io.gfile.GFile(unfinished, "wb" if isinstance(contents, bytes) else "w") as file,
+    ):
+        file.write(contents)
 
 
 def reason_of(error: Exception) -> str:

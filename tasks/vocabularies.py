@@ -109,10 +109,7 @@ def _install(model_dir: str, contents: bytes, source: str) -> str:
     else:
         try:
             storage.make_folder(os.path.dirname(path))
-            # A rename is atomic: a run that is killed here leaves no half of a vocabulary.
-            with tf.io.gfile.GFile(path + ".writing", "wb") as file:
-                file.write(contents)
-            tf.io.gfile.rename(path + ".writing", path, overwrite=True)
+            storage.write_atomically(path, contents)
         except tf.errors.OpError as error:
             raise OSError(str(error)) from error
     select_vocabulary(path)

@@ -221,6 +221,27 @@ def test_a_disk_has_no_copies(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("contents", ["größer\n", b"\x00\xff"])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, contents):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyError), storage.replacing(path) as unfinished:
+        pathlib.Path(unfinished).write_text("half")
+        assert path.read_text() == "old"
+        raise KeyError
+    assert path.read_text() == "old"
+    storage.write_atomically(path, contents)
+    assert path.read_bytes() == (contents.encode() if isinstance(contents, str) else contents)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_in_a_bucket_is_replaced_whole(buckets, bucket):
+    for contents in ("old", "new"):
+        storage.write_atomically(f"gs://{bucket}/folder/file", contents)
+    assert buckets.content(bucket, "folder/file") == b"new"
+    assert buckets.names(bucket) == ["folder/file"]
+
+
 def put_documents(buckets, bucket: str, num_files: int) -> None:
     """Files of three documents each, beside a folder and a file of another kind."""
     for number in range(num_files):

@@ -4,6 +4,7 @@ Each file of the task's source is a part: it makes shards of its own, and a reco
 is cut off goes on after the last whole part.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -24,13 +25,6 @@ from switch_tf.errors import SettingError
 MIN_SHARDS = 64
 
 _UNWRITABLE = (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError, tf.errors.FailedPreconditionError)
-
-
-def _write_text(path: str, text: str) -> None:
-    # A rename is atomic: what is there is whole.
-    with tf.io.gfile.GFile(path + ".writing", "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(path + ".writing", path, overwrite=True)
 
 
 def _read_json(path: str) -> dict:
@@ -96,14 +90,13 @@ def _write_part(
 ) -> dict[str, int]:
     """Writes one part's examples to its shards in turn; they get their names when all are whole."""
     counts = _Counts(features)
-    writers = [tf.io.TFRecordWriter(shard + ".writing") for shard in shards]
-    for index, example in enumerate(dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
-        writers[index % len(writers)].write(_serialise(example))
-        counts.add(example)
-        bar.update()
-    for shard, writer in zip(shards, writers, strict=True):
-        writer.close()
-        tf.io.gfile.rename(shard + ".writing", shard, overwrite=True)
+    with contextlib.ExitStack() as stack:
+        paths = [stack.enter_context(storage.replacing(shard)) for shard in shards]
+        writers = [stack.enter_context(tf.io.TFRecordWriter(path)) for path in paths]
+        for index, example in enumerate(dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
+            writers[index % len(writers)].write(_serialise(example))
+            counts.add(example)
+            bar.update()
     return counts.values
 
 
@@ -144,13 +137,13 @@ def cache_split(task: seqio.Task, task_folder: str, split: str, min_shards: int)
                 numbers = range(part * per_part, (part + 1) * per_part)
                 shards = [f"{prefix}-{number:05d}-of-{num_shards:05d}" for number in numbers]
                 written = _write_part(dataset, shards, task.output_features, bar)
-                _write_text(record, json.dumps(written))
+                storage.write_atomically(record, json.dumps(written))
             counts.merge(written)
     if not counts.values["examples"]:
         raise SettingError(f"{task.name} yields no example in its split '{split}': there is nothing to cache.")
     info = {"features": described, "num_shards": num_shards, "seqio_version": seqio.__version__}
-    _write_text(seqio.get_cached_stats_path(task_folder, split), json.dumps(counts.values, sort_keys=True, indent=2))
-    _write_text(info_path, json.dumps(info, sort_keys=True, indent=2))
+    storage.write_atomically(seqio.get_cached_stats_path(task_folder, split), json.dumps(counts.values, sort_keys=True, indent=2))
+    storage.write_atomically(info_path, json.dumps(info, sort_keys=True, indent=2))
     for record in records:
         tf.io.gfile.remove(record)
     tokens = ", ".join(f"{n:,} {name}" for name, n in counts.values.items() if not name.endswith("_max_tokens"))
@@ -179,10 +172,10 @@ def cache_task(task: seqio.Task, folder: str, splits: Iterable[str] | None, min_
     task_folder = os.path.join(folder, seqio.get_task_dir_from_name(task.name))
     storage.make_folder(task_folder)
     check_digests(task, task_folder)
-    _write_text(digests_file(task_folder), json.dumps(digests(task), sort_keys=True, indent=2))
+    storage.write_atomically(digests_file(task_folder), json.dumps(digests(task), sort_keys=True, indent=2))
     for split in splits:
         cache_split(task, task_folder, split, min_shards)
-    _write_text(os.path.join(task_folder, "COMPLETED"), "")
+    storage.write_atomically(os.path.join(task_folder, "COMPLETED"), "")
     return task_folder
 
 
