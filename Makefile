@@ -17,7 +17,7 @@ help:
 	@echo "make quickstart   pre-train a small Switch Transformer and a dense T5 on Python's documentation; plots, samples"
 	@echo "make test         the tests (minutes)"
 	@echo "make test-all     the slow ones too; installs torch for those against Hugging Face, and Beam"
-	@echo "make lint         ruff"
+	@echo "make lint         ruff, mypy"
 	@echo "make format       ruff format"
 	@echo "make bench        speed, side by side with peers (installs torch; twenty minutes)"
 	@echo "make clean        remove .venv, the quick start's runs and the benchmarks' tables"
@@ -76,6 +76,7 @@ test-all: $(VENV)/interop $(VENV)/aot $(VENV)/cache
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -22,6 +22,7 @@ setup(
     packages=[*find_packages(include=["switch_tf*", "tasks*", "tpu*"]), "switch_tf.gin"],
     package_dir={"switch_tf.gin": "gin"},
     package_data={
+        "switch_tf": ["py.typed"],
         "tasks": ["*.json"],
         "tpu": ["*.sh"],
         "switch_tf.gin": [f"{folder}/*.gin".lstrip("/") for folder in GIN_FOLDERS],
@@ -44,7 +45,7 @@ setup(
     ],
     extras_require={
         # trustme: the certificate of the bucket server that tests start.
-        "test": ["pytest>=8", "pytest-xdist", "ruff", "trustme", *CLOUD],
+        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "trustme", *CLOUD],
         # `switch-tf tpu submit` and its like.
         "cloud": CLOUD,
         # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are
