@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/switch-tf
 QUICKSTART := runs/quickstart
 BENCH := runs/bench
+LOCK := build/lock
+LOCKED_EXTRAS := test cloud cache aot interop docs
 # Each test file runs in one of so many processes; TensorFlow takes a gigabyte or two in each of them.
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-all lint format bench clean
+.PHONY: help quickstart test test-all lint format lock bench clean
 
 help:
 	@echo "make quickstart   pre-train a small Switch Transformer and a dense T5 on Python's documentation; plots, samples"
@@ -19,6 +21,7 @@ help:
 	@echo "make test-all     the slow ones too; installs torch for those against Hugging Face, and Beam"
 	@echo "make lint         ruff, mypy"
 	@echo "make format       ruff format"
+	@echo "make lock         constraints.txt, for the packages that setup.py names"
 	@echo "make bench        speed, side by side with peers (installs torch; twenty minutes)"
 	@echo "make clean        remove .venv, the quick start's runs and the benchmarks' tables"
 
@@ -82,6 +85,18 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# UPGRADE=--upgrade takes the newest releases; else what constraints.txt says stays.
+lock: $(LOCK)/bin/uv
+	cp constraints.txt $(LOCK)/constraints.txt
+	$< pip compile setup.py $(LOCKED_EXTRAS:%=--extra=%) --universal --python-version=3.11 --no-emit-index-url \
+	  --no-header --no-annotate --no-emit-package=libtpu $(UPGRADE) --quiet --output-file=$(LOCK)/constraints.txt
+	{ grep '^#' constraints.txt; cat $(LOCK)/constraints.txt; } > $(LOCK)/with_head.txt
+	mv $(LOCK)/with_head.txt constraints.txt
+
+$(LOCK)/bin/uv:
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+
 bench: $(VENV)/interop
 	@mkdir -p $(BENCH)
 	$(BIN)/python -m benchmarks.feed_forward --json=$(BENCH)/feed_forward.json
@@ -93,4 +108,4 @@ bench: $(VENV)/interop
 	  --output=$(BENCH)/speed.png
 
 clean:
-	rm -rf $(VENV) $(QUICKSTART) $(BENCH)
+	rm -rf $(VENV) $(LOCK) $(QUICKSTART) $(BENCH)

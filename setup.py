@@ -41,6 +41,7 @@ setup(
         # TensorBoard imports pkg_resources, which setuptools 82 no longer has.
         "setuptools<82",
         "matplotlib",
+        "tabulate",
         "tqdm",
     ],
     extras_require={
@@ -53,7 +54,9 @@ setup(
         "cache": ["apache-beam[tfrecord]==2.77.0"],
         "aot": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1"],
         "tpu": ["tensorflow-tpu==2.20.0", "libtpu==0.0.14"],
+        "gpu": ["tensorflow[and-cuda]>=2.20,<2.21"],
         "interop": ["torch", "transformers==5.23.0", "safetensors"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material", "mkdocstrings[python]"],
     },
     entry_points={"console_scripts": ["switch-tf=switch_tf.cli.main:main"]},
 )
