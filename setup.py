@@ -16,6 +16,7 @@ setup(
     description="Train Switch Transformers in TensorFlow: from a laptop to a TPU pod, by gin files",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
     python_requires=">=3.11",
     # The experiments live in gin/ at the top (no __init__.py there, or `import gin` would find them instead of
     # gin-config); a wheel carries them as data inside switch_tf, where the command line looks as well.
