@@ -1,4 +1,4 @@
-# Everything here makes .venv first, where it is absent; Python 3.11+ and the package index are all that it needs.
+# Every target creates .venv first where it is absent, which needs Python 3.11 or newer and a package index.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,24 +6,29 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/switch-tf
 QUICKSTART := runs/quickstart
 BENCH := runs/bench
-# Each test file runs in one of so many processes; TensorFlow takes a gigabyte or two in each of them.
+LOCK := build/lock
+SITE := build/site
+LOCKED_EXTRAS := test cloud cache aot interop docs
+# Test files are spread over this many processes, each of which needs one or two gigabytes for TensorFlow.
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-all lint format bench clean
+.PHONY: help quickstart test test-all lint format docs lock bench clean
 
 help:
-	@echo "make quickstart   pre-train a small Switch Transformer and a dense T5 on Python's documentation; plots, samples"
-	@echo "make test         the tests (minutes)"
-	@echo "make test-all     the slow ones too; installs torch for those against Hugging Face, and Beam"
-	@echo "make lint         ruff"
-	@echo "make format       ruff format"
-	@echo "make bench        speed, side by side with peers (installs torch; twenty minutes)"
-	@echo "make clean        remove .venv, the quick start's runs and the benchmarks' tables"
+	@echo "make quickstart   pre-train a small Switch Transformer and a dense T5 on Python's documentation, with plots and samples"
+	@echo "make test         run the tests (minutes)"
+	@echo "make test-all     run the slow tests too; installs torch (to compare with Hugging Face) and Beam"
+	@echo "make lint         check with ruff and mypy"
+	@echo "make format       format with ruff"
+	@echo "make docs         build the documentation into $(SITE)"
+	@echo "make lock         update constraints.txt after a change to setup.py"
+	@echo "make bench        measure speed, beside Hugging Face's (installs torch; twenty minutes)"
+	@echo "make clean        remove .venv, the quick start's runs, benchmark results and the built documentation"
 
-# t5 brings nightlies that own the same folders as seqio and tensorflow-datasets. switch_tf looks whether they came last,
-# and names the repair; here it is made at once, after each call of pip that sees to t5.
+# t5 depends on nightlies that overwrite the files of seqio and tensorflow-datasets. `import switch_tf` fails if they were
+# installed last (switch_tf/installation.py); this repairs the environment after each pip call that may install them.
 define REPAIR_NIGHTLIES
 @$(BIN)/python -c 'import switch_tf' 2>/dev/null || { \
   $(BIN)/pip uninstall --quiet -y tfds-nightly seqio-nightly && \
@@ -34,14 +39,14 @@ endef
 $(VENV)/installed: setup.py constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 ..." >&2; exit 2; }
-	@echo "Installing TensorFlow, seqio and t5 into $(VENV): a minute or two, 3.6 GB ..."
+	@echo "Installing TensorFlow, seqio and t5 into $(VENV) (3.6 GB, a minute or two) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	$(REPAIR_NIGHTLIES)
 	@touch $@
 
 $(VENV)/aot: $(VENV)/installed
-	@echo "Installing the compiler of TPUs into $(VENV): 0.7 GB ..."
+	@echo "Installing the TPU compiler into $(VENV) (0.7 GB) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[aot]'
 	$(REPAIR_NIGHTLIES)
 	@touch $@
@@ -55,6 +60,12 @@ $(VENV)/interop: $(VENV)/installed
 $(VENV)/cache: $(VENV)/installed
 	@echo "Installing Beam into $(VENV) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cache]'
+	$(REPAIR_NIGHTLIES)
+	@touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	@echo "Installing mkdocs into $(VENV) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(REPAIR_NIGHTLIES)
 	@touch $@
 
@@ -76,10 +87,28 @@ test-all: $(VENV)/interop $(VENV)/aot $(VENV)/cache
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The variable keeps the theme from printing an advertisement among the warnings.
+docs: $(VENV)/docs mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir=$(SITE)
+	@echo "Written: $(SITE)/index.html"
+
+# With UPGRADE=--upgrade: the newest releases. Otherwise the versions in constraints.txt stay.
+lock: $(LOCK)/bin/uv
+	cp constraints.txt $(LOCK)/constraints.txt
+	$< pip compile setup.py $(LOCKED_EXTRAS:%=--extra=%) --universal --python-version=3.11 --no-emit-index-url \
+	  --no-header --no-annotate --no-emit-package=libtpu $(UPGRADE) --quiet --output-file=$(LOCK)/constraints.txt
+	{ grep '^#' constraints.txt; cat $(LOCK)/constraints.txt; } > $(LOCK)/with_head.txt
+	mv $(LOCK)/with_head.txt constraints.txt
+
+$(LOCK)/bin/uv:
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 
 bench: $(VENV)/interop
 	@mkdir -p $(BENCH)
@@ -92,4 +121,4 @@ bench: $(VENV)/interop
 	  --output=$(BENCH)/speed.png
 
 clean:
-	rm -rf $(VENV) $(QUICKSTART) $(BENCH)
+	rm -rf $(VENV) $(LOCK) $(SITE) $(QUICKSTART) $(BENCH)

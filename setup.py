@@ -16,12 +16,14 @@ setup(
     description="Train Switch Transformers in TensorFlow: from a laptop to a TPU pod, by gin files",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
     python_requires=">=3.11",
     # The experiments live in gin/ at the top (no __init__.py there, or `import gin` would find them instead of
     # gin-config); a wheel carries them as data inside switch_tf, where the command line looks as well.
     packages=[*find_packages(include=["switch_tf*", "tasks*", "tpu*"]), "switch_tf.gin"],
     package_dir={"switch_tf.gin": "gin"},
     package_data={
+        "switch_tf": ["py.typed"],
         "tasks": ["*.json"],
         "tpu": ["*.sh"],
         "switch_tf.gin": [f"{folder}/*.gin".lstrip("/") for folder in GIN_FOLDERS],
@@ -40,11 +42,12 @@ setup(
         # TensorBoard imports pkg_resources, which setuptools 82 no longer has.
         "setuptools<82",
         "matplotlib",
+        "tabulate",
         "tqdm",
     ],
     extras_require={
         # trustme: the certificate of the bucket server that tests start.
-        "test": ["pytest>=8", "pytest-xdist", "ruff", "trustme", *CLOUD],
+        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "trustme", *CLOUD],
         # `switch-tf tpu submit` and its like.
         "cloud": CLOUD,
         # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are
@@ -52,7 +55,9 @@ setup(
         "cache": ["apache-beam[tfrecord]==2.77.0"],
         "aot": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1"],
         "tpu": ["tensorflow-tpu==2.20.0", "libtpu==0.0.14"],
+        "gpu": ["tensorflow[and-cuda]>=2.20,<2.21"],
         "interop": ["torch", "transformers==5.23.0", "safetensors"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material", "mkdocstrings[python]"],
     },
     entry_points={"console_scripts": ["switch-tf=switch_tf.cli.main:main"]},
 )
