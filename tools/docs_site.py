@@ -1,4 +1,4 @@
-"""What `make docs` adds to the pages of docs/: a page for each module, CONTRIBUTING.md and CHANGELOG.md, and links to them.
+"""What `make docs` adds to docs/: a page for each module, CONTRIBUTING.md and CHANGELOG.md, and links to them.
 
 mkdocs calls the functions whose names begin with `on_` (its hooks). Links between files of the repository become links
 between pages; the site has no page for a gin file or a script, so that only the text of such a link stays.

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all: `checkpoints/step_00000100/`, complete once its manifest is."""
+"""A run's checkpoints: `checkpoints/step_00000100/` is complete once its manifest is there."""
 
 import contextlib
 import os
@@ -87,11 +87,14 @@ class CheckpointFolder:
             raise SettingError(f"MODEL_DIR = '{os.path.dirname(self.folder)}' holds no checkpoint: train first.")
         chosen = set() if steps else {there[-1]}
         for step in steps:
-            found = there if step == "all" else [self.best() if step == "best" else step]
-            if not set(found) <= set(there):
+            if step == "all":
+                chosen |= set(there)
+                continue
+            found = self.best() if step == "best" else step
+            if not isinstance(found, int) or found not in there:
                 missing = "none has a score" if step == "best" else f"there are {', '.join(map(str, there))}"
                 raise SettingError(f"--step={step}: there is no such checkpoint; {missing}.")
-            chosen |= set(found)
+            chosen.add(found)
         return sorted(chosen)
 
     def best(self) -> int | None:
@@ -135,7 +138,7 @@ class CheckpointFolder:
         except WrongFormat as error:
             raise UnusableCheckpoint(
                 f"The checkpoint {self.path(step)} was made by another version of switch_tf: finish the run with that "
-                "version, or start anew in another MODEL_DIR."
+                "version, or start over in another MODEL_DIR."
             ) from error
         except (ValueError, tf.errors.OpError) as error:
             raise self.unreadable(step, error) from error
@@ -150,7 +153,7 @@ class CheckpointFolder:
         return UnusableCheckpoint(f"The checkpoint {self.path(step)} is damaged: delete that folder to {then}.")
 
     def prepare(self, step: int) -> None:
-        """Makes a step's folder, without what a write that was cut off may have left in it.
+        """Makes a step's folder, without what an interrupted write may have left in it.
 
         Raises:
           SettingError: if the disk cannot be written.
@@ -162,9 +165,9 @@ class CheckpointFolder:
             raise write_error(self.path(step), error, self) from error
 
     def complete(self, step: int, manifest: Manifest) -> None:
-        """Makes a checkpoint of a folder that has its tensors, and removes older ones; see `clean`.
+        """Completes a checkpoint whose tensors are written, and removes older ones; see `clean`.
 
-        The manifest comes last and by a rename, so that a folder without one is a write that was cut off.
+        The manifest comes last and by a rename, so that a folder without one is an interrupted write.
 
         Args:
           step: updates that have been made.
@@ -173,14 +176,11 @@ class CheckpointFolder:
         Raises:
           OSError, tf.errors.OpError: if the disk is full or cannot be written.
         """
-        unfinished = os.path.join(self.path(step), _MANIFEST + ".writing")
-        with tf.io.gfile.GFile(unfinished, "w") as file:
-            file.write(manifest.to_json())
-        tf.io.gfile.rename(unfinished, os.path.join(self.path(step), _MANIFEST), overwrite=True)
+        storage.write_atomically(os.path.join(self.path(step), _MANIFEST), manifest.to_json())
         self.clean(step)
 
     def remove(self, step: int) -> None:
-        """Removes a checkpoint, manifest first, so that a removal that is cut off leaves no complete-looking rest."""
+        """Removes a checkpoint, manifest first, so that an interrupted removal leaves nothing that looks complete."""
         manifest = os.path.join(self.path(step), _MANIFEST)
         with contextlib.suppress(tf.errors.NotFoundError):
             tf.io.gfile.remove(manifest)
@@ -188,7 +188,7 @@ class CheckpointFolder:
             tf.io.gfile.rmtree(self.path(step))
 
     def clean(self, step: int) -> None:
-        """Removes what is older than `step`, but for the newest `keep` checkpoints and the best one."""
+        """Removes what is older than `step`, except the newest `keep` checkpoints and the best one."""
         kept = {*self.steps()[-self.keep :], self.best()}
         for other in self._folders():
             # Another process may have begun with a later one.
@@ -202,7 +202,7 @@ def checkpoints_of(model_dir: str, keep: int = 3) -> CheckpointFolder:
 
 
 def find_checkpoint(initial: str) -> tuple[CheckpointFolder, int]:
-    """Finds the checkpoint that another run is to begin from.
+    """Finds the checkpoint that another run is to start from.
 
     Args:
       initial: a model directory, for its newest checkpoint, or the folder of a checkpoint.

@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on: by a thread, and by as many processes as there are."""
+"""Writes checkpoints while training goes on: in a thread of each process."""
 
 import contextlib
 import time
@@ -14,19 +14,19 @@ from switch_tf.checkpoints.tensor_bundle import Shard
 from switch_tf.errors import SettingError
 from switch_tf.partitioning.engine import Engine
 
-# Seconds between two looks for the files of the other processes (a bucket's owner pays for each look), and how long
-# they may take after the first one's.
+# Seconds between two listings of the other processes' files (a bucket's owner pays for each), and how long those may
+# take after the first process's.
 _POLL_SECONDS = 0.1
 _BUCKET_POLL_SECONDS = 1.0
 _TIMEOUT_SECONDS = 1800.0
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time behind the back of the training loop.
+    """Writes one checkpoint at a time, asynchronously to the training loop.
 
-    Every process writes its part of the tensors into the checkpoint's folder. The first one looks for the files of all,
-    merges them and completes the checkpoint. Files are the only signal between the threads, so that none of them can
-    wait for a process that waits for it.
+    Every process writes its shards of the tensors into the checkpoint's folder. The first one waits for the files of
+    all, merges them and completes the checkpoint. Files are the only signal between the threads, so that no two
+    processes can deadlock.
     """
 
     def __init__(self, folder: CheckpointFolder, engine: Engine):
@@ -42,7 +42,7 @@ class CheckpointWriter:
         self._writing: Future | None = None
 
     def start(self, step: int, shards: list[Shard], manifest: Manifest) -> None:
-        """Waits for the checkpoint that is being written, if there is one, and begins with this one.
+        """Waits for the checkpoint that is being written, if there is one, and starts writing this one.
 
         All processes call this at the same step.
 
@@ -62,7 +62,7 @@ class CheckpointWriter:
         self._writing = self._thread.submit(self._write, step, shards, manifest)
 
     def check(self) -> None:
-        """Raises the error of a writing that has failed; does not wait for one that goes on.
+        """Raises the error of a write that has failed; does not wait for one that is going on.
 
         Raises:
           SettingError: if a checkpoint could not be written. What was saved before has been left alone.
@@ -71,7 +71,7 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until this process has written what it began with; see `check`."""
+        """Waits until this process has written its shards; see `check`."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -88,7 +88,7 @@ class CheckpointWriter:
         try:
             tensor_bundle.write_shards(prefix, self.engine.process_index, shards)
             if is_first:
-                self._await_parts(step)
+                self._await_shards(step)
                 tensor_bundle.merge_shards(prefix, self.engine.num_processes)
                 self.folder.complete(step, manifest)
         except (OSError, tf.errors.OpError) as error:
@@ -98,7 +98,7 @@ class CheckpointWriter:
                     self.folder.remove(step)
             raise write_error(self.folder.path(step), error, self.folder) from error
 
-    def _await_parts(self, step: int) -> None:
+    def _await_shards(self, step: int) -> None:
         if self.engine.num_processes == 1:
             return
         prefix, processes = self.folder.prefix(step), set(range(self.engine.num_processes))
@@ -106,7 +106,7 @@ class CheckpointWriter:
         while missing := processes - tensor_bundle.processes_written(prefix):
             if time.monotonic() > deadline:
                 raise SettingError(
-                    f"The checkpoint {self.folder.path(step)} lacks the part of process {min(missing)}: see that "
-                    "process's output, and that MODEL_DIR is one folder for all processes."
+                    f"The checkpoint {self.folder.path(step)} lacks the shards of process {min(missing)}: look at "
+                    "that process's output, and check that MODEL_DIR is one folder for all processes."
                 )
             time.sleep(_BUCKET_POLL_SECONDS if storage.in_bucket(prefix) else _POLL_SECONDS)

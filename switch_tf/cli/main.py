@@ -134,7 +134,8 @@ def _sentence_of_bucket(error: Exception) -> str | None:
     if refusal is None:
         return None
     address = storage.address_in(error)
-    return f"{gin_config.macro_of_path(address) or address}: {refusal}."
+    setting = gin_config.macro_of_path(address) if address is not None else None
+    return f"{setting or address}: {refusal}."
 
 
 def _fail(message: str) -> None:

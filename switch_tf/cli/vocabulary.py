@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     from switch_tf.data import sentencepiece
     from switch_tf.runs import gin_config
 
-    task = options.task or (None if options.files else gin_config.macro("MIXTURE_OR_TASK"))
+    task = options.task or (None if options.files else gin_config.parameter("Experiment.mixture_or_task", None))
     sentencepiece.make_vocabulary(
         options.output,
         options.num_pieces,

@@ -142,7 +142,9 @@ def cache_split(task: seqio.Task, task_folder: str, split: str, min_shards: int)
     if not counts.values["examples"]:
         raise SettingError(f"{task.name} yields no example in its split '{split}': there is nothing to cache.")
     info = {"features": described, "num_shards": num_shards, "seqio_version": seqio.__version__}
-    storage.write_atomically(seqio.get_cached_stats_path(task_folder, split), json.dumps(counts.values, sort_keys=True, indent=2))
+    storage.write_atomically(
+        seqio.get_cached_stats_path(task_folder, split), json.dumps(counts.values, sort_keys=True, indent=2)
+    )
     storage.write_atomically(info_path, json.dumps(info, sort_keys=True, indent=2))
     for record in records:
         tf.io.gfile.remove(record)

@@ -9,7 +9,7 @@ from switch_tf.data.batches import Batch
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.engine import Engine
 from switch_tf.training.losses import cross_entropy, token_weights
-from switch_tf.training.step import EvaluationSums, make_evaluation_step
+from switch_tf.training.step import EvaluationSums, Features, make_evaluation_step
 from switch_tf.training.step_metrics import routing_scalars
 
 
@@ -28,19 +28,20 @@ def make_evaluator(model: EncoderDecoder, engine: Engine) -> Callable[[Iterable[
     step = make_evaluation_step(model)
     variables = model.trainable_variables
 
-    def on_device(features):
+    def on_device(features: Features) -> EvaluationSums:
         return step([tf.convert_to_tensor(variable) for variable in variables], features)
 
     compiled = engine.compile(on_device)
 
     def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
-        total = None
+        total: EvaluationSums | None = None
         for batch in batches:
             rows = engine.local_rows(len(batch["decoder_target_tokens"]))
             with engine.scope():
                 features = engine.feed({name: array[rows] for name, array in batch.items()})
                 sums = engine.fetch(compiled(features))
             total = sums if total is None else tf.nest.map_structure(np.add, total, sums)
+        assert total is not None, "EvaluationBatches holds at least one batch, or raises."
         return _means(total)
 
     return evaluate
@@ -58,7 +59,7 @@ def make_scorer(model: EncoderDecoder, engine: Engine) -> Callable[[Batch], np.n
       engine's `batch_multiple`.
     """
 
-    def on_device(features):
+    def on_device(features: Features) -> tf.Tensor:
         negative_log_likelihood, _ = cross_entropy(model(features), features["decoder_target_tokens"])
         return -tf.reduce_sum(negative_log_likelihood * token_weights(features), axis=-1)
 

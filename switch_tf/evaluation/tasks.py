@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gin
 import numpy as np
@@ -13,7 +13,7 @@ from seqio.metrics import ModelOutputType, Scalar
 
 from switch_tf.data.batches import Batch, check_vocabulary, empty_split, find_task
 from switch_tf.decoding.greedy import make_greedy
-from switch_tf.errors import SettingError, nearest
+from switch_tf.errors import SettingError, check_types, nearest
 from switch_tf.evaluation.likelihood import make_scorer
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.engine import Engine
@@ -46,7 +46,8 @@ class TaskEvaluation:
     averages: Callable[[Mapping[str, Mapping[str, float]]], dict[str, float]] | None = None
     best_metric: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_types(self)
         if self.batch_size < 1:
             raise SettingError(f"TaskEvaluation.batch_size = {self.batch_size} must be at least 1.")
         if self.num_examples is not None and self.num_examples < 1:
@@ -176,17 +177,17 @@ class TaskEvaluator:
         return self._evaluate(self._predictions, self._log_likelihoods)
 
     def _predictions(self, dataset: tf.data.Dataset) -> list[tuple[int, np.ndarray]]:
-        # Copies of the last row, not padding: rows that are asked nothing may go on to the greatest length.
+        # Copies of the last row, not padding: an empty row could decode to the maximum length.
         return self._in_batches(dataset, "edge", lambda batch: self._decode(batch["encoder_input_tokens"]))
 
     def _log_likelihoods(self, dataset: tf.data.Dataset) -> list[tuple[int, float]]:
-        # Padding, not copies of the last row: copies would take slots of experts from the others.
+        # Padding, not copies of the last row: copies would compete for the slots of experts.
         return self._in_batches(dataset, "constant", self._score)
 
     def _in_batches(
-        self, dataset: tf.data.Dataset, padding: str, of_batch: Callable[[Batch], np.ndarray]
+        self, dataset: tf.data.Dataset, padding: Literal["edge", "constant"], of_batch: Callable[[Batch], np.ndarray]
     ) -> list[tuple[int, Any]]:
-        found = []
+        found: list[tuple[int, Any]] = []
         for indices, batch in dataset.batch(self._batch_size).as_numpy_iterator():
             missing = self._batch_size - len(indices)
             full = {

@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
@@ -17,7 +17,7 @@ BYTES_PER_WEIGHT = 4
 
 
 class Weight(NamedTuple):
-    """A weight that need not exist: its name, shape and axis names."""
+    """A weight that may not be allocated: its name, shape and axis names."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,10 +33,11 @@ class Weight(NamedTuple):
 def without_allocation() -> Iterator[None]:
     """Inside of it, variables have a shape and a dtype but no value and no memory."""
 
-    def creator(next_creator, **kwargs):
+    def creator(next_creator: Callable, **kwargs: Any) -> tf.Variable:
         del next_creator
-        shape = axes.weight_being_made().shape
-        return UninitializedVariable(shape=shape, dtype=kwargs["dtype"], trainable=kwargs["trainable"])
+        weight = axes.weight_being_made()
+        assert weight is not None, "Layers make every weight inside of `making_weight`."
+        return UninitializedVariable(shape=weight.shape, dtype=kwargs["dtype"], trainable=kwargs["trainable"])
 
     with tf.variable_creator_scope(creator):
         yield

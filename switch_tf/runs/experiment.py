@@ -10,7 +10,7 @@ from switch_tf.checkpoints.folder import checkpoints_of, write_error
 from switch_tf.data.batches import TrainingBatches, check_vocabulary, find_task
 from switch_tf.data.cached_tasks import file_digest
 from switch_tf.data.sentencepiece import Vocabulary, path_in
-from switch_tf.errors import SettingError
+from switch_tf.errors import SettingError, check_types
 from switch_tf.models.config import ModelConfig
 from switch_tf.partitioning import devices
 from switch_tf.partitioning.engine import Engine
@@ -57,7 +57,13 @@ class Experiment:
     num_logical_devices: int | None = None
     num_data_shards: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        lengths = self.task_feature_lengths
+        if not isinstance(lengths, Mapping) or not all(isinstance(length, int) for length in lengths.values()):
+            raise SettingError(
+                f"TASK_FEATURE_LENGTHS = {lengths!r} is not of the form {{'inputs': 512, 'targets': 114}}."
+            )
+        check_types(self, setting=str.upper)
         if self.batch_size < 1:
             raise SettingError(f"BATCH_SIZE = {self.batch_size} must be at least 1.")
         if self.num_data_shards < 1 or self.batch_size % self.num_data_shards:
@@ -67,11 +73,6 @@ class Experiment:
         if self.num_logical_devices is not None and self.num_logical_devices < 1:
             raise SettingError(
                 f"NUM_LOGICAL_DEVICES = {self.num_logical_devices} must be at least 1, or None to take what there is."
-            )
-        if not isinstance(self.task_feature_lengths, Mapping):
-            lengths = self.task_feature_lengths
-            raise SettingError(
-                f"TASK_FEATURE_LENGTHS = {lengths!r} is not of the form {{'inputs': 512, 'targets': 114}}."
             )
         for name, length in self.task_feature_lengths.items():
             if length < 1:

@@ -35,8 +35,7 @@ def load(
       recorded: the text of a model directory's config.gin, read before the files.
 
     Raises:
-      SettingError: for a file that is not there, a line that is no gin, a name that nothing has, a macro that nothing
-        reads.
+      SettingError: if a file is missing, a line is not valid gin, a name is unknown, or nothing reads a macro.
     """
     gin.clear_config()
     with _one_sentence("config.gin of the model directory"):
@@ -84,9 +83,9 @@ def _referenced_macros() -> set[str]:
 
 
 def _check_macros(read_by_files: set[str]) -> None:
-    """Refuses macros that are set and never read: gin itself takes `TRIAN_STEPS = 3` without a word.
+    """Refuses macros that are set and never read: gin itself accepts `TRIAN_STEPS = 3` silently.
 
-    A macro whose reader a binding has overridden (`NUM_EXPERTS`, with `--gin.ModelConfig.num_experts=0`) may stay.
+    A macro whose reader a binding has overridden (`NUM_EXPERTS`, with `--gin.ModelConfig.num_experts=0`) is allowed.
     """
     referenced = _referenced_macros()
     defined = set(_DEFINITION.findall(gin.config_str(max_line_length=1000)))
@@ -146,15 +145,15 @@ def macro_of_path(path: str) -> str | None:
       path: of the file.
 
     Returns:
-      The macro with its value, `MODEL_DIR = 'gs://bucket/run'`; the longest that the path begins
-      with. None where there is none.
+      The macro with its value, `MODEL_DIR = 'gs://bucket/run'`, whose value is the longest prefix of the path; None
+      where there is none.
     """
     found = {}
     for name in _DEFINITION.findall(gin.config_str(max_line_length=1000)):
         value = macro(name)
-        for beginning in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
-            if isinstance(beginning, str) and "/" in beginning and path.startswith(beginning.partition("*")[0]):
-                found[beginning] = f"{name} = '{beginning}'"
+        for prefix in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+            if isinstance(prefix, str) and "/" in prefix and path.startswith(prefix.partition("*")[0]):
+                found[prefix] = f"{name} = '{prefix}'"
     return found[max(found, key=len)] if found else None
 
 

@@ -71,7 +71,7 @@ class PeriodicHook(Hook, abc.ABC):
 class StopOnSignals(Hook):
     """Ends the loop after SIGTERM (a preemption) or Ctrl-C in any process; a checkpoint is saved then."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._signals = StopSignals()
 
     def on_start(self, loop: "TrainingLoop") -> None:

@@ -21,7 +21,7 @@ _PREDICTION_BATCH = 16
 
 
 def fill(text: str, prediction: str) -> str:
-    """Puts a prediction's spans in the places of the text's sentinels, in brackets.
+    """Replaces the sentinels of a text by the spans of a prediction, in brackets.
 
     Args:
       text: with `<extra_id_0>`, `<extra_id_1>`, ...
@@ -30,14 +30,13 @@ def fill(text: str, prediction: str) -> str:
     Returns:
       The text with `[span]` for each sentinel.
     """
-    spans = {}
+    spans: dict[str, str] = {}
     for part in prediction.split("<extra_id_")[1:]:
         number, _, span = part.partition(">")
         spans.setdefault(number, span.strip())
-    pieces = text.split("<extra_id_")
-    filled = pieces[0]
-    for piece in pieces[1:]:
-        number, _, rest = piece.partition(">")
+    filled, *parts = text.split("<extra_id_")
+    for part in parts:
+        number, _, rest = part.partition(">")
         filled += f"[{spans.get(number, '')}]{rest}"
     return filled
 

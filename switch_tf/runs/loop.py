@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import gin
 import tensorflow as tf
 
+from switch_tf.checkpoints.manifest import Score
 from switch_tf.data.batches import TrainingBatches
 from switch_tf.errors import SettingError
 from switch_tf.planning.layout_checks import placement_notes
@@ -17,7 +18,7 @@ from switch_tf.runs.recorder import RunRecorder
 from switch_tf.runs.run import Run
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
-from switch_tf.training.step import make_train_step
+from switch_tf.training.step import Features, StepMetrics, make_train_step
 from switch_tf.training.step_metrics import is_finite
 
 _TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
@@ -37,16 +38,17 @@ def make_update(run: Run, objective: Objective, num_microbatches: int) -> Callab
     Args:
       run: with an optimizer.
       objective: the auxiliary losses.
-      num_microbatches: parts of a batch for the gradient.
+      num_microbatches: microbatches of a batch; their gradients are accumulated.
 
     Returns:
       update(features) -> `StepMetrics` on the device; weights, slots and the step have been assigned.
     """
-    step_function = make_train_step(run.model, run.optimizer, objective, num_microbatches)
-    weights = run.model.trainable_variables
-    slots = run.optimizer.slots
+    optimizer = run.optimizer
+    assert optimizer is not None, "A run that updates has an optimizer."
+    step_function = make_train_step(run.model, optimizer, objective, num_microbatches)
+    weights, slots = run.model.trainable_variables, optimizer.slots
 
-    def update(features):
+    def update(features: Features) -> StepMetrics:
         weight_values = [tf.convert_to_tensor(weight) for weight in weights]
         slot_values = [{name: tf.convert_to_tensor(slot) for name, slot in slot.items()} for slot in slots]
         new_weights, new_slots, metrics = step_function(
@@ -153,7 +155,7 @@ class TrainingLoop:
         self.batches = batches
         self.steps = steps
         self.step = int(run.step.numpy())
-        self.score = None
+        self.score: Score | None = None
         self.checkpoint_requested = False
         self.stopped_by: int | None = None
         self.lacks_evaluation = False

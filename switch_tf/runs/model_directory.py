@@ -34,8 +34,7 @@ def write_description(model_dir: str) -> None:
     try:
         storage.make_folder(model_dir)
         for name, text in files.items():
-            with tf.io.gfile.GFile(os.path.join(model_dir, name), "w") as file:
-                file.write(text)
+            storage.write_atomically(os.path.join(model_dir, name), text)
     except (OSError, tf.errors.OpError) as error:
         raise write_error(model_dir, error, checkpoints_of(model_dir)) from error
 
@@ -56,5 +55,5 @@ def read_description(model_dir: str) -> str:
         if not isinstance(error, tf.errors.NotFoundError):
             raise
         raise SettingError(
-            f"MODEL_DIR = '{model_dir}' holds no config.gin: it is no model directory, or not yet."
+            f"MODEL_DIR = '{model_dir}' holds no config.gin: it is not a model directory, or not yet."
         ) from error

@@ -1,7 +1,9 @@
-"""What a person at a terminal sees of a run, and how it is told to stop."""
+"""The progress bar of a run, and the signals that stop it."""
 
 import signal
 import time
+import types
+from typing import Any
 
 import tqdm
 
@@ -9,7 +11,7 @@ from switch_tf.training.step import StepMetrics
 
 
 class Progress:
-    """A progress bar: step, loss, tokens per second, time left. Of many processes, one shows it."""
+    """A progress bar: step, loss, tokens per second, time left. One of many processes shows it."""
 
     def __init__(self, start: int, total: int, is_shown: bool = True):
         self._is_shown = is_shown
@@ -38,7 +40,7 @@ class Progress:
             self._bar.write(line)
 
     def restart_clock(self) -> None:
-        """Leaves what happened since the last report (an evaluation, a checkpoint) out of the next speed."""
+        """Excludes the time since the last report (an evaluation, a checkpoint) from the next speed."""
         self._since = time.perf_counter()
 
     def __enter__(self) -> "Progress":
@@ -49,21 +51,21 @@ class Progress:
 
 
 class StopSignals:
-    """Turns SIGTERM (a preemption) and the first SIGINT (Ctrl-C) into a wish that the loop looks at between steps."""
+    """Records SIGTERM (a preemption) and the first SIGINT (Ctrl-C), for the loop to check between steps."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: int | None = None
-        self._before = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
-    def _on_signal(self, number: int, frame) -> None:
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         del frame
         self.received = number
-        # The second time the user means it.
+        # A second one has its usual effect.
         signal.signal(number, self._before[number])
 
     def __exit__(self, *exception: object) -> None:

@@ -17,16 +17,15 @@ _TASK_SCORES = "task_eval.csv"
 
 
 class CsvRecord:
-    """A CSV file whose first column is the step; opening it for a step forgets the rows after that step."""
+    """A CSV file whose first column is the step; opening it for a step drops the rows after that step."""
 
     def __init__(self, path: str, columns: Sequence[str], resume_step: int, model_dir: str | None = None):
         """Opens the file.
 
-        A run that was killed may have written rows after its last checkpoint; the run that resumes writes them
-        again, so they go.
+        A run that was killed may have written rows after its last checkpoint; the run that resumes writes them again.
 
         Args:
-          path: of the file, on a disk; made where it is not there.
+          path: of the file, on a disk; created if it does not exist.
           columns: after `step`.
           resume_step: the last step whose rows stay.
           model_dir: the run's model directory, for errors; None where the file lies in it.
@@ -38,13 +37,11 @@ class CsvRecord:
         self._model_dir = model_dir or os.path.dirname(path)
         self.columns = ("step", *columns)
         rows = [row for row in read_csv(path) if int(row["step"]) <= resume_step]
-        unfinished = path + ".writing"
         try:
-            with tf.io.gfile.GFile(unfinished, "w") as file:
+            with storage.replacing(path) as unfinished, tf.io.gfile.GFile(unfinished, "w") as file:
                 writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
-            tf.io.gfile.rename(unfinished, path, overwrite=True)
         except (OSError, tf.errors.OpError) as error:
             raise write_error(path, error, checkpoints_of(self._model_dir)) from error
 
@@ -67,7 +64,7 @@ def read_csv(path: str) -> list[dict[str, str]]:
         return []
     with tf.io.gfile.GFile(path) as file:
         text = file.read()
-    # A line that a kill cut off has no end.
+    # A line that a kill truncated has no end.
     lines = text[: text.rfind("\n") + 1].splitlines()
     return [row for row in csv.DictReader(lines) if None not in row.values()]
 
@@ -75,8 +72,9 @@ def read_csv(path: str) -> list[dict[str, str]]:
 class RunRecorder:
     """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `task_eval.csv`, and TensorBoard's.
 
-    In a bucket, where nothing can be appended to a file, they are copies: of the CSV files before every checkpoint, so
-    that no row is absent of a step that a run resumes after, and of all now and then, and when the recorder is closed.
+    In a bucket, where nothing can be appended to a file, they are copies of local files: the CSV files are copied
+    before every checkpoint, so that a run that resumes has the rows of all steps before it; all files are copied now
+    and then, and when the recorder is closed.
     """
 
     def __init__(self, model_dir: str, config: ModelConfig, resume_step: int):
@@ -173,7 +171,7 @@ class RunRecorder:
                 tf.summary.scalar(f"tasks/{row['task']}/{row['metric']}", row["value"], step=step)
 
     def copy_records(self) -> None:
-        """Sees to it that the model directory has all rows so far, which must come before a checkpoint of their steps.
+        """Copies all rows so far to the model directory, which must come before a checkpoint of their steps.
 
         Raises:
           SettingError: if they cannot be written.
@@ -182,7 +180,7 @@ class RunRecorder:
             self._mirror.copy(self._records)
 
     def close(self) -> None:
-        """Sees to it that the model directory has all that was written.
+        """Copies everything that was written to the model directory.
 
         Raises:
           SettingError: if it cannot be written.
