@@ -14,14 +14,14 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import gin
 import seqio
 import tensorflow as tf
 
 from benchmarks.measuring import spread
 from benchmarks.training_steps import LONG, MODELS, SHORT, measure_in_a_process
 from switch_tf.data import cache_writer
-from switch_tf.data.batches import training_dataset
+from switch_tf.data.cached_tasks import Cache
+from switch_tf.data.training_batches import training_dataset
 from tasks import multilingual, python_docs
 from tasks.vocabularies import TrainedVocabulary
 from tests.support import tiny_c4
@@ -42,11 +42,10 @@ def write_languages(folder: pathlib.Path) -> None:
     seqio.set_tfds_data_dir_override(str(folder))
 
 
-def open_pipeline(name: str, lengths: dict[str, int]) -> tf.data.Iterator:
+def open_pipeline(name: str, lengths: dict[str, int], cache: Cache) -> tf.data.Iterator:
     """Opens a pipeline, and takes what is slow at its beginning out of the measurement."""
-    gin.bind_parameter("Cache.use", name == "cached")
     task = "mc4" if name == "blocks" else TASK
-    iterator = iter(training_dataset(task, lengths, BATCH_SIZE, 0))
+    iterator = iter(training_dataset(task, lengths, BATCH_SIZE, 0, cache=cache if name == "cached" else None))
     for _ in range(100):
         next(iterator)
     return iterator
@@ -60,18 +59,19 @@ def examples_per_second(iterator: tf.data.Iterator, batches: int) -> float:
     return batches * BATCH_SIZE / (time.perf_counter() - start)
 
 
-def measure(lengths: dict[str, int], rounds: int, batches: int) -> list[dict]:
+def measure(lengths: dict[str, int], cache: Cache, rounds: int, batches: int) -> list[dict]:
     """Times the pipelines side by side.
 
     Args:
       lengths: tokens of inputs and targets.
+      cache: which has the task.
       rounds: how many times each is timed.
       batches: in each time.
 
     Returns:
       A row for each: medians and quartiles of examples and of tokens a second.
     """
-    iterators = {name: open_pipeline(name, lengths) for name in ("stock", "cached", "blocks")}
+    iterators = {name: open_pipeline(name, lengths, cache) for name in ("stock", "cached", "blocks")}
     speeds = [{name: examples_per_second(it, batches) for name, it in iterators.items()} for _ in range(rounds)]
     tokens = sum(lengths.values())
     rows = []
@@ -137,11 +137,11 @@ def run() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         TrainedVocabulary(TASK, NUM_PIECES).install(str(folder))
-        gin.bind_parameter("Cache.folder", str(folder / "cache"))
-        cache_writer.cache(TASK, splits=["train"])
+        cache = Cache(str(folder / "cache"), use=True)
+        cache_writer.write_cache(TASK, cache.folder, splits=["train"])
         write_languages(folder / "tfds")
         for lengths in (LONG, SHORT):
-            pipelines += measure(lengths, options.rounds, options.batches)
+            pipelines += measure(lengths, cache, options.rounds, options.batches)
     print(table([*pipelines, *training]))
     for need in training:
         print(verdict(need, pipelines))

@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterable
 
 
 class SettingError(ValueError):
-    """A setting, a file or a machine that keeps the run from going on, told in one sentence with its remedy.
+    """A setting, a file or a machine that keeps the run from going on, in one sentence that names the remedy.
 
-    The command line prints the sentence and leaves with exit status 2.
+    The command line prints the sentence and exits with status 2.
     """
 
-    # Keras puts the layer and its arguments before any other error that a layer's call raises; this mark says that it
-    # has been done.
+    # Keras prefixes an error that a layer's call raises with the layer and its arguments, unless this marks it as done.
     _keras_call_info_injected = True
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Names what the user may have meant: ` (did you mean 'x'?)`, or every known name where none is near."""
+    """Suggests what the user may have meant: ` (did you mean 'x'?)`, or every known name if none is similar."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
@@ -68,15 +67,15 @@ _RAISED_INSIDE = re.compile(r"\bSettingError: (.+)")
 
 
 def sentence_inside(error: Exception) -> str | None:
-    """Finds the sentence of a `SettingError` that Python code inside of a tf.data pipeline raised.
+    """Finds the sentence of a `SettingError` that Python code inside a tf.data pipeline raised.
 
-    TensorFlow makes an error of its own of it, with the Python one, its module and its traceback as text.
+    TensorFlow raises an error of its own instead, whose message has the Python error with its module and traceback.
 
     Args:
-      error: what came out of the pipeline.
+      error: what the pipeline raised.
 
     Returns:
-      The sentence; None where there is none.
+      The sentence; None if there is none.
     """
     found = _RAISED_INSIDE.search(str(error))
     return found[1] if found else None

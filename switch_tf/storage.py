@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
-# Appended files are copied whole, so they are copied seldom: not more often than this, in seconds, and together for no
-# more than this share of the time.
+# Appended files are copied as a whole, so the copies are limited: to one in so many seconds, and in total to this share
+# of the time.
 _COPY_PERIOD = 60.0
 _COPY_SHARE = 0.01
 
@@ -29,7 +29,7 @@ def in_bucket(path: str) -> bool:
 
 
 def make_folder(path: str) -> None:
-    """Makes a folder, and those above it; in a bucket there is nothing to make.
+    """Makes a folder and its parents; in a bucket there is nothing to make.
 
     Raises:
       OSError, tf.errors.OpError: if the disk cannot be written.
@@ -39,7 +39,7 @@ def make_folder(path: str) -> None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or a folder; unlike TensorFlow's, not False but an error where there is no such bucket.
+    """Whether there is a file or a folder; in a bucket that does not exist, an error, where TensorFlow says False.
 
     Raises:
       tf.errors.OpError: if it cannot be looked up.
@@ -58,8 +58,8 @@ def exists(path: str) -> bool:
 def is_folder(path: str) -> bool:
     """Whether there is a folder.
 
-    TensorFlow's `isdir` and `listdir` take a bucket that does not answer for a folder that is not there, and a run that
-    cannot see its checkpoints would begin anew.
+    TensorFlow's `isdir` and `listdir` report a folder as absent if the bucket does not answer, and a run that cannot
+    see its checkpoints would start from scratch.
 
     Raises:
       tf.errors.OpError: if it cannot be looked up, or there is no such bucket.
@@ -68,13 +68,13 @@ def is_folder(path: str) -> bool:
 
 
 def list_folder(path: str) -> list[str]:
-    """Lists a folder; an empty list where there is none.
+    """Lists a folder.
 
     Args:
       path: local or in a bucket.
 
     Returns:
-      The names in it, without a slash at their ends.
+      The names in it, without trailing slashes; an empty list if there is no such folder.
 
     Raises:
       tf.errors.OpError: if the folder cannot be looked up, or there is no such bucket.
@@ -118,24 +118,24 @@ def write_atomically(path: str | os.PathLike[str], contents: str | bytes) -> Non
 
 
 def reason_of(error: Exception) -> str:
-    """Returns what the system said, in one line; TensorFlow names the operation and the file first."""
+    """Returns the system's reason in one line, without the operation and the file that TensorFlow puts before it."""
     return " ".join(str(error).split("; ")[-1].split())[:200]
 
 
 def address_in(error: Exception) -> str | None:
-    """Returns the address, `gs://bucket/object`, that an error is about; None where it names none."""
+    """Returns the address, `gs://bucket/object`, that an error is about; None if it names none."""
     found = _ADDRESS.search(str(error))
     return found[0].rstrip("/.") if found else None
 
 
 def refusal(error: Exception) -> str | None:
-    """Explains an error of a bucket's, as opposed to one of the file's own (damaged, not there).
+    """Explains an error that a bucket caused, as opposed to the file itself (damaged, not there).
 
     Args:
-      error: what TensorFlow raised, or what carries its message.
+      error: what TensorFlow raised, or another error with its message.
 
     Returns:
-      What the bucket does, and the mend; None where it is not the bucket.
+      What the bucket does, and the remedy; None if the bucket is not the cause.
     """
     message = " ".join(str(error).split())
     found = _ADDRESS.search(message)
@@ -154,15 +154,15 @@ def refusal(error: Exception) -> str | None:
     if status is not None and status[1] in ("404", "410"):
         return None
     return (
-        f"the bucket '{bucket}' does not answer, also when asked again ({said}): run the same command again once it "
+        f"the bucket '{bucket}' does not answer, after several retries ({said}): run the same command again once it "
         "does"
     )
 
 
 class Mirror:
-    """A folder with files that are appended to: a disk's own, or, for a bucket, one on this machine that is copied.
+    """A folder with files that are appended to: on a disk, the folder itself; for a bucket, a local one that is copied.
 
-    A copy replaces the bucket's whole object at once, so that whoever reads finds the file as it was at some moment.
+    A copy replaces the whole object at once, so that readers see the file as it was at some moment.
     """
 
     def __init__(self, folder: str):
@@ -182,7 +182,7 @@ class Mirror:
         return self._folder if self._temporary is None else self._temporary.name
 
     def fetch(self, name: str) -> str:
-        """Copies a file from the bucket, where it is there.
+        """Copies a file from the bucket, if it exists there.
 
         Returns:
           Its path on this machine's disk.
@@ -215,7 +215,7 @@ class Mirror:
                 self._copied[name] = state
 
     def copy_seldom(self) -> None:
-        """Copies all files that have changed, unless the last time was a moment ago; see `copy`."""
+        """Copies all files that have changed, unless the last copy was too recent; see `copy`."""
         start = time.monotonic()
         if start >= self._due:
             self.copy()

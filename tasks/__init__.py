@@ -1,4 +1,4 @@
 """The seqio registry: importing a module of this package registers its tasks and mixtures, `tasks.all` those of all.
 
-The package itself registers nothing, so that a run pays (in seconds of import) for no more than it uses.
+The package itself registers nothing, so that a run imports (which takes seconds) only what it uses.
 """

@@ -1,4 +1,4 @@
-"""Registers every task and mixture of this package: for a gin file that may be asked for any (`import tasks.all`)."""
+"""Registers every task and mixture of this package: `import tasks.all` in a gin file."""
 
 import tasks.c4
 import tasks.files

@@ -24,7 +24,7 @@ def c4_files(folder: str | None = None) -> dict[str, Patterns]:
       A pattern for each split.
 
     Raises:
-      SettingError: if there is no folder.
+      SettingError: if no folder is given.
     """
     if folder is None:
         raise SettingError("c4_files_span_corruption needs C4_FOLDER, the folder of the json.gz files.")
@@ -40,6 +40,6 @@ _tfds = PreparedTfds(
     ", a Beam job over Common Crawl, or take the hub's json.gz files (docs/data.md)",
 )
 add_span_corruption_task("c4_span_corruption", _tfds)
-# In the style of t5's own `c4_v220_span_corruption`, which reads a version that TFDS no longer makes.
+# Named like t5's `c4_v220_span_corruption`, which reads a version that TFDS no longer generates.
 add_span_corruption_task("c4_v310_span_corruption", _tfds)
 add_span_corruption_task("c4_files_span_corruption", ConfiguredFiles(c4_files, dict.fromkeys(SPLITS, "C4_FOLDER")))

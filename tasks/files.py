@@ -1,4 +1,4 @@
-"""Text of the user's own, named in gin: `files_span_corruption` reads what `TRAIN_FILES` and `VALIDATION_FILES` say."""
+"""Text files of your own: `files_span_corruption` reads those that `TRAIN_FILES` and `VALIDATION_FILES` name."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from switch_tf.data.text_files import Patterns, matching_files, read_documents
 from tasks.pretraining import add_span_corruption_task
 
 SPLITS = ("train", "validation")
-# Without files for validation, one document in so many is held out of training.
+# Without validation files, one document in this many is held out of training.
 HELD_OUT_EVERY = 100
 # A bucket answers after tens of milliseconds, and C4 has a thousand files.
 _NUM_LOOKUPS = 32
@@ -24,22 +24,22 @@ def own_files(train: Patterns = gin.REQUIRED, validation: Patterns | None = None
 
     Args:
       train: names or patterns, such as "text/*.jsonl.gz".
-      validation: others; None to hold out one document in a hundred.
+      validation: likewise; None to hold out one document in a hundred.
 
     Returns:
-      The patterns of each split; of one alone where nothing is to be held out in files of its own.
+      The patterns of each split; of "train" alone if documents of the training files are held out.
     """
     return {"train": train} | ({} if validation is None else {"validation": validation})
 
 
 def fingerprint(files: Sequence[str]) -> str:
-    """Tells files from others, by their whole names and their sizes; none is read.
+    """Identifies files by their full names and sizes, without reading them.
 
     Args:
       files: their names, in order; local or in a bucket.
 
     Returns:
-      A phrase with the beginning of a digest. The whole names count because a position in the data holds them.
+      A phrase with the first digits of a digest. Full names count because a position in the data holds them.
     """
     with ThreadPool(_NUM_LOOKUPS) as threads:
         sizes = threads.map(lambda file: tf.io.gfile.stat(file).length, files)
@@ -48,21 +48,21 @@ def fingerprint(files: Sequence[str]) -> str:
 
 
 class ConfiguredFiles(seqio.FileDataSource):
-    """Text files whose names are asked for when they are needed: gin is read after the tasks are registered."""
+    """Text files whose names are looked up when they are needed: gin is read after the tasks are registered."""
 
     def __init__(self, find: Callable[[], Mapping[str, Patterns]], macros: Mapping[str, str]):
-        """Asks nothing yet.
+        """Looks nothing up yet.
 
         Args:
           find: returns names or patterns of "train", and of "validation" if it has files of its own.
-          macros: what the user sets each of them by.
+          macros: the gin macro of each split.
         """
         super().__init__(read_documents, dict.fromkeys(SPLITS, ""))
         self._find = find
         self._macros = macros
 
     def settings(self) -> dict[str, object]:
-        """Returns which files the examples come from, by macro: they must stay as they were when a run resumes.
+        """Returns which files the examples come from, by macro: a run that resumes must find them unchanged.
 
         Raises:
           SettingError: if there are none.
@@ -93,7 +93,7 @@ class ConfiguredFiles(seqio.FileDataSource):
             return dataset
 
         def belongs(example: dict[str, tf.Tensor]) -> tf.Tensor:
-            # By the text itself, so that no other document and no order matters.
+            # By the text itself, independent of other documents and of the order.
             held_out = tf.strings.to_hash_bucket_fast(example["text"], HELD_OUT_EVERY) == 0
             return held_out == (split == "validation")
 

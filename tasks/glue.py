@@ -1,8 +1,8 @@
 """GLUE: each task, and their mixture in proportion to their sizes; text, labels and metrics are T5's.
 
-`glue` trains on eight tasks and has the test-only sets of MNLI and its diagnostics along at rate 0, as t5's
-`glue_v002_proportional` does. WNLI is left out of it, and is scored as coreference (`glue_wnli_simple_eval`) by a model
-that learned that from SuperGLUE.
+`glue` trains on eight tasks and includes the evaluation sets of MNLI and the diagnostics at rate 0, as t5's
+`glue_v002_proportional` does. WNLI is left out, and is scored as coreference (`glue_wnli_simple_eval`), which a model
+learns from SuperGLUE.
 
 Source: Wang et al. 2018; Raffel et al. 2020, Sec. 2.3 and Appendix D.
 """
@@ -38,7 +38,7 @@ _METRICS = {
 
 
 def unversioned(name: str) -> str:
-    """Returns the name that a task of t5's has here: `glue_cola` for `glue_cola_v002`."""
+    """Returns our name of one of t5's tasks: `glue_cola` for `glue_cola_v002`."""
     return re.sub(r"_v\d+", "", name)
 
 

@@ -1,7 +1,7 @@
 """Scores that can be averaged and written as JSON, and the averages of GLUE and SuperGLUE.
 
-The metrics are t5's, in percent. What they cannot score counts 0: an empty set, a correlation with a constant
-prediction, a prediction that is no label. Examples whose answer is hidden (test sets) are left out.
+The metrics are t5's, in percent. What they cannot score counts as 0: an empty set, a correlation with a constant
+prediction, a prediction that is not a label. Examples whose answer is hidden (test sets) are left out.
 """
 
 import math
@@ -18,24 +18,24 @@ Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 
 
 def _is_hidden(target: Any) -> bool:
-    """Whether a postprocessed target is none: -1 of a label or a similarity, [] of answers."""
+    """Whether a postprocessed target is hidden: -1 for a label or a similarity, [] for answers."""
     value = target["value"] if isinstance(target, Mapping) else target
     return len(value) == 0 if isinstance(value, list) else np.isscalar(value) and value == -1
 
 
 def averageable(metric: Metric, *names: str, min_examples: int = 1) -> Metric:
-    """Makes a metric give a finite Python float under each of its names, whatever it is given.
+    """Makes a metric return a finite Python float under each of its names, for any input.
 
-    Without this an invalid prediction (-1) would be right wherever the label is hidden (-1 as well), and an untrained
-    model, which says the same of everything, would have a nan for a correlation.
+    Without this an invalid prediction (-1) would be correct if the label is hidden (-1 too), and the correlations of an
+    untrained model, whose predictions are all the same, would be NaN.
 
     Args:
-      metric: of t5's form, (targets, predictions) -> scores by name.
+      metric: (targets, predictions) -> scores by name, as t5's.
       names: of its scores.
       min_examples: how many examples it needs at least.
 
     Returns:
-      A metric that leaves out examples with hidden targets and gives 0.0 for what cannot be computed; its attribute
+      A metric that leaves out examples with hidden targets and returns 0.0 for what cannot be computed; its attribute
       `names` holds the names.
     """
 
@@ -65,12 +65,12 @@ rouge = averageable(t5_metrics.rouge, "rouge1", "rouge2", "rougeLsum")
 
 
 def similarity(string: str, **unused) -> float:
-    """Reads a predicted similarity as t5's `string_to_float` does, but `nan` and `inf` are none either: -1."""
+    """Parses a predicted similarity as t5's `string_to_float` does; `nan` and `inf` are invalid too, -1."""
     value = t5.data.postprocessors.string_to_float(string, **unused)
     return value if math.isfinite(value) else -1.0
 
 
-# What counts as one entry of a benchmark's average: (task, metric) pairs whose mean it is.
+# The entries of a benchmark's average: each is the mean of its (task, metric) pairs.
 _ENTRIES: dict[str, list[list[tuple[str, str]]]] = {
     "glue": [
         [("glue_cola", "matthews_corrcoef")],
@@ -99,13 +99,13 @@ _ENTRIES: dict[str, list[list[tuple[str, str]]]] = {
 def benchmark_averages(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Averages GLUE and SuperGLUE over their tasks; a task with two metrics counts their mean, MNLI that of both sets.
 
-    So do T5 and the paper: the rows of T5's baseline average to the printed 83.28 and 71.36. WNLI is not in it.
+    T5 and the paper average like this: the rows of T5's baseline give the published 83.28 and 71.36. WNLI is left out.
 
     Args:
-      scores: of each task, scores by the names of the metrics; other tasks and metrics may be there.
+      scores: by task and metric; other tasks and metrics are ignored.
 
     Returns:
-      "glue" and "super_glue"; a benchmark of which a score is missing is left out.
+      "glue" and "super_glue"; a benchmark with a missing score is left out.
 
     Source: Raffel et al. 2020, Sec. 2.3 and Table 16; Fedus et al. 2022, Sec. 4.1.
     """

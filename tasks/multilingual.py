@@ -1,9 +1,9 @@
 """mC4 (Xue et al. 2021), the corpus of the paper's multilingual models: 101 languages, 6 of them also romanised.
 
-`mc4.<code>` is the span corruption of one language. `mc4` is that of all, for training: it takes blocks of documents of
-one language, each language as often as its share says, and is one task with one tokeniser instead of a seqio mixture
-of 107 pipelines, which takes a minute to start and hundreds of megabytes to checkpoint. `mc4_languages` is that
-mixture, for evaluation by language.
+`mc4.<code>` is span corruption on one language. `mc4` is for training on all: it samples a language by its share, then
+takes a block of its documents. It is one task with one tokenizer instead of a seqio mixture of 107 pipelines, which
+takes a minute to start and hundreds of megabytes in a checkpoint. `mc4_languages` is that mixture, for evaluation by
+language.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from tasks.pretraining import add_span_corruption_task, span_corruption, text_fe
 from tasks.tfds_source import PreparedTfds
 
 TFDS_NAME = "c4/multilingual:3.1.0"
-# Pages of each language's train split in version 3.0.1, by the catalogue of TFDS: those of the mT5 paper's shares.
+# Pages of each language's train split in version 3.0.1, from the TFDS catalog: those of the mT5 paper's shares.
 PAGES: Mapping[str, int] = json.loads((pathlib.Path(__file__).parent / "mc4_train_examples.json").read_text())
 CODES = tuple(sorted(PAGES))
-# seqio takes no hyphens: `mc4.zh_Latn`.
+# seqio allows no hyphens in names: `mc4.zh_Latn`.
 TASKS = {code: f"mc4.{code.replace('-', '_')}" for code in CODES}
 SPLITS = ("train", "validation")
 
@@ -40,13 +40,13 @@ def power_law(pages: Mapping[str, int], alpha: float = 0.3) -> dict[str, float]:
 
     Args:
       pages: documents of each language.
-      alpha: 1 as the data are, 0 all languages alike.
+      alpha: 1 samples in proportion to size, 0 all languages equally.
 
     Returns:
       The share of each language; they add up to 1.
 
     Raises:
-      SettingError: if alpha is no number.
+      SettingError: if alpha is not a number.
     """
     if isinstance(alpha, str):
         raise SettingError(f"ALPHA = '{alpha}' must be a number: leave out the quotes.")
@@ -56,12 +56,12 @@ def power_law(pages: Mapping[str, int], alpha: float = 0.3) -> dict[str, float]:
 
 @gin.configurable
 def unimax(pages: Mapping[str, int], budget: float = gin.REQUIRED, max_epochs: float = 4.0) -> dict[str, float]:
-    """Samples languages as evenly as they go without any being read too often (UniMax, Chung et al. 2023, Alg. 1).
+    """Samples languages as uniformly as a limit of their epochs allows (UniMax, Chung et al. 2023, Alg. 1).
 
     Args:
       pages: documents of each language.
-      budget: documents of all languages together in the whole training.
-      max_epochs: how often a language may be read at most, N in the paper.
+      budget: documents of all languages in the whole training.
+      max_epochs: how many epochs of a language at most, N in the paper.
 
     Returns:
       The share of each language; they add up to 1.
@@ -82,12 +82,12 @@ def unimax(pages: Mapping[str, int], budget: float = gin.REQUIRED, max_epochs: f
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Languages:
-    """What the task `mc4` takes its text from.
+    """What the text of the task `mc4` is.
 
     Attributes:
       codes: of the languages; None for all 107.
       shares: computes each language's share from their numbers of pages, `@power_law` or `@unimax`.
-      block_size: documents of one language in a row; sequences run on over the ends of documents, not of blocks.
+      block_size: documents of one language in a row; sequences may span documents, but not blocks.
     """
 
     codes: Sequence[str] | None = None
@@ -99,7 +99,7 @@ class Languages:
             raise SettingError("LANGUAGES = [] names no language: None takes all of mC4's.")
         for code in self.codes or ():
             if code not in PAGES:
-                raise SettingError(f"LANGUAGES has '{code}', which mC4 has not{nearest(code, CODES)}.")
+                raise SettingError(f"LANGUAGES has '{code}', which mC4 does not have{nearest(code, CODES)}.")
         if self.block_size < 1:
             raise SettingError(f"Languages.block_size = {self.block_size} must be at least 1.")
 
@@ -108,7 +108,7 @@ class Languages:
         return dict(self.shares({code: PAGES[code] for code in self.codes or CODES}))
 
     def settings(self) -> dict[str, object]:
-        """Returns all that the text hangs on, by macro; a parameter of `shares` without one by its name in gin."""
+        """Returns all that the text depends on, by macro; a parameter of `shares` without a macro by its gin name."""
         rule = self.shares.__name__
         parameters = inspect.signature(self.shares).parameters.values()
         values = {parameter.name: parameter.default for parameter in parameters if parameter.name != "pages"}
@@ -122,9 +122,9 @@ class Languages:
 
 
 class BlockSampler(seqio.DataSource):
-    """Blocks of documents of one language, the languages sampled anew for each block.
+    """Blocks of documents of one language; the language is sampled for each block.
 
-    Training goes on without an end, through each language as often as its share asks for; other splits are read once.
+    The training split is endless: a language is repeated as often as its share needs. Other splits are read once.
     """
 
     def __init__(self, sources: Mapping[str, PreparedTfds]):
@@ -133,23 +133,23 @@ class BlockSampler(seqio.DataSource):
         Args:
           sources: the text of each language.
         """
-        # An endless stream cannot be cached; the languages' own tasks can.
+        # An endless stream cannot be cached; the tasks of single languages can.
         super().__init__(SPLITS, caching_permitted=False)
         self._sources = sources
         # The languages are splits of one data set.
         self.tfds_dataset = next(iter(sources.values())).tfds_dataset
 
     def settings(self) -> dict[str, object]:
-        """Returns what the examples hang on, by macro: it must stay as it was when a run resumes."""
+        """Returns what the examples depend on, by macro: a run that resumes must find it unchanged."""
         return Languages().settings()
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """Any number of streams, each with blocks of its own."""
+        """Whether there may be more shards than `list_shards` names: any number, each with its own blocks."""
         return True
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """Names the one part that it has to others; it cuts itself into as many as they like."""
+        """Returns one name: `get_dataset` makes any number of shards itself."""
         return [split]
 
     def get_dataset(
@@ -164,16 +164,16 @@ class BlockSampler(seqio.DataSource):
 
         Args:
           split: "train" or "validation".
-          shuffle: whether the files of a language come in another order in each epoch.
-          seed: of the languages' order and the files'.
-          shard_info: which of how many streams; each reads other documents.
-          **unused: what seqio tells other sources.
+          shuffle: whether to shuffle the files of a language in each epoch.
+          seed: of the order of languages and files.
+          shard_info: which of how many shards; no two read the same documents.
+          **unused: other arguments that seqio passes to sources.
 
         Returns:
           Dataset of {"language": string scalar, "text": string [block size]}.
 
         Raises:
-          SettingError: if mC4 is not there, or the languages are set wrong.
+          SettingError: if mC4 is not prepared, or a setting of the languages is wrong.
         """
         languages = Languages()
         shares = languages.sampling()
@@ -184,7 +184,7 @@ class BlockSampler(seqio.DataSource):
             if split == "train":
                 records = records.repeat()
             blocks.append(tf.data.Dataset.zip((_always(code), records.batch(languages.block_size))))
-        # Streams must not all turn to the same language at once.
+        # Shards must not all sample the same language at once.
         order = None if seed is None else seed * 1_000_003 + stream
         sampled = tf.data.Dataset.sample_from_datasets(
             blocks, list(shares.values()), order, stop_on_empty_dataset=False
@@ -202,7 +202,7 @@ def _parse_block(code: tf.Tensor, records: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def tokenize_block(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
-    """Makes one row of tokens of each block.
+    """Tokenizes each block into one row.
 
     Args:
       dataset: of {"text": string [block size]}.

@@ -18,7 +18,7 @@ import tasks.all  # noqa: F401
 from switch_tf.errors import SettingError, nearest
 from tasks.tfds_source import data_set_of, open_builder
 
-# Any answer of it, an error too, shows that there is a network.
+# Any response, even an error, shows that there is a network.
 _PROBE = "https://www.tensorflow.org/datasets"
 
 
@@ -26,14 +26,14 @@ def data_sets_of(name: str) -> list[str]:
     """Returns the data sets of TensorFlow Datasets that a task or mixture reads, or the one of this name.
 
     Raises:
-      SettingError: if `name` is no task, no mixture and no data set with a version, or reads no such data set.
+      SettingError: if `name` is neither a task, a mixture nor a data set with a version, or reads no such data set.
     """
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
         if ":" in name:
             return [name]
         raise SettingError(
-            f"{name} is no task or mixture{nearest(name, known)}; a data set is named with its version, as in "
+            f"{name} is not a task or mixture{nearest(name, known)}; a data set is named with its version, as in "
             "glue/cola:2.0.0."
         )
     names = dict.fromkeys(map(data_set_of, seqio.get_subtasks(seqio.get_mixture_or_task(name))))
@@ -44,30 +44,30 @@ def data_sets_of(name: str) -> list[str]:
 
 
 def prepare(tfds_name: str) -> str:
-    """Downloads and prepares one data set, unless it is there.
+    """Downloads and prepares one data set, unless it is prepared already.
 
     Args:
       tfds_name: name, configuration and version, "glue/cola:2.0.0".
 
     Returns:
-      Where it lies.
+      Its folder.
 
     Raises:
-      SettingError: without a network, without Apache Beam where it is needed, if files must be fetched by hand, or if
+      SettingError: without a network, without Apache Beam if it is needed, if files must be downloaded by hand, or if
         the folder cannot be written.
     """
     builder = open_builder(tfds_name)
     if builder.info.splits:
         return str(builder.data_dir)
     try:
-        # TensorFlow Datasets itself would try for minutes.
+        # TensorFlow Datasets itself would retry for minutes.
         urllib.request.urlopen(_PROBE, timeout=10).close()
     except urllib.error.HTTPError:
         pass
     except OSError as error:
         raise SettingError(
             f"{tfds_name} cannot be downloaded without a network ({error}): prepare it on a machine that has one, and "
-            f"copy it to {builder.data_dir} or set TFDS_DATA_DIR to where it lies."
+            f"copy it to {builder.data_dir} or set TFDS_DATA_DIR to its folder."
         ) from error
     try:
         builder.download_and_prepare()
@@ -80,7 +80,7 @@ def prepare(tfds_name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepares what is named on the command line; returns the exit status, 2 after an error, as switch-tf does."""
+    """Prepares what the command line names; returns the exit status, 2 after an error."""
     parser = argparse.ArgumentParser(prog="python -m tasks.prepare", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help="task, mixture, or data set with its version")
     try:

@@ -20,7 +20,7 @@ def text_files(split_to_pattern: Mapping[str, Patterns], key: str = "text") -> s
 
     Args:
       split_to_pattern: file names or patterns of each split, {"train": "text/train-*.txt", "validation": ...}.
-      key: which entry of a JSON object is the text.
+      key: of the text in a JSON object.
 
     Returns:
       A source of {"text": string} examples.
@@ -46,13 +46,13 @@ def span_corruption(
     output_features: Mapping[str, seqio.Feature],
     merge_documents: bool = True,
 ) -> tf.data.Dataset:
-    """T5's span corruption, which by itself would count past the last sentinel and take real pieces for sentinels.
+    """T5's span corruption, and the check that it lacks: past the last sentinel it would use ids of text as sentinels.
 
     Args:
       dataset: of {"targets": int32 [any length]}.
       sequence_length: tokens of each feature.
       output_features: whose vocabulary is `RunVocabulary`.
-      merge_documents: whether sequences run on over the ends of documents, 128 of them at a time.
+      merge_documents: whether sequences may span documents, concatenated 128 at a time.
 
     Returns:
       Dataset of {"inputs": int32 [L], "targets": int32 [L]}, without their end tokens.
@@ -85,12 +85,12 @@ def text_features() -> dict[str, seqio.Feature]:
 def add_span_corruption_task(name: str, source: seqio.DataSource) -> seqio.Task:
     """Registers T5's pre-training task over a source of {"text": string} examples.
 
-    Raw text is cut into pieces of such a length that the corrupted inputs and targets fill `TASK_FEATURE_LENGTHS`:
-    568 raw tokens for 512 inputs and 114 targets.
+    Text is split into chunks of such a length that the corrupted inputs and targets fill `TASK_FEATURE_LENGTHS`: 568
+    tokens of text for 512 inputs and 114 targets.
 
     Args:
       name: of the task.
-      source: where the text comes from.
+      source: of the text.
 
     Returns:
       The registered task.

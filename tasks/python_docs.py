@@ -1,6 +1,6 @@
-"""Text that is on every Python machine: the language's documentation topics and the docstrings of its library.
+"""Text that every Python installation has: the documentation topics and the docstrings of the standard library.
 
-About 2.3 million characters of technical English, read from the user's own Python; nothing is downloaded. Enough to
+About 2.3 million characters of technical English, read from the Python that runs this; nothing is downloaded. Enough to
 see a small model learn, too little for a good one.
 """
 
@@ -21,13 +21,13 @@ import tensorflow as tf
 from tasks.pretraining import add_span_corruption_task
 
 MIN_CHARACTERS = 40
-# One document in so many is held out.
+# One document in this many is held out.
 HELD_OUT_EVERY = 20
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "site-packages", "dist-packages", "idle_test", "__pycache__"})
 
 
 def _docstrings_of_files(folder: pathlib.Path) -> Iterator[str]:
-    """Reads docstrings from source text, so that they are there under `python -OO` too."""
+    """Reads docstrings from source text: `python -OO` strips them from modules."""
     for path in sorted(folder.rglob("*.py")):
         if _SKIPPED_FOLDERS & set(path.relative_to(folder).parts):
             continue
@@ -36,7 +36,7 @@ def _docstrings_of_files(folder: pathlib.Path) -> Iterator[str]:
                 warnings.simplefilter("ignore")
                 tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
-            continue  # lib2to3 and others keep files of broken or old Python on purpose.
+            continue  # Some packages contain invalid or old Python on purpose, as test data.
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 yield ast.get_docstring(node) or ""
@@ -52,7 +52,7 @@ def _docstrings_of_builtins() -> Iterator[str]:
 
 @functools.lru_cache(maxsize=1)
 def documents() -> tuple[str, ...]:
-    """Returns every document once, in an order that depends on nothing but the Python version."""
+    """Returns every document once, in an order that depends only on the Python version."""
     texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     texts += _docstrings_of_files(pathlib.Path(sysconfig.get_paths()["stdlib"]))
     texts += _docstrings_of_builtins()
@@ -60,7 +60,7 @@ def documents() -> tuple[str, ...]:
 
 
 def is_held_out(document: str) -> bool:
-    """Whether a document belongs to the validation split: by its own text, so that no other document matters."""
+    """Whether a document belongs to the validation split: decided by its own text, independent of other documents."""
     return zlib.crc32(document.encode()) % HELD_OUT_EVERY == 0
 
 

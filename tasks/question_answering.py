@@ -1,12 +1,12 @@
-"""Questions: SQuAD with its context, and NaturalQuestions, WebQuestions and TriviaQA from memory (closed book).
+"""Question answering: SQuAD with its context; NaturalQuestions, WebQuestions and TriviaQA closed book.
 
-SQuAD's text is T5's: `question: <question> context: <context>`, punctuation set apart by spaces. The metric takes the
-best of all reference answers; t5's task `squad_v010` has no postprocessor for that and gives perfect answers 0.
+SQuAD's text is T5's: `question: <question> context: <context>`, with spaces around punctuation. The metric takes the
+best of all reference answers; t5's task `squad_v010` lacks the postprocessor for that and scores perfect answers 0.
 
-Closed book, the question alone is the input, `nq question: <question>` (`wq`, `trivia_qa`), and the first answer the
-target. Each set is there twice, as in that paper: `natural_questions_open` holds out a tenth of the training set to
-choose settings by, `natural_questions_open_test` trains on all that may be trained on. The answers of TriviaQA's test
-set are hidden, so that its `_test` task has nothing to score.
+Closed book, the input is the question alone, `nq question: <question>` (`wq`, `trivia_qa`), and the target the first
+answer. There are two tasks for each data set, as in Roberts et al. 2020: `natural_questions_open` holds out a tenth of
+the training set for tuning, `natural_questions_open_test` trains on all of it. The answers of TriviaQA's test set are
+hidden, so that its `_test` task has nothing to score.
 
 Source: Raffel et al. 2020, Appendix D.15; Roberts et al. 2020, Sec. 3 (splits and prefixes as in its published code).
 """
@@ -22,15 +22,15 @@ from tasks.tfds_source import PreparedTfds, same_splits
 
 
 def closed_book(prefix: str, answers: str) -> Preprocessor:
-    """Asks without a context.
+    """Makes a closed-book question of an example.
 
     Args:
       prefix: of the question.
-      answers: the field with the reference answers, a list of strings; the first is the target.
+      answers: name of the field with the reference answers, [n] strings; the first is the target.
 
     Returns:
       A preprocessor: {"question": string, answers: [n] string} to {"inputs": string, "targets": string,
-      "answers": [n] string}; where n is 0, as on hidden test sets, the target is <unk>.
+      "answers": [n] string}; if n is 0, as in hidden test sets, the target is <unk>.
 
     Source: Roberts et al. 2020, Sec. 3.
     """
@@ -48,7 +48,7 @@ def closed_book(prefix: str, answers: str) -> Preprocessor:
 
 @seqio.map_over_dataset
 def trivia_qa(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Asks TriviaQA without a context: the target is the answer's usual form, all its aliases are right."""
+    """Makes a closed-book question of TriviaQA: the target is the answer's canonical form, all aliases are correct."""
     return {
         "inputs": tf.strings.join(["trivia_qa question: ", example["question"]]),
         "targets": example["answer"]["value"],

@@ -1,8 +1,8 @@
 """Reasoning: ANLI (three rounds), ARC (easy, challenge) and Winogrande (five training sizes), scored by accuracy.
 
-Neither T5 nor the paper publishes a text for these. They are written here in the form that T5 gives GLUE and SuperGLUE:
-the name, then every field in the order of the alphabet, and the label as a word. ANLI reads as MNLI does, in its
-words; ARC and Winogrande as COPA does, whose labels are `choice1` and `choice2`:
+Neither T5 nor the paper publishes a text format for these. They are written here as T5 writes GLUE and SuperGLUE: the
+name, then every field in alphabetical order, and the label as a word. ANLI follows MNLI; ARC and Winogrande follow
+COPA, whose labels are `choice1` and `choice2`:
 
     anli hypothesis: <hypothesis> premise: <context>                                          -> entailment
     arc choice1: <text> choice2: <text> choice3: <text> choice4: <text> question: <question>   -> choice3
@@ -29,13 +29,13 @@ _WINOGRANDE_CLASSES = ("option1", "option2")
 
 
 def glue_form(prefix: str, fields: dict[str, str], label: str, classes: tuple[str, ...]) -> Preprocessor:
-    """Writes an example in the form that T5 gives GLUE.
+    """Makes a preprocessor that writes an example in T5's text format for GLUE.
 
     Args:
       prefix: name of the benchmark.
-      fields: name in the text to field of the raw example; the text has them in the order of the alphabet.
-      label: field of the class, an integer; -1 where it is hidden, which is written as <unk>.
-      classes: words of the classes.
+      fields: name in the text to field of the raw example; the text has them in alphabetical order.
+      label: field of the class, an integer; -1 if hidden, which is written as <unk>.
+      classes: the word for each class.
 
     Returns:
       A preprocessor: {field: string, label: int64} to {"inputs": string, "targets": string}.
@@ -52,7 +52,7 @@ def glue_form(prefix: str, fields: dict[str, str], label: str, classes: tuple[st
 
 @seqio.map_over_dataset
 def arc(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Writes a multiple choice of three to five: {"question", "choices": {"text": [n], "label": [n]}, "answerKey"}."""
+    """Writes a question with three to five choices: {"question", "choices": {"text", "label": [n]}, "answerKey"}."""
     texts, letters = example["choices"]["text"], example["choices"]["label"]
     names = tf.constant(_ARC_CLASSES)[: tf.size(texts)]
     choices = tf.strings.reduce_join(tf.strings.join([names, ": ", texts]), separator=" ")
@@ -62,7 +62,9 @@ def arc(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     }
 
 
-def _add(name: str, data_set: str, splits: dict[str, str], preprocessor: Preprocessor, classes: tuple[str, ...]):
+def _add(
+    name: str, data_set: str, splits: dict[str, str], preprocessor: Preprocessor, classes: tuple[str, ...]
+) -> None:
     add_task(
         name,
         source=PreparedTfds(data_set, splits),

@@ -1,8 +1,8 @@
-"""Summaries: CNN/DailyMail and XSum, `summarize: <article>`, scored by ROUGE.
+"""Summarization: CNN/DailyMail and XSum, `summarize: <article>`, scored by ROUGE.
 
-`xsum` is the data set of the paper; its articles must be fetched by hand (TensorFlow Datasets says how when it is
-prepared). `gem_xsum` downloads by itself, but the GEM benchmark kept only about a ninth of XSum: its scores
-are not the paper's.
+`xsum` is the data set of the paper; its articles must be downloaded by hand (TensorFlow Datasets says how when it
+prepares them). `gem_xsum` is downloaded automatically, but the GEM benchmark kept only about a ninth of XSum: its
+scores are not comparable with the paper's.
 
 Source: Hermann et al. 2015; Narayan et al. 2018; Gehrmann et al. 2021 (GEM); Raffel et al. 2020, Appendix D.14.
 """

@@ -1,7 +1,7 @@
 """SuperGLUE: each task, and their mixture in proportion to their sizes; text, labels and metrics are T5's.
 
-WSC is told as coreference: the model names what the starred pronoun stands for. It trains on the examples whose label
-is true (`super_glue_wsc_simple_train`) and on Definite Pronoun Resolution (`dpr_simple`), and is scored on all
+WSC is cast as coreference: the model names what the starred pronoun refers to. It trains on the examples whose label is
+true (`super_glue_wsc_simple_train`) and on Definite Pronoun Resolution (`dpr_simple`), and is scored on all
 (`super_glue_wsc_simple_eval`). The data set is `wsc.fixed`; t5's metrics have no entry of that name.
 
 Source: Wang et al. 2019; Rahman and Ng 2012 (DPR); Raffel et al. 2020, Sec. 2.3, 2.4 and Appendix D.
@@ -38,7 +38,7 @@ def _preprocessors(config: tfds.core.BuilderConfig) -> list:
     to_text = t5.data.glue_utils.get_glue_text_preprocessor(config)
     if config.name != "axb":
         return [to_text]
-    # The diagnostics are RTE under other names of their fields.
+    # The diagnostics are RTE with other field names.
     keys = {"premise": "sentence1", "hypothesis": "sentence2", "label": "label", "idx": "idx"}
     return [functools.partial(t5.data.preprocessors.rekey, key_map=keys), to_text]
 

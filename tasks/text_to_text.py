@@ -1,4 +1,4 @@
-"""Labelled data as text to text: how every fine-tuning and evaluation task of this package is registered."""
+"""Labeled data as text to text: how every fine-tuning and evaluation task of this package is registered."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,15 +18,14 @@ def add_task(
     metrics: Sequence[Callable[..., dict[str, float]]] = (),
     postprocessor: Callable[..., Any] | None = None,
 ) -> seqio.Task:
-    """Registers a task whose examples are tokenized with the run's vocabulary, cut to length and ended.
+    """Registers a task whose examples are tokenized with the run's vocabulary, trimmed, and end with EOS.
 
     Args:
       name: of the task.
       source: of raw examples; `PreparedTfds` for a data set of TensorFlow Datasets.
-      preprocessors: raw examples to {"inputs": string, "targets": string, ...}; what else is there goes to the
-        postprocessor.
-      metrics: (targets, predictions) -> scores by name; none where the answers are hidden.
-      postprocessor: text to what the metrics take; None for the text itself.
+      preprocessors: raw examples to {"inputs": string, "targets": string, ...}; other fields go to the postprocessor.
+      metrics: (targets, predictions) -> scores by name; empty if the answers are hidden.
+      postprocessor: converts text to what the metrics take; None for the text itself.
 
     Returns:
       The registered task.

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets as a source: data are prepared before a run, never in it, and what is missing is told."""
+"""TensorFlow Datasets as a source: data are prepared before a run, never in it, and missing data are an error."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ from switch_tf.errors import SettingError
 
 
 def open_builder(tfds_name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
-    """Finds a data set of TensorFlow Datasets, prepared or not; nothing is downloaded.
+    """Looks up a data set of TensorFlow Datasets, prepared or not; nothing is downloaded.
 
     Args:
       tfds_name: name, configuration and version, "glue/cola:2.0.0".
-      data_dir: where prepared data sets lie; None for TFDS_DATA_DIR.
+      data_dir: of prepared data sets; None for TFDS_DATA_DIR.
 
     Returns:
       Its builder.
@@ -25,7 +25,7 @@ def open_builder(tfds_name: str, data_dir: str | None = None) -> tfds.core.Datas
     try:
         return tfds.builder(tfds_name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
-        # The other lines list every data set that there is.
+        # The other lines list every known data set.
         reason = str(error).splitlines()[0]
         raise SettingError(f"tensorflow-datasets {tfds.__version__} has no {tfds_name}: {reason}") from error
     except (tf.errors.OpError, OSError) as error:
@@ -36,7 +36,7 @@ def open_builder(tfds_name: str, data_dir: str | None = None) -> tfds.core.Datas
 
 
 class _PreparedLoader(seqio.LazyTfdsLoader):
-    """All that seqio asks of TensorFlow Datasets comes through `_get_builder`."""
+    """A loader that never downloads: seqio reaches TensorFlow Datasets only through `_get_builder`."""
 
     def __init__(self, tfds_name: str, splits: Mapping[str, str], otherwise: str):
         super().__init__(tfds_name, split_map=dict(splits), read_only=True)
@@ -44,7 +44,7 @@ class _PreparedLoader(seqio.LazyTfdsLoader):
 
     @property
     def data_dir(self) -> str | None:
-        # seqio's loader keeps the first override that it sees, whatever is set later.
+        # seqio's loader would keep the first override that it sees.
         self._data_dir_override = None
         return super().data_dir
 
@@ -66,8 +66,8 @@ class _PreparedLoader(seqio.LazyTfdsLoader):
 class PreparedTfds(seqio.TfdsDataSource):
     """A data set that TensorFlow Datasets has prepared in TFDS_DATA_DIR (or in seqio's override of it).
 
-    A run that finds its data missing says so and stops; seqio's own source would download them in every process of
-    the run, or fail with a KeyError.
+    Missing data are an error; seqio's own source would download them in every process of the run, or fail with a
+    KeyError.
     """
 
     def __init__(self, tfds_name: str, splits: Mapping[str, str], otherwise: str = ""):
@@ -77,7 +77,7 @@ class PreparedTfds(seqio.TfdsDataSource):
           tfds_name: name, configuration and version, "glue/cola:2.0.0".
           splits: the split or slice of the data set behind each split of the task, {"train": "train[:90%]", ...};
             kept as `slices`.
-          otherwise: what more the error for missing data says, after the command that prepares them.
+          otherwise: what the error for missing data adds after the command that prepares them.
         """
         super().__init__(tfds_name, splits=dict(splits), read_only=True)
         self._tfds_dataset = _PreparedLoader(tfds_name, splits, otherwise)
@@ -86,32 +86,32 @@ class PreparedTfds(seqio.TfdsDataSource):
     def records(
         self, split: str, shuffle: bool, seed: int | None, shard_info: seqio.ShardInfo | None
     ) -> tf.data.Dataset:
-        """Reads a split as it lies on the disk, one file after the other.
+        """Reads the serialized records of a split, one file after the other.
 
-        It holds little, in memory and in checkpoints, and is made in milliseconds, where the reader of TFDS takes tens
-        of them: what 107 languages at once need.
+        Such a dataset is small, in memory and in checkpoints, and takes milliseconds to build, a tenth of TFDS's own
+        reader; 107 languages at once need that.
 
         Args:
           split: which split; a whole one of the data set.
           shuffle: whether the files come in another order each time.
           seed: of that order.
-          shard_info: which part of the files (of the records, where there are fewer files); None for all.
+          shard_info: which shard of the files (of the records, if there are fewer files than shards); None for all.
 
         Returns:
-          Dataset of serialised `tf.train.Example`s, string scalars.
+          Dataset of serialized `tf.train.Example`s, string scalars.
 
         Raises:
           SettingError: if the data set is not prepared.
         """
         names = [str(path) for path in self.tfds_dataset.info.splits[self.slices[split]].filepaths]
         files = tf.data.Dataset.from_tensor_slices(names)
-        is_cut_by_file = shard_info is not None and len(names) >= shard_info.num_shards
-        if is_cut_by_file:
+        is_sharded_by_file = shard_info is not None and len(names) >= shard_info.num_shards
+        if is_sharded_by_file:
             files = files.shard(shard_info.num_shards, shard_info.index)
         if shuffle:
             files = files.shuffle(len(names), seed=seed)
         records = tf.data.TFRecordDataset(files)
-        if shard_info is not None and not is_cut_by_file:
+        if shard_info is not None and not is_sharded_by_file:
             records = records.shard(shard_info.num_shards, shard_info.index)
         return records
 
@@ -123,5 +123,5 @@ def data_set_of(task: seqio.Task) -> str | None:
 
 
 def same_splits(*names: str) -> dict[str, str]:
-    """Returns splits that have the names which they have in TensorFlow Datasets."""
+    """Returns splits under the names that they have in TensorFlow Datasets."""
     return {name: name for name in names}

@@ -37,15 +37,17 @@ def _unreadable(path: str, error: Exception) -> SettingError:
     if refusal is not None:
         return SettingError(f"The vocabulary {path} cannot be read: {refusal}.")
     reason = " ".join(str(error).split()).rstrip(".")
-    mend = "set VocabularyFile.path to another"
+    remedy = "set VocabularyFile.path to another"
     if path.startswith("gs://"):
-        mend = "without a network, copy that file here from a machine with one and set VocabularyFile.path to the copy"
-    return SettingError(f"The vocabulary {path} cannot be read as a SentencePiece model ({reason}): {mend}.")
+        remedy = (
+            "without a network, copy that file here from a machine with one and set VocabularyFile.path to the copy"
+        )
+    return SettingError(f"The vocabulary {path} cannot be read as a SentencePiece model ({reason}): {remedy}.")
 
 
 @functools.cache
 def _sentinels_inside(path: str) -> int:
-    """Counts the sentinels that a model has among its own pieces: mC4's has 100, C4's none."""
+    """Counts the sentinels among a model's own pieces: mC4's has 100, C4's none."""
     with tf.io.gfile.GFile(path, "rb") as file:
         model = sentencepiece.SentencePieceProcessor(model_proto=file.read())
     return sum(bool(_SENTINEL.fullmatch(model.id_to_piece(index))) for index in range(len(model)))
@@ -54,8 +56,8 @@ def _sentinels_inside(path: str) -> int:
 class RunVocabulary(seqio.SentencePieceVocabulary):
     """The vocabulary that the run selected, with T5's 100 sentinels (`<extra_id_0>` has the highest id).
 
-    A model that has sentinels of its own gets no others. Tasks are registered when their module is imported, long
-    before a run knows its vocabulary; this one looks the file up when it is first needed.
+    A model that has sentinels of its own gets no others. Tasks are registered when their module is imported, before a
+    run knows its vocabulary; this one looks the file up when it is first needed.
     """
 
     def __init__(self):
@@ -64,7 +66,7 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
 
     @property
     def num_sentinels(self) -> int:
-        """How many spans of an example can have a sentinel of their own."""
+        """How many spans an example can have at most: each needs a sentinel of its own."""
         self.load_model()
         return self._num_sentinels
 
@@ -92,11 +94,12 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
 
 
 def _install(model_dir: str, contents: bytes, source: str) -> str:
-    """Puts `contents` into the model directory, or checks that the vocabulary there is the same; selects it.
+    """Writes `contents` to the model directory, or checks that the vocabulary there is the same, and selects it.
 
     Raises:
       SettingError: if there is another vocabulary.
-      OSError: if the folder cannot be written; what TensorFlow raises while it reads text is no such error.
+      OSError: if the folder cannot be written; TensorFlow's errors are converted, so that callers can tell this from
+        text that cannot be read.
     """
     path = path_in(model_dir)
     if storage.exists(path):
@@ -127,7 +130,7 @@ class VocabularyFile:
         """Copies the model into `model_dir` and selects it; returns the copy's path.
 
         Raises:
-          SettingError: if the file cannot be read, is no SentencePiece model, or is not the one already there.
+          SettingError: if the file cannot be read, is not a SentencePiece model, or is not the one in `model_dir`.
         """
         try:
             with tf.io.gfile.GFile(self.path, "rb") as file:
@@ -140,7 +143,7 @@ class VocabularyFile:
 
 @gin.configurable
 class InitialVocabulary:
-    """The vocabulary of the run that this one begins from, copied once."""
+    """The vocabulary of the run whose weights this one starts from, copied once."""
 
     def __init__(self, checkpoint: str = gin.REQUIRED):
         self.checkpoint = checkpoint

@@ -7,10 +7,8 @@ import pathlib
 import subprocess
 import sys
 
-import gin
 import numpy as np
 import pytest
-import seqio
 import tensorflow as tf
 
 import tests.support.tiny_task
@@ -21,7 +19,8 @@ from switch_tf.checkpoints.manifest import Manifest
 from switch_tf.checkpoints.tensor_bundle import Shard
 from switch_tf.checkpoints.writer import CheckpointWriter
 from switch_tf.data import cache_writer, sentencepiece, text_files
-from switch_tf.data.batches import training_dataset
+from switch_tf.data.cached_tasks import Cache
+from switch_tf.data.training_batches import training_dataset
 from switch_tf.errors import SettingError
 from switch_tf.partitioning.engine import SingleEngine
 from switch_tf.partitioning.layout import Layout
@@ -33,16 +32,6 @@ from tasks.pretraining import text_files as source_of_files
 
 ROOT = pathlib.Path(__file__).parents[1]
 VALUES = np.arange(200_000, dtype=np.float32)
-
-# What the second of two processes does, on a machine of its own.
-SECOND_PROCESS = """
-import sys
-import numpy as np
-from switch_tf.checkpoints import tensor_bundle
-from switch_tf.checkpoints.tensor_bundle import Shard
-tensor_bundle.write_shards(sys.argv[1], 1, [Shard("table", "4 2,2", np.array([3.0, 4.0], np.float32))])
-"""
-
 
 _numbers = itertools.count()
 
@@ -103,7 +92,7 @@ def test_two_processes_write_the_parts_of_a_checkpoint(buckets, bucket):
     writer = writer_of(folder, num_processes=2)
     writer.start(10, [Shard("table", "4 0,2", np.array([1.0, 2.0], np.float32))], Manifest(10))
     assert folder.latest() is None
-    command = [sys.executable, "-c", SECOND_PROCESS, folder.prefix(10)]
+    command = [sys.executable, "-m", "tests.programs.one_shard", folder.prefix(10)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
     writer.wait()
     assert folder.steps() == [10]
@@ -277,22 +266,14 @@ def test_a_vocabulary_and_a_cache_in_a_bucket(buckets, bucket):
 
     files = source_of_files({"train": f"gs://{bucket}/text/train-??.jsonl"})
     add_span_corruption_task("test_span_corruption_in_a_bucket", files)
-    before = list(seqio.get_global_cache_dirs())
-    try:
-        gin.bind_parameter("Cache.folder", f"gs://{bucket}/cache")
-        cache_writer.cache(
-            "test_span_corruption_in_a_bucket",
-            vocabulary=vocabularies.VocabularyFile(f"gs://{bucket}/mine.model"),
-            min_shards=1,
-        )
-        names = buckets.names(bucket, "cache/test_span_corruption_in_a_bucket")
-        assert len(names) == 3 + len(("COMPLETED", "vocabularies.json", "info.train.json", "stats.train.json"))
-        gin.bind_parameter("Cache.use", True)
-        lengths = {"inputs": 32, "targets": 10}
-        (batch,) = training_dataset("test_span_corruption_in_a_bucket", lengths, 8, seed=0).take(1).as_numpy_iterator()
-        assert batch["decoder_target_tokens"].shape == (8, 10) and (batch["decoder_target_tokens"] > 0).any()
-        gin.bind_parameter("Cache.folder", "gs://read-only/cache")
-        with pytest.raises(SettingError, match=r"CACHE_DIR = 'gs://read-only/cache' .* refuses this account"):
-            cache_writer.cache("test_span_corruption_in_a_bucket")
-    finally:
-        seqio.set_global_cache_dirs(before)
+    vocabulary = vocabularies.VocabularyFile(f"gs://{bucket}/mine.model")
+    cache = Cache(f"gs://{bucket}/cache", use=True)
+    cache_writer.write_cache("test_span_corruption_in_a_bucket", cache.folder, vocabulary, min_shards=1)
+    names = buckets.names(bucket, "cache/test_span_corruption_in_a_bucket")
+    assert len(names) == 3 + len(("COMPLETED", "vocabularies.json", "info.train.json", "stats.train.json"))
+    lengths = {"inputs": 32, "targets": 10}
+    dataset = training_dataset("test_span_corruption_in_a_bucket", lengths, 8, seed=0, cache=cache)
+    (batch,) = dataset.take(1).as_numpy_iterator()
+    assert batch["decoder_target_tokens"].shape == (8, 10) and (batch["decoder_target_tokens"] > 0).any()
+    with pytest.raises(SettingError, match=r"CACHE_DIR = 'gs://read-only/cache' .* refuses this account"):
+        cache_writer.write_cache("test_span_corruption_in_a_bucket", "gs://read-only/cache")

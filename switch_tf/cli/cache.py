@@ -28,4 +28,4 @@ def run(options: argparse.Namespace) -> None:
     """Caches the configured task."""
     from switch_tf.data import cache_writer
 
-    cache_writer.cache(splits=options.split, min_shards=options.min_shards)
+    cache_writer.write_cache(splits=options.split, min_shards=options.min_shards)

@@ -1,7 +1,7 @@
-"""Writes what seqio's Beam job writes, without Beam: a task's tokens in shards, ready to be read; `switch-tf cache`.
+"""Writes a task's tokens in the files that seqio's Beam job writes, without Beam: the command `switch-tf cache`.
 
-Each file of the task's source is a part: it makes shards of its own, and a record once they are whole. A command that
-is cut off goes on after the last whole part.
+Each file of the task's source becomes several shards, and a record that they are complete. A command that was
+interrupted continues after the last complete source file.
 """
 
 import contextlib
@@ -16,15 +16,19 @@ import tensorflow as tf
 import tqdm
 
 from switch_tf import storage
-from switch_tf.data.batches import check_split, find_task
-from switch_tf.data.cached_tasks import Cache, check_digests, digests, digests_file, tasks_of
+from switch_tf.data.cached_tasks import COMPLETED, check_digests, digests, digests_file, task_folder
 from switch_tf.data.sentencepiece import Vocabulary
+from switch_tf.data.task_lookup import check_split, find_task, tasks_of
 from switch_tf.errors import SettingError
 
-# As many as seqio's job makes at least: training shuffles the shards.
+# seqio's job writes at least as many. More shards mean a better shuffle in training.
 MIN_SHARDS = 64
 
 _UNWRITABLE = (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError, tf.errors.FailedPreconditionError)
+
+
+def _write_json(path: str, values: dict) -> None:
+    storage.write_atomically(path, json.dumps(values, sort_keys=True, indent=2))
 
 
 def _read_json(path: str) -> dict:
@@ -47,7 +51,7 @@ def _serialise(example: dict[str, np.ndarray]) -> bytes:
 
 
 class _Counts:
-    """The numbers that seqio keeps beside a cached split: examples, and tokens of each feature in all and at most."""
+    """The numbers that seqio keeps beside a cached split: examples, and each feature's tokens, in total and at most."""
 
     def __init__(self, features: dict[str, seqio.Feature]):
         self.values: dict[str, int] = {"examples": 0}
@@ -63,21 +67,21 @@ class _Counts:
             tokens = example.get(name)
             if isinstance(tokens, np.ndarray) and tokens.dtype in (np.int32, np.int64):
                 count = int(np.sum((tokens != pad) & (tokens != end)))
-                self._take(f"{name}_tokens", count)
-                self._take(f"{name}_max_tokens", count)
+                self._add(f"{name}_tokens", count)
+                self._add(f"{name}_max_tokens", count)
 
     def merge(self, other: dict[str, int]) -> None:
-        """Counts another part."""
+        """Adds the counts of other examples."""
         for name, count in other.items():
-            self._take(name, count)
+            self._add(name, count)
 
-    def _take(self, name: str, count: int) -> None:
+    def _add(self, name: str, count: int) -> None:
         before = self.values.get(name, 0)
         self.values[name] = max(before, count) if name.endswith("_max_tokens") else before + count
 
 
-def _described(dataset: tf.data.Dataset) -> dict[str, dict]:
-    """Describes an example as seqio's info file does; the first dimension of what is no scalar is free."""
+def _element_description(dataset: tf.data.Dataset) -> dict[str, dict]:
+    """Describes an example as seqio's info file does: the first dimension of what is not a scalar is unknown."""
     described = {}
     for name, spec in dataset.element_spec.items():
         shape = [None, *spec.shape.as_list()[1:]] if spec.shape.rank else []
@@ -85,10 +89,10 @@ def _described(dataset: tf.data.Dataset) -> dict[str, dict]:
     return described
 
 
-def _write_part(
+def _write_shards(
     dataset: tf.data.Dataset, shards: Sequence[str], features: dict[str, seqio.Feature], bar: tqdm.tqdm
 ) -> dict[str, int]:
-    """Writes one part's examples to its shards in turn; they get their names when all are whole."""
+    """Writes the examples of one source file to its shards in turn; these appear when all are complete."""
     counts = _Counts(features)
     with contextlib.ExitStack() as stack:
         paths = [stack.enter_context(storage.replacing(shard)) for shard in shards]
@@ -100,52 +104,47 @@ def _write_part(
     return counts.values
 
 
-def cache_split(task: seqio.Task, task_folder: str, split: str, min_shards: int) -> None:
-    """Caches a split of a task, unless it is there.
+def cache_split(task: seqio.Task, folder: str, split: str, min_shards: int) -> None:
+    """Caches a split of a task, unless it is complete already.
 
     Args:
       task: which must have a `seqio.CacheDatasetPlaceholder`.
-      task_folder: where.
+      folder: of the task.
       split: which split.
       min_shards: how many files to write at least.
 
     Raises:
       SettingError: if the split has no example.
     """
-    info_path = seqio.get_cached_info_path(task_folder, split)
+    info_path = seqio.get_cached_info_path(folder, split)
     if storage.exists(info_path):
         print(f"{task.name}, {split}: is there.")
         return
-    parts = len(task.source.list_shards(split))
-    per_part = max(1, -(-min_shards // parts))
-    num_shards = parts * per_part
-    prefix = seqio.get_cached_tfrecord_prefix(task_folder, split)
-    counts, records = _Counts(task.output_features), []
-    described = None
+    num_files = len(task.source.list_shards(split))
+    shards_per_file = max(1, -(-min_shards // num_files))
+    num_shards = num_files * shards_per_file
+    prefix = seqio.get_cached_tfrecord_prefix(folder, split)
+    counts, records, description = _Counts(task.output_features), [], {}
     with tqdm.tqdm(desc=f"{task.name}, {split}", unit="example", total=task.source.num_input_examples(split)) as bar:
-        for part in range(parts):
-            record = f"{prefix}.part-{part:05d}-of-{parts:05d}.into-{num_shards}.json"
+        for file in range(num_files):
+            record = f"{prefix}.part-{file:05d}-of-{num_files:05d}.into-{num_shards}.json"
             records.append(record)
-            info = seqio.ShardInfo(part, parts)
-            source = task.source.get_dataset(split=split, shard_info=info, shuffle=False)
-            dataset = task.preprocess_precache(source, seed=part)
-            described = _described(dataset)
+            source = task.source.get_dataset(split=split, shard_info=seqio.ShardInfo(file, num_files), shuffle=False)
+            dataset = task.preprocess_precache(source, seed=file)
+            description = _element_description(dataset)
             if storage.exists(record):
                 written = _read_json(record)
                 bar.update(written["examples"])
             else:
-                numbers = range(part * per_part, (part + 1) * per_part)
+                numbers = range(file * shards_per_file, (file + 1) * shards_per_file)
                 shards = [f"{prefix}-{number:05d}-of-{num_shards:05d}" for number in numbers]
-                written = _write_part(dataset, shards, task.output_features, bar)
-                storage.write_atomically(record, json.dumps(written))
+                written = _write_shards(dataset, shards, task.output_features, bar)
+                _write_json(record, written)
             counts.merge(written)
     if not counts.values["examples"]:
         raise SettingError(f"{task.name} yields no example in its split '{split}': there is nothing to cache.")
-    info = {"features": described, "num_shards": num_shards, "seqio_version": seqio.__version__}
-    storage.write_atomically(
-        seqio.get_cached_stats_path(task_folder, split), json.dumps(counts.values, sort_keys=True, indent=2)
-    )
-    storage.write_atomically(info_path, json.dumps(info, sort_keys=True, indent=2))
+    _write_json(seqio.get_cached_stats_path(folder, split), counts.values)
+    _write_json(info_path, {"features": description, "num_shards": num_shards, "seqio_version": seqio.__version__})
     for record in records:
         tf.io.gfile.remove(record)
     tokens = ", ".join(f"{n:,} {name}" for name, n in counts.values.items() if not name.endswith("_max_tokens"))
@@ -153,7 +152,7 @@ def cache_split(task: seqio.Task, task_folder: str, split: str, min_shards: int)
 
 
 def cache_task(task: seqio.Task, folder: str, splits: Iterable[str] | None, min_shards: int) -> str:
-    """Caches a task; goes on where an earlier command was cut off.
+    """Caches a task; continues where an earlier command was interrupted.
 
     Args:
       task: which task.
@@ -165,41 +164,41 @@ def cache_task(task: seqio.Task, folder: str, splits: Iterable[str] | None, min_
       The task's folder, as seqio looks for it.
 
     Raises:
-      SettingError: if the task cannot be cached, a split is not there or empty, or the folder holds tokens of another
-        vocabulary.
+      SettingError: if the task cannot be cached, a split does not exist or is empty, or the folder holds tokens of
+        another vocabulary.
     """
     if not task.supports_caching:
         raise SettingError(f"{task.name} cannot be cached: its preprocessors or its source do not allow it.")
-    splits = list(task.splits if splits is None else splits)
-    task_folder = os.path.join(folder, seqio.get_task_dir_from_name(task.name))
-    storage.make_folder(task_folder)
-    check_digests(task, task_folder)
-    storage.write_atomically(digests_file(task_folder), json.dumps(digests(task), sort_keys=True, indent=2))
-    for split in splits:
-        cache_split(task, task_folder, split, min_shards)
-    storage.write_atomically(os.path.join(task_folder, "COMPLETED"), "")
-    return task_folder
+    of_task = task_folder(folder, task)
+    storage.make_folder(of_task)
+    check_digests(task, of_task)
+    _write_json(digests_file(of_task), digests(task))
+    for split in task.splits if splits is None else splits:
+        cache_split(task, of_task, split, min_shards)
+    storage.write_atomically(os.path.join(of_task, COMPLETED), "")
+    return of_task
 
 
 @gin.configurable
-def cache(
+def write_cache(
     mixture_or_task: str = gin.REQUIRED,
+    folder: str | None = None,
     vocabulary: Vocabulary | None = None,
     splits: Sequence[str] | None = None,
     min_shards: int = MIN_SHARDS,
 ) -> None:
-    """Caches a task, or every task of a mixture, in `Cache.folder`: the command `switch-tf cache`.
+    """Caches a task, or every task of a mixture: the command `switch-tf cache`.
 
     Args:
       mixture_or_task: a seqio name.
-      vocabulary: gives the tokens their vocabulary, and the folder a copy; None where the tasks have one of their own.
+      folder: to write to, CACHE_DIR; local or in a bucket.
+      vocabulary: sets the vocabulary of the tasks, and is copied to the folder; None if they have one of their own.
       splits: which splits; None for all.
       min_shards: how many files of each split to write at least.
 
     Raises:
       SettingError: if there is no folder, or a task cannot be cached.
     """
-    folder = Cache().folder
     if folder is None:
         raise SettingError("switch-tf cache needs --gin.CACHE_DIR, the folder to write to.")
     if min_shards < 1:
@@ -207,11 +206,10 @@ def cache(
     provider = find_task(mixture_or_task)
     for split in splits or ():
         check_split(provider, split)
-    tasks = tasks_of(provider)
     try:
         if vocabulary is not None:
             vocabulary.install(folder)
-        for task in tasks:
+        for task in tasks_of(provider):
             of_task = None if splits is None else [split for split in splits if split in task.splits]
             print(f"{cache_task(task, folder, of_task, min_shards)} is complete.", flush=True)
     except (OSError, *_UNWRITABLE) as error:

@@ -1,26 +1,32 @@
-"""Tasks whose tokens lie ready in files, as seqio caches them: `USE_CACHED = True` reads them from `CACHE_DIR`."""
+"""Tasks that are tokenized already, in the files that seqio caches: `USE_CACHED = True` reads them from `CACHE_DIR`."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 
 import gin
 import seqio
 import tensorflow as tf
 
 from switch_tf import storage
+from switch_tf.data.task_lookup import tasks_of
 from switch_tf.errors import SettingError
+
+# The file that marks a task's folder as complete, for seqio too.
+COMPLETED = "COMPLETED"
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Where tokens lie ready, and whether to take them.
+    """Where cached tokens are, and whether to read them.
 
     Attributes:
-      folder: which `switch-tf cache` writes to, or seqio's Beam job; local or in a bucket.
-      use: whether tasks are read from there, instead of their text being tokenised again.
+      folder: which `switch-tf cache`, or seqio's Beam job, wrote to; local or in a bucket.
+      use: whether tasks are read from there, instead of tokenizing their text again.
     """
 
     folder: str | None = None
@@ -33,9 +39,9 @@ def file_digest(path: str) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def tasks_of(provider: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
-    """Returns a mixture's tasks, or the task alone."""
-    return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
+def task_folder(folder: str, task: seqio.Task) -> str:
+    """Returns where the folder of all cached tasks keeps one of them."""
+    return os.path.join(folder, seqio.get_task_dir_from_name(task.name))
 
 
 def digests_file(task_folder: str) -> str:
@@ -44,7 +50,7 @@ def digests_file(task_folder: str) -> str:
 
 
 def digests(task: seqio.Task) -> dict[str, str]:
-    """Returns, for each feature of a task, what its tokens mean: the SHA-256 of its vocabulary and its extra ids."""
+    """Returns what a task's token ids mean, by feature: the SHA-256 of the vocabulary and the number of extra ids."""
     found = {}
     for name, feature in task.output_features.items():
         vocabulary = feature.vocabulary
@@ -58,10 +64,10 @@ def digests(task: seqio.Task) -> dict[str, str]:
 
 
 def check_digests(task: seqio.Task, task_folder: str) -> None:
-    """Checks that a cached task was tokenised as it would be now; a cache of seqio's Beam job says nothing of that.
+    """Checks that a cached task has the tokens that it would have now; a cache of seqio's Beam job is not checked.
 
     Raises:
-      SettingError: if it was made with another vocabulary.
+      SettingError: if it was tokenized with another vocabulary.
     """
     if not storage.exists(digests_file(task_folder)):
         return
@@ -73,47 +79,79 @@ def check_digests(task: seqio.Task, task_folder: str) -> None:
             )
 
 
-def use_cached(provider: seqio.Task | seqio.Mixture, split: str) -> bool:
-    """Whether to read a task or mixture from the cache; seqio is told where that is.
+@contextlib.contextmanager
+def open_cache(cache: Cache | None, provider: seqio.Task | seqio.Mixture, split: str) -> Iterator[bool]:
+    """Lets seqio find the cache while a dataset is built; its global list of folders is as before afterwards.
 
     Args:
-      provider: the task or mixture.
-      split: which split will be read.
+      cache: where tokens are cached; None if nowhere.
+      provider: the task or mixture that will be read.
+      split: which split of it.
+
+    Yields:
+      Whether to read from the cache, for `use_cached` of `seqio.get_dataset`.
 
     Raises:
       SettingError: if it is to be read from there and is not there, or with other tokens.
     """
-    cache = Cache()
-    if not cache.use:
-        return False
+    if cache is None or not cache.use:
+        yield False
+        return
+    folder = _checked_folder(cache, provider, split)
+    before = list(seqio.get_global_cache_dirs())
+    seqio.set_global_cache_dirs([folder])
+    tasks = tasks_of(provider)
+    _forget_folders(tasks)
+    try:
+        yield True
+    finally:
+        seqio.set_global_cache_dirs(before)
+        _forget_folders(tasks)
+
+
+def _forget_folders(tasks: list[seqio.Task]) -> None:
+    """Makes seqio look again: a task keeps the first cache folder that it was found in, and its statistics."""
+    for task in tasks:
+        task._cache_dir = None
+        task._stats = {}
+
+
+def _checked_folder(cache: Cache, provider: seqio.Task | seqio.Mixture, split: str) -> str:
     if cache.folder is None:
         raise SettingError("USE_CACHED = True needs CACHE_DIR, the folder that `switch-tf cache` wrote to.")
-    seqio.set_global_cache_dirs([cache.folder])
     # Of a mixture's tasks, seqio reads those that have the split.
     for task in (task for task in tasks_of(provider) if split in task.splits):
         if not task.supports_caching:
             raise SettingError(f"USE_CACHED = True, but {task.name} cannot be cached: set it to False.")
-        if task.cache_dir is None or not storage.exists(seqio.get_cached_info_path(task.cache_dir, split)):
+        folder = task_folder(cache.folder, task)
+        needed = (os.path.join(folder, COMPLETED), seqio.get_cached_info_path(folder, split))
+        if not all(map(storage.exists, needed)):
             raise SettingError(
-                f"USE_CACHED = True, but CACHE_DIR = '{cache.folder}' has not all of {task.name}, split '{split}': run "
-                "`switch-tf cache` with the gin files and bindings of this run first."
+                f"USE_CACHED = True, but CACHE_DIR = '{cache.folder}' lacks {task.name}, split '{split}', or a part of "
+                "it: run `switch-tf cache` with the gin files and bindings of this run first."
             )
-        check_digests(task, task.cache_dir)
-    return True
+        check_digests(task, folder)
+    return cache.folder
 
 
-def cached_settings(provider: seqio.Task | seqio.Mixture) -> dict[str, object]:
-    """Returns which cached tokens are trained on: they must stay as they were when a run resumes.
+def cached_settings(provider: seqio.Task | seqio.Mixture, cache: Cache) -> dict[str, object]:
+    """Returns which cached tokens are trained on: a run that resumes must find them unchanged.
 
     Args:
-      provider: the task or mixture; it must be in the cache.
+      provider: the task or mixture.
+      cache: which has its training split.
 
     Returns:
-      A phrase for each task, as JSON can hold it.
+      A phrase for each task.
+
+    Raises:
+      SettingError: if the cache lacks it.
     """
-    use_cached(provider, "train")
+    folder = _checked_folder(cache, provider, "train")
     return {
-        f"the cache of {task.name}": _phrase(task.cache_dir) for task in tasks_of(provider) if "train" in task.splits
+        f"the cache of {task.name}": _phrase(task_folder(folder, task))
+        for task in tasks_of(provider)
+        if "train" in task.splits
     }
 
 

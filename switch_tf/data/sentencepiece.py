@@ -12,13 +12,12 @@ import tensorflow as tf
 import tqdm
 
 from switch_tf import storage
-from switch_tf.data.batches import check_split, find_task
-from switch_tf.data.cached_tasks import tasks_of
+from switch_tf.data.task_lookup import check_split, find_task, tasks_of
 from switch_tf.data.text_files import Patterns, matching_files, read_documents
 from switch_tf.errors import SettingError
 
 NUM_SENTINELS = 100
-# Enough for 32,000 pieces, and minutes to train on; large corpora go on without an end.
+# Enough for 32,000 pieces, and minutes of training; a large corpus is not read to its end.
 MAX_CHARACTERS = 20_000_000
 
 
@@ -26,7 +25,7 @@ class Vocabulary(Protocol):
     """Where the vocabulary of a run, or of a cache, comes from."""
 
     def install(self, model_dir: str) -> str:
-        """Puts the vocabulary into `path_in(model_dir)`, selects it for the tasks and returns that path."""
+        """Writes the vocabulary to `path_in(model_dir)`, selects it for the tasks and returns that path."""
 
 
 def path_in(model_dir: str) -> str:
@@ -42,10 +41,10 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> bytes:
       vocab_size: ids without the sentinels: padding 0, end of sequence 1, unknown 2, 256 bytes, pieces.
 
     Returns:
-      The serialised model.
+      The serialized model.
 
     Raises:
-      SettingError: if there is no text, or too little for so many pieces.
+      SettingError: if there is no text, or too little for that many pieces.
     """
     lines = [line for line in lines if line.strip()]
     if not lines:
@@ -63,7 +62,7 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> bytes:
             unk_id=2,
             bos_id=-1,
             max_sentence_length=1 << 16,
-            # More threads find other pieces from one run to the next.
+            # With more threads, the pieces differ from one run to the next.
             num_threads=1,
             minloglevel=2,
         )
@@ -74,7 +73,7 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _texts(examples: tf.data.Dataset) -> Iterator[str]:
-    """Yields every string of every example; of examples that have a "text", that alone."""
+    """Yields every string of every example, or only its "text" if it has one."""
     for example in examples.as_numpy_iterator():
         chosen = {"text": example["text"]} if "text" in example else example
         for value in chosen.values():
@@ -90,7 +89,7 @@ def texts_of_task(mixture_or_task: str, split: str = "train") -> Iterator[str]:
       split: which split.
 
     Raises:
-      SettingError: if the name is unknown, or a task has no such split.
+      SettingError: if the name is unknown, or a task does not have the split.
     """
     for task in tasks_of(find_task(mixture_or_task)):
         check_split(task, split)
@@ -102,7 +101,7 @@ def texts_of_files(patterns: Patterns, key: str = "text") -> Iterator[str]:
 
     Args:
       patterns: names or patterns.
-      key: which entry of a JSON object is the text.
+      key: of the text in a JSON object.
 
     Raises:
       SettingError: for a pattern that matches no file.
@@ -112,17 +111,18 @@ def texts_of_files(patterns: Patterns, key: str = "text") -> Iterator[str]:
 
 
 def first_texts(texts: Iterable[str], max_characters: int, max_documents: int | None = None) -> list[str]:
-    """Takes texts until there are enough, and shows how far it is.
+    """Takes texts until there are enough, with a progress bar.
 
     Args:
-      texts: perhaps without an end.
-      max_characters: no text is taken once there are so many.
-      max_documents: or so many texts; None for any number.
+      texts: finite or endless.
+      max_characters: the last text taken is the one that reaches this number.
+      max_documents: how many texts at most; None for any number.
 
     Returns:
       The texts.
     """
-    taken, characters = [], 0
+    taken: list[str] = []
+    characters = 0
     with tqdm.tqdm(desc="reading", unit="char", unit_scale=True, leave=False) as bar:
         for text in itertools.islice(texts, max_documents):
             taken.append(text)
@@ -143,47 +143,49 @@ def make_vocabulary(
     max_characters: int = MAX_CHARACTERS,
     max_documents: int | None = None,
 ) -> None:
-    """Trains a vocabulary, writes it and says what it is: the command `switch-tf vocabulary`.
+    """Trains a vocabulary, writes it and prints a summary: the command `switch-tf vocabulary`.
 
     Args:
-      output: the file to write; must not be there yet.
+      output: the file to write; must not exist.
       num_pieces: ids without the sentinels.
-      files: text or JSON lines files to read; none to read the task.
-      mixture_or_task: a seqio name.
+      files: text or JSON lines files to read; empty to read the task.
+      mixture_or_task: a seqio name; None to read the files.
       split: which split of the task.
-      key: which entry of a JSON object is the text.
+      key: of the text in a JSON object.
       max_characters: how much text to read.
       max_documents: how many documents to read at most; None for any number.
 
     Raises:
       SettingError: if there is no text, too little of it, or the output cannot be written.
     """
-    if bool(files) == (mixture_or_task is not None):
+    if files and mixture_or_task is None:
+        texts = texts_of_files(files, key)
+    elif mixture_or_task is not None and not files:
+        texts = texts_of_task(mixture_or_task, split)
+    else:
         raise SettingError("switch-tf vocabulary needs files, or --task with the gin file that registers it.")
     limits = {"num_pieces": num_pieces, "max_characters": max_characters, "max_documents": max_documents}
     for name, value in limits.items():
         if value is not None and value < 1:
             raise SettingError(f"--{name}={value} must be at least 1.")
     if storage.exists(output):
-        raise SettingError(f"--output={output} is there already: delete it, or choose another name.")
-    texts = texts_of_files(files, key) if files else texts_of_task(mixture_or_task, split)
-    texts = first_texts(texts, max_characters, max_documents)
-    characters = sum(map(len, texts))
-    print(f"Training {num_pieces} pieces on {len(texts):,} documents, {characters:,} characters ...", flush=True)
-    model = train_sentencepiece((line for text in texts for line in text.splitlines()), num_pieces)
+        raise SettingError(f"--output={output} exists already: delete it, or choose another name.")
+    documents = first_texts(texts, max_characters, max_documents)
+    characters = sum(map(len, documents))
+    print(f"Training {num_pieces} pieces on {len(documents):,} documents, {characters:,} characters ...", flush=True)
+    model = train_sentencepiece((line for text in documents for line in text.splitlines()), num_pieces)
     try:
-        with tf.io.gfile.GFile(output, "wb") as file:
-            file.write(model)
+        storage.write_atomically(output, model)
     except (tf.errors.OpError, OSError) as error:
         reason = storage.refusal(error) or " ".join(str(error).split())
         raise SettingError(f"--output={output} cannot be written: {reason}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    sample = texts[:: max(1, len(texts) // 200)]
+    sample = documents[:: max(1, len(documents) // 200)]
     tokens = sum(map(len, processor.encode(sample)))
     ids = num_pieces + NUM_SENTINELS
     print(
         f"{output}: {num_pieces} pieces, {ids} ids with the {NUM_SENTINELS} sentinels, "
-        f"{sum(map(len, sample)) / max(1, tokens):.2f} characters in a token.\n"
+        f"{sum(map(len, sample)) / max(1, tokens):.2f} characters per token.\n"
         f"Use it with --gin.VOCABULARY=@VocabularyFile() --gin.VocabularyFile.path='\"{output}\"' "
         f"--gin.VOCAB_SIZE={-(-ids // 128) * 128}"
     )

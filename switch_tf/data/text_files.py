@@ -15,30 +15,30 @@ Patterns = str | Sequence[str]
 
 _JSON_LINES = r".*\.jsonl?(\.gz)?"
 _GZIPPED = r".*\.gz"
-_LINES_AT_A_TIME = 32
-# In a bucket a look at a file takes a tenth of a second, and a corpus may have a thousand.
-_LOOKS_AT_A_TIME = 32
+_LINES_PER_CALL = 32
+# In a bucket a lookup takes a tenth of a second, and a corpus may have a thousand files.
+_CONCURRENT_LOOKUPS = 32
 
 
 def matching_files(patterns: Patterns, setting: str) -> list[str]:
-    """Lists the files that names or patterns stand for.
+    """Lists the files that names or patterns match.
 
     Args:
       patterns: one or several; local or in a bucket.
-      setting: what the user set them by, for the error.
+      setting: the setting that holds them, for the error.
 
     Returns:
-      Their names, in order.
+      The names of the files, in order; folders are left out.
 
     Raises:
-      SettingError: for a pattern that no file matches, or that cannot be looked up.
+      SettingError: for a pattern that matches no file or cannot be looked up.
     """
-    files = []
+    files: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
             found = seqio.utils.list_files(pattern)
-            with ThreadPoolExecutor(_LOOKS_AT_A_TIME) as looks:
-                are_files = looks.map(lambda file: tf.io.gfile.exists(file) and not tf.io.gfile.isdir(file), found)
+            with ThreadPoolExecutor(_CONCURRENT_LOOKUPS) as threads:
+                are_files = threads.map(lambda file: tf.io.gfile.exists(file) and not tf.io.gfile.isdir(file), found)
             found = [file for file, is_file in zip(found, are_files) if is_file]
         except (tf.errors.OpError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -54,7 +54,7 @@ def matching_files(patterns: Patterns, setting: str) -> list[str]:
 
 
 def _texts_of_json(file: bytes, first: int, lines: np.ndarray, key: bytes) -> np.ndarray:
-    """Takes the texts out of lines of JSON; what it raises comes out of the pipeline inside of TensorFlow's error."""
+    """Takes the texts out of lines of JSON; the pipeline wraps what it raises in TensorFlow's error."""
     texts = []
     for number, line in enumerate(lines, start=first + 1):
         place = f"{file.decode()}, line {number}"
@@ -63,36 +63,38 @@ def _texts_of_json(file: bytes, first: int, lines: np.ndarray, key: bytes) -> np
         try:
             entry = json.loads(line)
         except ValueError as error:
-            raise SettingError(f"{place} is no JSON ({error}): mend or delete that line.") from error
+            raise SettingError(f"{place} is not JSON ({error}): fix or delete that line.") from error
         text = entry.get(key.decode()) if isinstance(entry, dict) else None
         if not isinstance(text, str):
-            raise SettingError(f"{place} is no JSON object with a text under '{key.decode()}': mend or delete it.")
-        texts.append(text.encode(errors="replace"))  # JSON can spell halves of characters, which UTF-8 cannot.
+            raise SettingError(
+                f"{place} is not a JSON object with a string under '{key.decode()}': fix or delete that line."
+            )
+        texts.append(text.encode(errors="replace"))  # JSON can hold lone surrogates, which UTF-8 cannot.
     return np.array(texts, object)
 
 
 def read_documents(file: tf.Tensor, key: str = "text") -> tf.data.Dataset:
-    """Reads one file; its name says what it is: `.jsonl` and `.json` are JSON lines, `.gz` is gzipped.
+    """Reads one file, in the format that its name says: `.jsonl` and `.json` are JSON lines, `.gz` is gzipped.
 
     Args:
       file: the name, a string scalar.
-      key: which entry of a JSON object is the text.
+      key: of the text in a JSON object.
 
     Returns:
-      Dataset of {"text": string scalar}; lines of white space are skipped.
+      Dataset of {"text": string scalar}; blank lines are skipped.
     """
     is_json = tf.strings.regex_full_match(file, _JSON_LINES)
     compression = tf.where(tf.strings.regex_full_match(file, _GZIPPED), "GZIP", "")
 
     def texts_of(numbers: tf.Tensor, lines: tf.Tensor) -> tf.Tensor:
         def parse() -> tf.Tensor:
-            # Not stateful: iterators over stateful functions cannot be saved.
+            # Iterators over stateful functions cannot be saved.
             return tf.numpy_function(_texts_of_json, [file, numbers[0], lines, key], tf.string, stateful=False)
 
         return tf.ensure_shape(tf.cond(is_json, parse, lambda: lines), [None])
 
-    # Python is called once for so many lines: a call costs as much as tokenising a document.
-    lines = tf.data.TextLineDataset(file, compression_type=compression).enumerate().batch(_LINES_AT_A_TIME)
+    # Python is called once per batch of lines: a call costs as much as tokenizing a document.
+    lines = tf.data.TextLineDataset(file, compression_type=compression).enumerate().batch(_LINES_PER_CALL)
     texts = lines.map(texts_of).unbatch()
     texts = texts.filter(lambda text: tf.strings.length(tf.strings.strip(text)) > 0)
     return texts.map(lambda text: {"text": text})

@@ -11,7 +11,8 @@ import seqio
 import tensorflow as tf
 from seqio.metrics import ModelOutputType, Scalar
 
-from switch_tf.data.batches import Batch, check_vocabulary, empty_split, find_task
+from switch_tf.data.batches import Batch
+from switch_tf.data.task_lookup import check_vocabulary, empty_split, find_task
 from switch_tf.decoding.greedy import make_greedy
 from switch_tf.errors import SettingError, check_types, nearest
 from switch_tf.evaluation.likelihood import make_scorer

@@ -15,7 +15,8 @@ import tensorflow as tf
 from tabulate import tabulate
 
 from switch_tf import storage
-from switch_tf.data.batches import evaluation_batches, training_dataset
+from switch_tf.data.evaluation_batches import evaluation_batches
+from switch_tf.data.training_batches import training_dataset
 from switch_tf.errors import SettingError
 from switch_tf.planning.costs import description, human
 from switch_tf.report.unigram import unigram_neg_log_perplexity
@@ -38,8 +39,8 @@ def _experiment(model_dir: str) -> Experiment:
 
 def _unigram(experiment: Experiment) -> float:
     name, lengths, size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
-    train = training_dataset(name, lengths, size, experiment.seed).as_numpy_iterator()
-    held_out = evaluation_batches(name, lengths, size, None)
+    train = training_dataset(name, lengths, size, experiment.seed, cache=experiment.cache).as_numpy_iterator()
+    held_out = evaluation_batches(name, lengths, size, None, cache=experiment.cache)
     return unigram_neg_log_perplexity(itertools.islice(train, _UNIGRAM_BATCHES), held_out, experiment.model.vocab_size)
 
 

@@ -14,8 +14,9 @@ import tqdm
 
 from switch_tf import storage
 from switch_tf.checkpoints.folder import checkpoints_of
-from switch_tf.data.batches import Batch, EvaluationBatches, evaluation_batches, find_task
-from switch_tf.data.cached_tasks import tasks_of
+from switch_tf.data.batches import Batch
+from switch_tf.data.evaluation_batches import EvaluationBatches, evaluation_batches
+from switch_tf.data.task_lookup import find_task, tasks_of
 from switch_tf.errors import SettingError
 from switch_tf.evaluation.likelihood import make_evaluator
 from switch_tf.evaluation.tasks import (
@@ -110,6 +111,7 @@ class CheckpointScorer:
             batch_size=experiment.batch_size,
             num_batches=num_batches,
             split=split,
+            cache=experiment.cache,
         )
         self._batches = self._open_batches(self.held_out)
         self._tasks = _tasks_with(self.held_out, split) if by_task else []

@@ -7,9 +7,10 @@ import gin
 
 from switch_tf import storage
 from switch_tf.checkpoints.folder import checkpoints_of, write_error
-from switch_tf.data.batches import TrainingBatches, check_vocabulary, find_task
-from switch_tf.data.cached_tasks import file_digest
+from switch_tf.data.cached_tasks import Cache, file_digest
 from switch_tf.data.sentencepiece import Vocabulary, path_in
+from switch_tf.data.task_lookup import check_vocabulary, find_task
+from switch_tf.data.training_batches import TrainingBatches
 from switch_tf.errors import SettingError, check_types
 from switch_tf.models.config import ModelConfig
 from switch_tf.partitioning import devices
@@ -36,6 +37,8 @@ class Experiment:
       task_feature_lengths: tokens of each task feature, {"inputs": 512, "targets": 114}.
       batch_size: examples in a batch.
       vocabulary: gives the run its vocabulary; None where the tasks have one of their own.
+      cache: where tokens are cached, and whether to read them; None to tokenize the text.
+      pack: whether several short training examples, kept apart by segment ids, share a row of a batch.
       seed: of the weights, the data's order and noise, dropout and jitter.
       engine: "single", or another of the engines.
       mesh_shape: the devices, in Mesh TensorFlow's notation: "data:4,model:2".
@@ -50,6 +53,8 @@ class Experiment:
     task_feature_lengths: Mapping[str, int] = gin.REQUIRED
     batch_size: int = gin.REQUIRED
     vocabulary: Vocabulary | None = None
+    cache: Cache | None = None
+    pack: bool = False
     seed: int = 0
     engine: str = "single"
     mesh_shape: str = ""
@@ -108,6 +113,8 @@ class Experiment:
             "TASK_FEATURE_LENGTHS": dict(self.task_feature_lengths),
             "BATCH_SIZE": self.batch_size,
             "NUM_DATA_SHARDS": self.num_data_shards,
+            # Checkpoints from before there was packing do not hold it.
+            **({"PACK": True} if self.pack else {}),
         }
 
     def make_engine(self, num_microbatches: int = 1) -> Engine:
@@ -138,6 +145,8 @@ class Experiment:
             self.num_data_shards,
             [engine.rows(self.batch_size, process) for process in range(engine.num_processes)],
             engine.process_index,
+            self.pack,
+            self.cache,
         )
 
     def vocabulary_digest(self) -> str | None:

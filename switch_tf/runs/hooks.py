@@ -13,7 +13,7 @@ import gin
 import tensorflow as tf
 
 from switch_tf.checkpoints.manifest import Score
-from switch_tf.data.batches import evaluation_batches
+from switch_tf.data.evaluation_batches import evaluation_batches
 from switch_tf.errors import SettingError
 from switch_tf.evaluation.likelihood import make_evaluator
 from switch_tf.evaluation.tasks import TaskEvaluation, TaskEvaluator, flat, held_out_name
@@ -222,6 +222,7 @@ class EvaluateHeldOut(_EvaluationHook):
             experiment.batch_size,
             self._num_batches,
             self._split,
+            cache=experiment.cache,
         )
         self._evaluate = make_evaluator(loop.run.model, loop.run.engine)
 

@@ -10,7 +10,8 @@ import seqio
 import tensorflow as tf
 
 from switch_tf import storage
-from switch_tf.data.batches import evaluation_batches, vocabulary_of
+from switch_tf.data.evaluation_batches import evaluation_batches
+from switch_tf.data.task_lookup import vocabulary_of
 from switch_tf.decoding.greedy import make_greedy
 from switch_tf.errors import SettingError
 from switch_tf.runs.experiment import Experiment
@@ -90,7 +91,7 @@ def predict(texts: Sequence[str], file: str | None, num_held_out: int | None, st
             run.engine.say(fill(text, prediction))
         run.engine.processes.close()
         return
-    batches = evaluation_batches(experiment.mixture_or_task, lengths, 1, None)
+    batches = evaluation_batches(experiment.mixture_or_task, lengths, 1, None, cache=experiment.cache)
     number = sum(1 for _ in batches)
     examples = list(itertools.islice(batches, 0, None, max(1, number // num_held_out)))[:num_held_out]
     inputs = np.concatenate([example["encoder_input_tokens"] for example in examples])

@@ -7,7 +7,7 @@ import gin
 import tensorflow as tf
 
 from switch_tf.checkpoints.manifest import Score
-from switch_tf.data.batches import TrainingBatches
+from switch_tf.data.training_batches import TrainingBatches
 from switch_tf.errors import SettingError
 from switch_tf.planning.layout_checks import placement_notes
 from switch_tf.runs.experiment import Experiment

@@ -11,7 +11,8 @@ from switch_tf.checkpoints import tensor_bundle
 from switch_tf.checkpoints.folder import checkpoints_of, find_checkpoint
 from switch_tf.checkpoints.manifest import SLOTS, Manifest, Score
 from switch_tf.checkpoints.writer import CheckpointWriter
-from switch_tf.data.batches import TrainingBatches, data_settings
+from switch_tf.data.resume_settings import data_settings
+from switch_tf.data.training_batches import TrainingBatches
 from switch_tf.errors import SettingError
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 from switch_tf.partitioning.axes import ShardIndex
@@ -45,7 +46,7 @@ class Run:
         self.writer = CheckpointWriter(self.checkpoints, self.engine)
         self.optimizer = optimizer
         # Looked up once: files may be added while the run reads those that there were.
-        self._data_settings = {} if optimizer is None else data_settings(experiment.mixture_or_task)
+        self._data_settings = {} if optimizer is None else data_settings(experiment.mixture_or_task, experiment.cache)
         with self.engine.scope():
             self.model = EncoderDecoder(experiment.model, seed=experiment.seed)
             self.model.build()

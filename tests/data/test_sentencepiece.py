@@ -22,7 +22,7 @@ def test_files_and_a_task_of_the_same_text_give_the_same_model(tmp_path, capsys)
     assert (tmp_path / "files").read_bytes() == (tmp_path / "task").read_bytes()
     assert sentencepiece.SentencePieceProcessor(str(tmp_path / "task")).vocab_size() == 400
     out = capsys.readouterr().out
-    assert "400 pieces, 500 ids with the 100 sentinels" in out and "characters in a token" in out
+    assert "400 pieces, 500 ids with the 100 sentinels" in out and "characters per token" in out
     assert "--gin.VOCAB_SIZE=512" in out
 
 
@@ -51,7 +51,7 @@ def test_mistakes_are_one_sentence(tmp_path, options, message):
 
 def test_outputs_are_never_written_over_and_must_be_writable(tmp_path):
     (tmp_path / "there").write_text("mine")
-    with pytest.raises(SettingError, match="there is there already"):
+    with pytest.raises(SettingError, match="there exists already"):
         vocabulary.make_vocabulary(str(tmp_path / "there"), 400, mixture_or_task="tiny_span_corruption")
     with pytest.raises(SettingError, match="cannot be written"):
         path = str(tmp_path / "absent" / "model")

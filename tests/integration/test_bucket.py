@@ -152,7 +152,7 @@ def test_a_run_that_cannot_see_its_checkpoints_does_not_begin_anew(buckets, resu
     before = {name: buckets.content("runs", name) for name in buckets.names("runs", "tiny/")}
     buckets.fail("GET", "prefix=tiny/checkpoints/", 1000)
     said = fails(capsys, *launch.arguments(RUN, *SETTINGS, "TRAIN_STEPS=9"))
-    assert said.startswith(f"MODEL_DIR = '{RUN}': the bucket 'runs' does not answer, also when asked again (HTTP resp")
+    assert said.startswith(f"MODEL_DIR = '{RUN}': the bucket 'runs' does not answer, after several retries (HTTP resp")
     assert said.endswith("run the same command again once it does.")
     assert before == {name: buckets.content("runs", name) for name in buckets.names("runs", "tiny/")}
 

@@ -14,8 +14,9 @@ import tensorflow as tf
 import switch_tf.runs.loop  # noqa: F401 (registers `train`)
 import tasks.c4
 import tasks.files  # noqa: F401 (registers a task)
-from switch_tf.data.batches import TrainingBatches, data_settings, training_dataset
+from switch_tf.data.resume_settings import data_settings
 from switch_tf.data.sentencepiece import train_sentencepiece
+from switch_tf.data.training_batches import TrainingBatches, training_dataset
 from switch_tf.errors import SettingError, sentence_inside
 from switch_tf.runs import gin_config
 from tasks import vocabularies
@@ -152,7 +153,7 @@ def test_files_that_are_gone_are_said(tmp_path):
     positions = batches.positions()
     for name in ("a", "b"):
         (tmp_path / name).rename(tmp_path / f"{name}.moved")
-    with pytest.raises(SettingError, match=r"was reading .*/[ab] of 'files_span_corruption', which is no longer there"):
+    with pytest.raises(SettingError, match=r"was reading .*/[ab] of 'files_span_corruption', which no longer exists"):
         batches.restore(positions.__getitem__)
 
 
@@ -176,10 +177,10 @@ def test_an_iterator_over_json_resumes_exactly(files, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "tw', "line 3 is no JSON"),
-        ('{"txt": "two"}', "line 3 is no JSON object with a text under 'text'"),
-        ("[1, 2]", "line 3 is no JSON object"),
-        ('{"text": 3}', "line 3 is no JSON object"),
+        ('{"text": "tw', "line 3 is not JSON"),
+        ('{"txt": "two"}', "line 3 is not a JSON object with a string under 'text'"),
+        ("[1, 2]", "line 3 is not a JSON object"),
+        ('{"text": 3}', "line 3 is not a JSON object"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):

@@ -14,8 +14,11 @@ import seqio
 import tensorflow as tf
 
 import switch_tf.runs.loop  # noqa: F401 (registers `train`)
-from switch_tf.data.batches import data_settings, evaluation_batches, training_dataset, vocabulary_of
+from switch_tf.data.evaluation_batches import evaluation_batches
+from switch_tf.data.resume_settings import data_settings
 from switch_tf.data.sentencepiece import train_sentencepiece
+from switch_tf.data.task_lookup import vocabulary_of
+from switch_tf.data.training_batches import training_dataset
 from switch_tf.errors import SettingError
 from switch_tf.runs import gin_config
 from tasks import multilingual, vocabularies
@@ -270,7 +273,7 @@ def test_subsets_and_other_shares():
 
 def test_wrong_settings_are_refused():
     for binding, message in (
-        ('LANGUAGES = ["he"]', "LANGUAGES has 'he', which mC4 has not"),
+        ('LANGUAGES = ["he"]', "LANGUAGES has 'he', which mC4 does not have"),
         ("BLOCK_SIZE = 0", "block_size = 0 must be at least 1"),
     ):
         load(binding)

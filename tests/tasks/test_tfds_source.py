@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 import seqio
 
-from switch_tf.data.batches import training_dataset
+from switch_tf.data.training_batches import training_dataset
 from switch_tf.errors import SettingError
 from tasks import prepare
 from tasks.tfds_source import PreparedTfds, open_builder, same_splits

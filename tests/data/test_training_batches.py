@@ -1,4 +1,4 @@
-"""Batches: lengths, determinism, resumption, and what is refused."""
+"""Training batches: lengths, determinism, resumption, and what is refused."""
 
 import itertools
 import subprocess
@@ -13,9 +13,12 @@ import tensorflow as tf
 
 import tasks.python_docs  # noqa: F401 (registers a task)
 import tests.support.tiny_task  # noqa: F401 (registers tasks)
-from switch_tf.data import batches as data
+from switch_tf.data import training_batches
+from switch_tf.data.task_lookup import find_task, vocabulary_of
+from switch_tf.data.training_batches import TrainingBatches, training_dataset
 from switch_tf.errors import SettingError
 from tasks import vocabularies
+from tests.support.launch import ROOT
 
 TASK = "tiny_span_corruption"
 LENGTHS = {"inputs": 64, "targets": 16}
@@ -25,11 +28,11 @@ LENGTHS = {"inputs": 64, "targets": 16}
 def vocabulary(tmp_path_factory) -> seqio.Vocabulary:
     """A vocabulary of 400 pieces and 100 sentinels, trained on the task."""
     vocabularies.TrainedVocabulary(task=TASK, num_pieces=400).install(str(tmp_path_factory.mktemp("run")))
-    return data.vocabulary_of(TASK)
+    return vocabulary_of(TASK)
 
 
 def batches(seed: int, count: int) -> list[dict]:
-    iterator = data.training_dataset(TASK, LENGTHS, 4, seed).as_numpy_iterator()
+    iterator = training_dataset(TASK, LENGTHS, 4, seed).as_numpy_iterator()
     return [next(iterator) for _ in range(count)]
 
 
@@ -50,7 +53,7 @@ def test_span_corruption_lengths_of_t5():
 
 @pytest.mark.parametrize(("inputs", "targets"), [(512, 114), (128, 29), (64, 16)])
 def test_examples_fill_their_lengths_and_end(inputs, targets, vocabulary):
-    iterator = data.training_dataset(TASK, {"inputs": inputs, "targets": targets}, 4, 0).as_numpy_iterator()
+    iterator = training_dataset(TASK, {"inputs": inputs, "targets": targets}, 4, 0).as_numpy_iterator()
     batch = next(iterator)
     assert batch["encoder_input_tokens"].shape == (4, inputs)
     assert batch["decoder_target_tokens"].shape == (4, targets)
@@ -85,8 +88,8 @@ def test_same_seed_same_batches_other_seed_others():
     assert not np.array_equal(first[0]["encoder_input_tokens"], batches(1, 1)[0]["encoder_input_tokens"])
 
 
-def streams(num_shards: int, rows: list[slice] | None = None, process: int = 0) -> data.TrainingBatches:
-    return data.TrainingBatches(TASK, LENGTHS, 4, 0, num_shards, rows, process)
+def streams(num_shards: int, rows: list[slice] | None = None, process: int = 0) -> TrainingBatches:
+    return TrainingBatches(TASK, LENGTHS, 4, 0, num_shards, rows, process)
 
 
 HALVES = [slice(0, 2), slice(2, 4)]
@@ -141,9 +144,10 @@ def test_processes_with_the_same_rows_see_the_same_and_one_saves():
 
 def test_a_process_builds_its_own_streams_alone(monkeypatch):
     built = []
-    dataset = data.training_dataset
     monkeypatch.setattr(
-        data, "training_dataset", lambda *a, shard: built.append(shard.index) or dataset(*a, shard=shard)
+        training_batches,
+        "training_dataset",
+        lambda *names, shard, **options: built.append(shard.index) or training_dataset(*names, shard=shard, **options),
     )
     streams(4, HALVES, 1)
     assert built == [2, 3]
@@ -151,9 +155,9 @@ def test_a_process_builds_its_own_streams_alone(monkeypatch):
 
 @pytest.mark.parametrize("task", [TASK, "python_docs_span_corruption"])
 def test_shards_together_are_every_document_once(task):
-    """Both tasks have fewer files than shards: seqio takes every so manyth document instead."""
+    """Both tasks have fewer files than shards: seqio gives each shard every num_shards-th document instead."""
     text = seqio.Feature(seqio.PassThroughVocabulary(0), dtype=tf.string, rank=0)
-    raw = seqio.Task("raw", source=data.find_task(task).source, output_features={"text": text}, preprocessors=[])
+    raw = seqio.Task("raw", source=find_task(task).source, output_features={"text": text}, preprocessors=[])
 
     def documents(shard: seqio.ShardInfo | None) -> list[bytes]:
         dataset = raw.get_dataset(None, "train", shuffle=True, seed=1, shard_info=shard, num_epochs=1)
@@ -164,85 +168,25 @@ def test_shards_together_are_every_document_once(task):
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-def test_evaluation_batches_are_always_the_same_and_padded_to_one_shape():
-    batches = data.evaluation_batches(TASK, LENGTHS, 7, None)
-    first = list(batches)
-    assert_equal(first, list(batches))
-    assert_equal(first, list(data.evaluation_batches(TASK, LENGTHS, 7, None)))
-    assert {batch["encoder_input_tokens"].shape for batch in first} == {(7, 64)}
-    examples = sum(np.any(batch["decoder_target_tokens"] != 0, axis=1).sum() for batch in first)
-    assert examples == sum(1 for _ in data.evaluation_batches(TASK, LENGTHS, 1, None))
-    assert sum(1 for _ in data.evaluation_batches(TASK, LENGTHS, 1, 3)) == 3
-
-
-def test_evaluation_batches_are_read_anew_where_they_are_many(monkeypatch):
-    opened = []
-    dataset = data._dataset
-    monkeypatch.setattr(data, "_dataset", lambda *a, **k: opened.append(1) or dataset(*a, **k))
-    few = data.evaluation_batches(TASK, LENGTHS, 7, None)
-    expected = list(few)
-    list(few)
-    assert len(opened) == 1
-    size = sum(array.nbytes for batch in expected for array in batch.values())
-    monkeypatch.setattr(data, "_KEPT_BYTES", size - 1)
-    many = data.evaluation_batches(TASK, LENGTHS, 7, None)
-    next(iter(many))  # Given up in the middle: nothing of it may be missing in the next.
-    for _ in range(2):
-        assert_equal(list(many), expected)
-    assert many._kept is None and len(opened) == 1 + 3
-
-
 def test_an_empty_corpus_is_refused():
     started = time.perf_counter()
     with pytest.raises(SettingError, match="'empty_span_corruption' yields no example in its split 'train': is its"):
-        next(data.TrainingBatches("empty_span_corruption", LENGTHS, 4, 0))
+        next(TrainingBatches("empty_span_corruption", LENGTHS, 4, 0))
     with pytest.raises(SettingError, match="split 'train' for one of NUM_DATA_SHARDS = 2"):
-        next(data.TrainingBatches("empty_span_corruption", LENGTHS, 4, 0, num_shards=2))
+        next(TrainingBatches("empty_span_corruption", LENGTHS, 4, 0, num_shards=2))
     assert time.perf_counter() - started < 30  # It need not be waited for.
-    with pytest.raises(SettingError, match="yields no example in its split 'validation'"):
-        data.evaluation_batches("empty_span_corruption", LENGTHS, 4, None)
-
-
-ENDLESSLY_EMPTY = """
-import sys
-import seqio
-import tensorflow as tf
-import tests.support.tiny_task
-from switch_tf.data import batches as data
-from switch_tf.errors import SettingError
-from tasks import vocabularies
-
-vocabularies.select_vocabulary(sys.argv[1])
-seqio.TaskRegistry.add(
-    "blank",
-    seqio.FunctionDataSource(
-        lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors({"inputs": "a", "targets": "a"}), ["train"]
-    ),
-    preprocessors=[
-        seqio.preprocessors.tokenize,
-        seqio.CacheDatasetPlaceholder(),
-        lambda dataset: dataset.filter(lambda example: tf.size(example["targets"]) > 1000),
-    ],
-    output_features=data.find_task("tiny_span_corruption").output_features,
-)
-data._PATIENCE_SECONDS = 1.0
-try:
-    next(data.TrainingBatches("blank", {"inputs": 8, "targets": 8}, 4, 0))
-except SettingError as error:
-    sys.exit(str(error))
-"""
 
 
 def test_data_that_a_filter_empties_in_every_epoch_are_refused(vocabulary):
     """In a process of its own: what waits for such data cannot be stopped, and must not keep a run from ending."""
-    command = [sys.executable, "-c", ENDLESSLY_EMPTY, vocabulary.sentencepiece_model_file]
-    finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=90)
+    command = [sys.executable, "-m", "tests.programs.endlessly_empty", vocabulary.sentencepiece_model_file]
+    finished = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=90)
     assert finished.returncode == 1
     assert "'blank' yields no example in its split 'train'" in finished.stderr
 
 
 def test_slow_data_are_waited_for(monkeypatch):
-    monkeypatch.setattr(data, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(training_batches, "_FIRST_BATCH_TIMEOUT", 0.0)
     one = streams(2)
     first = [next(one) for _ in range(3)]
     monkeypatch.undo()
@@ -261,10 +205,4 @@ def test_slow_data_are_waited_for(monkeypatch):
 )
 def test_wrong_settings_are_refused(task, lengths, split, message):
     with pytest.raises(SettingError, match=message):
-        data.training_dataset(task, lengths, 4, 0, split)
-
-
-def test_a_vocabulary_larger_than_the_model_is_refused():
-    data.check_vocabulary(TASK, 500)
-    with pytest.raises(SettingError, match=r"VOCAB_SIZE = 499 is too small.*500 ids.*VOCAB_SIZE = 512"):
-        data.check_vocabulary(TASK, 499)
+        training_dataset(task, lengths, 4, 0, split)
