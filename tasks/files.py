@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
+from typing import Any
 
 import gin
 import seqio
@@ -82,7 +83,7 @@ class ConfiguredFiles(seqio.FileDataSource):
         split = split if split in patterns else "train"
         return matching_files(patterns[split], self._macros[split])
 
-    def get_dataset(self, split: str = "train", *args, **options) -> tf.data.Dataset:
+    def get_dataset(self, split: str = "train", *args: Any, **options: Any) -> tf.data.Dataset:
         """Reads a split; arguments and result are those of `seqio.DataSource`.
 
         Raises:

@@ -6,7 +6,7 @@ prediction, a prediction that is not a label. Examples whose answer is hidden (t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import gin
 import numpy as np
@@ -17,13 +17,22 @@ import t5.evaluation.metrics as t5_metrics
 Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 
 
+class NamedMetric(Protocol):
+    """A metric that says under which names it returns scores."""
+
+    names: tuple[str, ...]
+    __name__: str
+
+    def __call__(self, targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]: ...
+
+
 def _is_hidden(target: Any) -> bool:
     """Whether a postprocessed target is hidden: -1 for a label or a similarity, [] for answers."""
     value = target["value"] if isinstance(target, Mapping) else target
     return len(value) == 0 if isinstance(value, list) else np.isscalar(value) and value == -1
 
 
-def averageable(metric: Metric, *names: str, min_examples: int = 1) -> Metric:
+def averageable(metric: Metric, *names: str, min_examples: int = 1) -> NamedMetric:
     """Makes a metric return a finite Python float under each of its names, for any input.
 
     Without this an invalid prediction (-1) would be correct if the label is hidden (-1 too), and the correlations of an
@@ -46,8 +55,9 @@ def averageable(metric: Metric, *names: str, min_examples: int = 1) -> Metric:
         found = metric(*map(list, zip(*pairs)))
         return {name: float(found[name]) if math.isfinite(found[name]) else 0.0 for name in names}
 
-    scores.names = names
-    return scores
+    named = cast(NamedMetric, scores)
+    named.names = names
+    return named
 
 
 accuracy = averageable(t5_metrics.accuracy, "accuracy")
@@ -64,7 +74,7 @@ trivia_qa = averageable(t5_metrics.trivia_qa, "em", "f1")
 rouge = averageable(t5_metrics.rouge, "rouge1", "rouge2", "rougeLsum")
 
 
-def similarity(string: str, **unused) -> float:
+def similarity(string: str, **unused: Any) -> float:
     """Parses a predicted similarity as t5's `string_to_float` does; `nan` and `inf` are invalid too, -1."""
     value = t5.data.postprocessors.string_to_float(string, **unused)
     return value if math.isfinite(value) else -1.0

@@ -12,6 +12,7 @@ import inspect
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gin
 import seqio
@@ -94,7 +95,7 @@ class Languages:
     shares: Callable[[Mapping[str, int]], Shares] = power_law
     block_size: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.codes is not None and not self.codes:
             raise SettingError("LANGUAGES = [] names no language: None takes all of mC4's.")
         for code in self.codes or ():
@@ -158,7 +159,7 @@ class BlockSampler(seqio.DataSource):
         shuffle: bool = True,
         seed: int | None = None,
         shard_info: seqio.ShardInfo | None = None,
-        **unused,
+        **unused: Any,
     ) -> tf.data.Dataset:
         """Samples blocks.
 

@@ -36,11 +36,11 @@ def data_sets_of(name: str) -> list[str]:
             f"{name} is not a task or mixture{nearest(name, known)}; a data set is named with its version, as in "
             "glue/cola:2.0.0."
         )
-    names = dict.fromkeys(map(data_set_of, seqio.get_subtasks(seqio.get_mixture_or_task(name))))
-    names.pop(None, None)
+    found = map(data_set_of, seqio.get_subtasks(seqio.get_mixture_or_task(name)))
+    names = list(dict.fromkeys(data_set for data_set in found if data_set is not None))
     if not names:
         raise SettingError(f"{name} reads no data set of TensorFlow Datasets: there is nothing to prepare.")
-    return list(names)
+    return names
 
 
 def prepare(tfds_name: str) -> str:

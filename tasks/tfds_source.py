@@ -105,15 +105,14 @@ class PreparedTfds(seqio.TfdsDataSource):
         """
         names = [str(path) for path in self.tfds_dataset.info.splits[self.slices[split]].filepaths]
         files = tf.data.Dataset.from_tensor_slices(names)
-        is_sharded_by_file = shard_info is not None and len(names) >= shard_info.num_shards
-        if is_sharded_by_file:
-            files = files.shard(shard_info.num_shards, shard_info.index)
+        num_shards, index = (shard_info.num_shards, shard_info.index) if shard_info is not None else (1, 0)
+        is_sharded_by_file = len(names) >= num_shards
+        if num_shards > 1 and is_sharded_by_file:
+            files = files.shard(num_shards, index)
         if shuffle:
             files = files.shuffle(len(names), seed=seed)
         records = tf.data.TFRecordDataset(files)
-        if shard_info is not None and not is_sharded_by_file:
-            records = records.shard(shard_info.num_shards, shard_info.index)
-        return records
+        return records if is_sharded_by_file else records.shard(num_shards, index)
 
 
 def data_set_of(task: seqio.Task) -> str | None:

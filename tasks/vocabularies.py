@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from typing import Any
 
 import gin
 import sentencepiece
@@ -60,7 +61,7 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
     run knows its vocabulary; this one looks the file up when it is first needed.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("", extra_ids=NUM_SENTINELS)
         self._num_sentinels: int | None = None
 
@@ -68,12 +69,13 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
     def num_sentinels(self) -> int:
         """How many spans an example can have at most: each needs a sentinel of its own."""
         self.load_model()
+        assert self._num_sentinels is not None
         return self._num_sentinels
 
-    def _model_context(self):
+    def _model_context(self) -> Any:
         if _selected_file is None:
             raise SettingError("No vocabulary is selected: bind Experiment.vocabulary, or train one.")
-        if self._sentencepiece_model_file != _selected_file:
+        if self._sentencepiece_model_file != _selected_file:  # type: ignore[has-type]  # An attribute of seqio's class.
             self._sentencepiece_model_file = _selected_file
             self._num_sentinels = None
             self._model = None
@@ -86,10 +88,10 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
         except (tf.errors.OpError, OSError, RuntimeError, DecodeError) as error:
             raise _unreadable(_selected_file, error) from error
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, RunVocabulary)
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(RunVocabulary)
 
 

@@ -1,7 +1,7 @@
 """Batches for training: endless, shuffled, deterministic, resumable, and the same however many processes read them."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ class _Stream(NamedTuple):
       is_saved_here: whether this process saves the position.
     """
 
-    iterator: Iterator[dict[str, tf.Tensor]]
+    iterator: tf.data.Iterator
     shard: seqio.ShardInfo | None
     rows: slice
     name: str

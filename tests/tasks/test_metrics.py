@@ -1,4 +1,4 @@
-"""Scores stay numbers, and averages are those that T5 printed."""
+"""Metrics have the values of their definitions, scores stay numbers, and averages are those that T5 printed."""
 
 import math
 
@@ -34,15 +34,71 @@ def test_averages_are_those_that_t5_printed():
     assert averages == {"glue": pytest.approx(83.28, abs=0.005), "super_glue": pytest.approx(71.36, abs=0.005)}
 
 
-def test_what_is_not_whole_has_no_average():
+def test_an_incomplete_benchmark_has_no_average():
     assert metrics.benchmark_averages({}) == {}
     without_rte = {name: scores for name, scores in T5_BASELINE.items() if name != "super_glue_rte"}
     assert metrics.benchmark_averages(without_rte).keys() == {"glue"}
     assert metrics.benchmark_averages(T5_BASELINE | {"glue_mrpc": {"accuracy": 90.0}}).keys() == {"super_glue"}
 
 
-def test_every_metric_was_found():
-    assert len(ALL) == 12
+# Partly right predictions, and their scores in percent, computed by hand from the metrics' definitions.
+PARTLY_RIGHT = [
+    (metrics.accuracy, [1, 0, 1, 1], [1, 0, 0, 1], {"accuracy": 75}),
+    # Precision 1/2, recall 1/3.
+    (metrics.f1, [1, 1, 1, 0], [1, 0, 0, 1], {"f1": 40}),
+    # 2 true positives, 1 true negative, 1 false negative: 2 / sqrt(2 * 3 * 1 * 2).
+    (metrics.matthews, [1, 1, 1, 0], [1, 1, 0, 0], {"matthews_corrcoef": 100 / math.sqrt(3)}),
+    # Covariance 3, variances 2 and 14/3.
+    (metrics.pearson, [1.0, 2.0, 3.0], [1.0, 2.0, 4.0], {"pearson_corrcoef": 300 / math.sqrt(28 / 3)}),
+    # Ranks differ by 1 twice: 1 - 6 * 2 / (4 * 15).
+    (metrics.spearman, [1.0, 2.0, 3.0, 4.0], [1.0, 30.0, 20.0, 400.0], {"spearman_corrcoef": 80}),
+    # Of the classes 2/3, 2/3 and 1.
+    (metrics.mean_3class_f1, [0, 0, 1, 2], [0, 1, 1, 2], {"mean_3class_f1": 700 / 9}),
+    # Over the answers of all questions: precision 1/2, recall 1/2.
+    (
+        metrics.multirc_f1,
+        [{"value": 1, "group": 0}, {"value": 0, "group": 0}, {"value": 1, "group": 1}],
+        [{"value": 1}, {"value": 1}, {"value": 0}],
+        {"f1": 50},
+    ),
+    # All answers to a question must be right: to one of three.
+    (
+        metrics.multirc_exact_match,
+        [{"value": label, "group": group} for group in range(3) for label in (1, 0)],
+        [{"value": label} for label in (1, 0, 1, 1, 0, 0)],
+        {"exact_match": 100 / 3},
+    ),
+    # The second is the first again, for another right answer, and counts once; one of two words, then both.
+    (
+        metrics.record,
+        [{"value": ["red car", "bus"], "group": group} for group in ("first", "first", "other")],
+        [{"value": "car"}, {"value": "bus"}, {"value": "bus"}],
+        {"em": 50, "f1": (200 / 3 + 100) / 2},
+    ),
+    (metrics.squad, [["red car", "bus"], ["two words"]], ["car", "Two words."], {"em": 50, "f1": (200 / 3 + 100) / 2}),
+    (metrics.trivia_qa, [["red car", "bus"], ["two words"]], ["car", "bus"], {"em": 0, "f1": 100 / 3}),
+    # 2 of 4 words, 1 of 3 pairs of words, all of what was predicted.
+    (
+        metrics.rouge,
+        ["cats sat on mats"],
+        ["cats sat"],
+        {"rouge1": 200 / 3, "rouge2": 50, "rougeLsum": 200 / 3},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("metric", "targets", "predictions", "expected"),
+    PARTLY_RIGHT,
+    ids=lambda value: ",".join(getattr(value, "names", ())),
+)
+def test_a_metric_scores_what_is_partly_right(metric, targets, predictions, expected):
+    assert metric(targets, predictions) == pytest.approx(expected)
+    assert tuple(expected) == metric.names
+
+
+def test_every_metric_is_tested_by_value():
+    assert [metric for metric, *_ in PARTLY_RIGHT] == ALL
 
 
 @pytest.mark.parametrize("metric", ALL, ids=lambda metric: ",".join(metric.names))
