@@ -17,8 +17,9 @@ import tensorflow as tf
 from benchmarks.measuring import spread
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import FeedForward
+from switch_tf.layers.initializers import weights_from_seed
 from switch_tf.layers.moe import Experts, SwitchFeedForward
-from switch_tf.layers.routers import SwitchRouter
+from switch_tf.layers.token_choice import SwitchRouter
 
 D_MODEL, D_FF = 512, 2048
 GROUPS, GROUP_SIZE = 16, 1024
@@ -27,7 +28,8 @@ GROUPS, GROUP_SIZE = 16, 1024
 def dense_layer() -> FeedForward:
     """The dense layer."""
     layer = FeedForward(d_model=D_MODEL, d_ff=D_FF, name="dense")
-    layer.build()
+    with weights_from_seed(0):
+        layer.build()
     return layer
 
 
@@ -42,7 +44,8 @@ def switch_layer(num_experts: int, dispatcher: str) -> SwitchFeedForward:
         dispatcher=dispatcher,
         name=f"{dispatcher}_{num_experts}",
     )
-    layer.build()
+    with weights_from_seed(0):
+        layer.build()
     return layer
 
 

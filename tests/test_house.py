@@ -62,7 +62,7 @@ ALLOWED = {
     "tpu": (),
 }
 MOVING = {
-    *("switch_tf.layers.layer", "switch_tf.layers.rematerialization", "switch_tf.partitioning.spmd"),
+    *("switch_tf.layers.base", "switch_tf.layers.rematerialization", "switch_tf.partitioning.spmd"),
     *("tpu.precompile.compiling", "switch_tf.planning.weight_specs", "tpu.precompile.lowering"),
 }
 # Their packages make them plain.

@@ -18,8 +18,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch, Recta
 from matplotlib.path import Path
 from PIL import Image
 
-from switch_tf.layers.routers import SwitchRouter
+from switch_tf.layers.initializers import weights_from_seed
 from switch_tf.layers.routing import Routing, expert_capacity
+from switch_tf.layers.token_choice import SwitchRouter
 
 WORDS = ("The", "small", "brown", "fox", "is", "jumping")
 # The router's weights, one row for each word: the words are one-hot vectors here.
@@ -42,7 +43,8 @@ OUTPUT_LEFT = 716
 def route(capacity_factor: float) -> tuple[Routing, np.ndarray]:
     """Routes the words with the library's router: (routing, float32 [S, E] probabilities)."""
     router = SwitchRouter(d_model=len(WORDS), num_experts=NUM_EXPERTS, name="router")
-    router.build()
+    with weights_from_seed(0):
+        router.build()
     router.kernel.assign(KERNEL)
     tokens = tf.expand_dims(tf.eye(len(WORDS)), 0)
     capacity = expert_capacity(len(WORDS), NUM_EXPERTS, capacity_factor, min_expert_capacity=1)

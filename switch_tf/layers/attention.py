@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from switch_tf.layers import layer
+from switch_tf.layers import initializers
+from switch_tf.layers.base import Layer
 from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.layers.routing import Routing
@@ -62,7 +63,7 @@ def causal_bias(query_positions: tf.Tensor, key_positions: tf.Tensor) -> tf.Tens
     return tf.expand_dims(tf.expand_dims(tf.cast(later, tf.float32) * MASKED, 0), 0)
 
 
-class Attention(layer.Layer):
+class Attention(Layer):
     """softmax(q k^T + bias) v, in N heads of width K; a subclass says where queries, keys and values come from."""
 
     def __init__(
@@ -85,7 +86,7 @@ class Attention(layer.Layer):
         self.dropout = Dropout(dropout_rate, broadcast_axes=(2,), dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
-        initializer = layer.variance_scaling(self.initializer_scale, self.num_heads * self.d_kv)
+        initializer = initializers.variance_scaling(self.initializer_scale, self.num_heads * self.d_kv)
         shape = (self.num_heads, self.d_kv, self.d_model)
         self.out = self.weight("out", shape, (axes.HEADS, axes.KV, axes.EMBED), initializer)
         self.dropout.build()
@@ -161,9 +162,9 @@ class MultiHeadAttention(Attention):
         scale = self.initializer_scale
         shape = (self.d_model, self.num_heads, self.d_kv)
         into = (axes.EMBED, axes.HEADS, axes.KV)
-        from_model = layer.variance_scaling(scale, self.d_model)
+        from_model = initializers.variance_scaling(scale, self.d_model)
         # The missing division of the logits by sqrt(d_kv) is folded in here.
-        self.query = self.weight("query", shape, into, layer.variance_scaling(scale, self.d_model * self.d_kv))
+        self.query = self.weight("query", shape, into, initializers.variance_scaling(scale, self.d_model * self.d_kv))
         self.key = self.weight("key", shape, into, from_model)
         self.value = self.weight("value", shape, into, from_model)
         super().build(input_shape)

@@ -2,11 +2,12 @@
 
 import tensorflow as tf
 
-from switch_tf.layers import layer, randomness
+from switch_tf.layers import randomness
+from switch_tf.layers.base import Layer
 from switch_tf.partitioning.axes import Axes
 
 
-class Dropout(layer.Layer):
+class Dropout(Layer):
     """Zeroes each element with probability `rate` in training and scales the others by 1 / (1 - rate)."""
 
     def __init__(self, rate: float, *, broadcast_axes: tuple[int, ...] = (), dtype=None, name: str | None = None):

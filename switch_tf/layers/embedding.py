@@ -4,11 +4,12 @@ import math
 
 import tensorflow as tf
 
-from switch_tf.layers import layer
+from switch_tf.layers import initializers
+from switch_tf.layers.base import Layer
 from switch_tf.partitioning import axes
 
 
-class TokenEmbedder(layer.Layer):
+class TokenEmbedder(Layer):
     """The token table [V, M]: ids to vectors and, where logits are tied, vectors to logits."""
 
     def __init__(self, vocab_size: int, d_model: int, *, dtype=None, name: str | None = None):
@@ -18,7 +19,7 @@ class TokenEmbedder(layer.Layer):
 
     def build(self, input_shape=None):
         shape = (self.vocab_size, self.d_model)
-        self.embedding = self.weight("embedding", shape, (axes.VOCAB, axes.EMBED), layer.unit_normal)
+        self.embedding = self.weight("embedding", shape, (axes.VOCAB, axes.EMBED), initializers.unit_normal)
         self.built = True
 
     def call(self, tokens: tf.Tensor) -> tf.Tensor:
@@ -37,7 +38,7 @@ class TokenEmbedder(layer.Layer):
         return tf.cast(logits, tf.float32)
 
 
-class LogitsProjection(layer.Layer):
+class LogitsProjection(Layer):
     """Untied logits (T5 1.1): a table of its own, [M, V]."""
 
     def __init__(
@@ -49,7 +50,7 @@ class LogitsProjection(layer.Layer):
         self.initializer_scale = initializer_scale
 
     def build(self, input_shape=None):
-        initializer = layer.variance_scaling(self.initializer_scale, self.d_model)
+        initializer = initializers.variance_scaling(self.initializer_scale, self.d_model)
         self.kernel = self.weight("kernel", (self.d_model, self.vocab_size), (axes.EMBED, axes.VOCAB), initializer)
         self.built = True
 
@@ -110,7 +111,7 @@ def relative_position_bucket(
     return offset + tf.where(distance < num_exact, distance, tf.minimum(logarithmic, num_buckets - 1))
 
 
-class RelativePositionBias(layer.Layer):
+class RelativePositionBias(Layer):
     """One learned number for each head and bucket of relative distance, shared by all layers of a stack."""
 
     def __init__(
@@ -133,7 +134,7 @@ class RelativePositionBias(layer.Layer):
 
     def build(self, input_shape=None):
         # The fan average of [buckets, heads], as T5X has it for this table.
-        initializer = layer.variance_scaling(self.initializer_scale, (self.num_buckets + self.num_heads) // 2)
+        initializer = initializers.variance_scaling(self.initializer_scale, (self.num_buckets + self.num_heads) // 2)
         self.embedding = self.weight("embedding", (self.num_buckets, self.num_heads), (None, axes.HEADS), initializer)
         self.built = True
 

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
-from switch_tf.layers.router import Router, Scores
+from switch_tf.layers.router_base import Router, Scores
 from switch_tf.layers.routing import Routing, mean_over_groups, router_z_loss, routing_metrics
 
 

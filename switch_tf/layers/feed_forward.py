@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from switch_tf.layers import layer
+from switch_tf.layers import initializers
+from switch_tf.layers.base import Layer
 from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.layers.routing import Routing
@@ -37,7 +38,7 @@ def activate(projections: list[tf.Tensor]) -> tf.Tensor:
     return tf.nn.gelu(gate, approximate=True) * linear
 
 
-class FeedForward(layer.Layer):
+class FeedForward(Layer):
     """y = activation(x W_in) W_out, no biases."""
 
     def __init__(
@@ -61,8 +62,8 @@ class FeedForward(layer.Layer):
         self.dropout = Dropout(dropout_rate, broadcast_axes=(1,), dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
-        into = layer.variance_scaling(self.initializer_scale, self.d_model)
-        out_of = layer.variance_scaling(self.initializer_scale, self.d_ff)
+        into = initializers.variance_scaling(self.initializer_scale, self.d_model)
+        out_of = initializers.variance_scaling(self.initializer_scale, self.d_ff)
         self.wi = [
             self.weight(name, (self.d_model, self.d_ff), (axes.EMBED, axes.MLP), into)
             for name in input_projection_names(self.activation)

@@ -3,13 +3,14 @@
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
-from switch_tf.layers import layer
+from switch_tf.layers import initializers
+from switch_tf.layers.base import Layer
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.dropless import apply_dropless
 from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.feed_forward import activate, input_projection_names
 from switch_tf.layers.rematerialization import rematerialized
-from switch_tf.layers.router import Router
+from switch_tf.layers.router_base import Router
 from switch_tf.layers.routing import Routing, expert_capacity
 from switch_tf.partitioning import axes
 
@@ -76,7 +77,7 @@ def batched_product(slots: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.reshape(product, [experts, groups, capacity, weights.shape[-1]])
 
 
-class Experts(layer.Layer):
+class Experts(Layer):
     """E feed-forward networks of one shape, each with its own weights, applied to its own slots.
 
     What a `SwitchFeedForward` needs of experts, these or others: `num_experts`, `output_width`, `call`, `apply_one`.
@@ -107,8 +108,8 @@ class Experts(layer.Layer):
 
     def build(self, input_shape=None):
         # Fan-in is one expert's: the expert dimension does not count (Sec. 2.4).
-        into = layer.variance_scaling(self.initializer_scale, self.d_model)
-        out_of = layer.variance_scaling(self.initializer_scale, self.d_ff)
+        into = initializers.variance_scaling(self.initializer_scale, self.d_model)
+        out_of = initializers.variance_scaling(self.initializer_scale, self.d_ff)
         in_shape = (self.num_experts, self.d_model, self.d_ff)
         out_shape = (self.num_experts, self.d_ff, self.d_model)
         self.wi = [
@@ -150,7 +151,7 @@ class Experts(layer.Layer):
         return hidden @ self.cast(tf.gather(self.wo, expert))
 
 
-class SwitchFeedForward(layer.Layer):
+class SwitchFeedForward(Layer):
     """A feed-forward layer of which each token uses one expert out of many."""
 
     def __init__(

@@ -2,11 +2,12 @@
 
 import tensorflow as tf
 
-from switch_tf.layers import layer
+from switch_tf.layers import initializers
+from switch_tf.layers.base import Layer
 from switch_tf.partitioning import axes
 
 
-class RMSNorm(layer.Layer):
+class RMSNorm(Layer):
     """y = scale * x / sqrt(mean(x^2) + epsilon), with statistics in float32."""
 
     def __init__(self, d_model: int, *, epsilon: float = 1e-6, dtype=None, name: str | None = None):
@@ -15,7 +16,7 @@ class RMSNorm(layer.Layer):
         self.epsilon = epsilon
 
     def build(self, input_shape=None):
-        self.scale = self.weight("scale", (self.d_model,), (axes.EMBED,), layer.ones)
+        self.scale = self.weight("scale", (self.d_model,), (axes.EMBED,), initializers.ones)
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:

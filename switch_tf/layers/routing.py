@@ -1,4 +1,4 @@
-"""Who goes where: what a router decides, and the arithmetic that all routers share. The routers are in `routers.py`.
+"""Who goes where: what a router decides, and the arithmetic that all routers share. The routers are in `token_choice.py` and `expert_choice.py`.
 
 Letters: G groups, S tokens in a group, M d_model, E experts, C slots that an expert has in a group (its capacity),
 K experts that a token may use (1 in a Switch Transformer).

@@ -2,14 +2,15 @@
 
 import tensorflow as tf
 
-from switch_tf.layers import layer
+from switch_tf.layers import initializers
 from switch_tf.layers.attention import HEAD_AXES, Attention, KeyValues
+from switch_tf.layers.base import Layer
 from switch_tf.layers.moe import SwitchFeedForward, batched_product
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
 
-class AttentionExperts(layer.Layer):
+class AttentionExperts(Layer):
     """E experts that make a query and a vector that is both key and value, for all heads.
 
     "linear" is one product; "feed_forward" has a ReLU layer of width H before it, that both products share.
@@ -42,13 +43,13 @@ class AttentionExperts(layer.Layer):
         scale, width = self.initializer_scale, self.d_model
         if self.kind == "feed_forward":
             shape, names = (self.num_experts, width, self.d_ff), (axes.EXPERTS, axes.EMBED, axes.EXPERT_MLP)
-            self.wi = self.weight("wi", shape, names, layer.variance_scaling(scale, width))
+            self.wi = self.weight("wi", shape, names, initializers.variance_scaling(scale, width))
             width = self.d_ff
         # The rows are EMBED's in both kinds: HEADS and EXPERT_MLP of one weight would ask for the same mesh dimension.
         shape, names = (self.num_experts, width, self.num_heads * self.d_kv), (axes.EXPERTS, axes.EMBED, axes.HEADS)
         # As in dense attention, the division of the logits by sqrt(d_kv) is folded into the query's initialisation.
-        self.query = self.weight("query", shape, names, layer.variance_scaling(scale, width * self.d_kv))
-        self.key_value = self.weight("key_value", shape, names, layer.variance_scaling(scale, width))
+        self.query = self.weight("query", shape, names, initializers.variance_scaling(scale, width * self.d_kv))
+        self.key_value = self.weight("key_value", shape, names, initializers.variance_scaling(scale, width))
         self.built = True
 
     def call(self, slots: tf.Tensor, training: bool = False, seed: int | tf.Tensor = 0) -> tf.Tensor:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from switch_tf.layers import layer
 from switch_tf.layers.attention import Attention, KeyValues, MultiHeadAttention
+from switch_tf.layers.base import Layer
 from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.embedding import RelativePositionBias
 from switch_tf.layers.feed_forward import FeedForward
@@ -27,7 +27,7 @@ class BlockCache(NamedTuple):
     cross_attention: KeyValues
 
 
-class Block(layer.Layer):
+class Block(Layer):
     """Self-attention, then (in a decoder) cross-attention, then a feed-forward layer.
 
     `rematerialization` is that of `ModelConfig`; a feed-forward layer, and experts, are told by themselves
@@ -70,7 +70,7 @@ class Block(layer.Layer):
     def _residual(
         self,
         x: tf.Tensor,
-        sublayer: layer.Layer,
+        sublayer: Layer,
         function: Callable,
         other_states: Sequence[tf.Tensor] = (),
         biases: Sequence[tf.Tensor] = (),
@@ -190,7 +190,7 @@ class Block(layer.Layer):
         return x, BlockCache(own, cache.cross_attention)
 
 
-class Stack(layer.Layer):
+class Stack(Layer):
     """The blocks of an encoder or of a decoder, the position bias that they share, and the last norm."""
 
     def __init__(

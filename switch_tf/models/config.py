@@ -9,8 +9,8 @@ import gin
 from switch_tf.errors import SettingError
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import ACTIVATIONS
-from switch_tf.layers.router import POLICIES
-from switch_tf.layers.routers import (
+from switch_tf.layers.router_base import POLICIES
+from switch_tf.layers.token_choice import (
     LATER_CHOICE_POLICIES,
     NON_CAUSAL_ROUTERS,
     PRIORITIES,
@@ -57,7 +57,7 @@ class ModelConfig:
         (Dropless evaluation goes before it.)
       group_size: the most tokens that compete for one set of slots; None makes each sequence a group of its own.
       router: how tokens and experts find each other: "switch", "top_n", "no_token_left_behind", "expert_choice" or
-        "expert_selection" (layers/routers.py).
+        "expert_selection" (layers/token_choice.py).
       decoder_router: the same for the decoder, where experts may not choose; None: as in the encoder.
       router_priority: who has a slot of a full expert: the first by "position" or by "gate".
       decoder_router_priority: the same for the decoder, where it must be "position"; None: as in the encoder.

@@ -9,20 +9,21 @@ import tensorflow as tf
 
 from switch_tf.layers import attention
 from switch_tf.layers.attention import Attention, MultiHeadAttention
+from switch_tf.layers.base import Layer
 from switch_tf.layers.embedding import LogitsProjection, RelativePositionBias, TokenEmbedder
 from switch_tf.layers.feed_forward import FeedForward
-from switch_tf.layers.layer import Layer, weights_from_seed
+from switch_tf.layers.initializers import weights_from_seed
 from switch_tf.layers.moe import Experts, SwitchFeedForward
-from switch_tf.layers.router import Router
-from switch_tf.layers.routers import (
+from switch_tf.layers.router_base import Router
+from switch_tf.layers.routing import Routing
+from switch_tf.layers.switch_attention import AttentionExperts, SwitchSelfAttention
+from switch_tf.layers.token_choice import (
     NON_CAUSAL_ROUTERS,
     ROUTERS,
     NoTokenLeftBehindRouter,
     TokenChoiceRouter,
     TopNRouter,
 )
-from switch_tf.layers.routing import Routing
-from switch_tf.layers.switch_attention import AttentionExperts, SwitchSelfAttention
 from switch_tf.layers.transformer import Block, BlockCache, Stack
 from switch_tf.models.config import DTYPE_POLICIES, ModelConfig
 

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.layers.dispatch import DISPATCHERS
-from switch_tf.layers.routers import SwitchRouter
 from switch_tf.layers.routing import Routing
+from switch_tf.layers.token_choice import SwitchRouter
 from tests.layers.test_routing import assign, random_probabilities
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from switch_tf.layers.dropless import apply_dropless, block_size_for, blocks_of
 from switch_tf.layers.moe import Experts, SwitchFeedForward
-from switch_tf.layers.routers import ROUTERS
+from switch_tf.layers.token_choice import ROUTERS
 from switch_tf.partitioning import axes
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from switch_tf.errors import SettingError
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import Experts, SwitchFeedForward, tokens_per_group
-from switch_tf.layers.routers import SwitchRouter
+from switch_tf.layers.token_choice import SwitchRouter
 from switch_tf.partitioning import axes
 
 

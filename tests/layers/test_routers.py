@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from switch_tf.errors import SettingError
 from switch_tf.layers.dispatch import DISPATCHERS
-from switch_tf.layers.router import Scores
-from switch_tf.layers.routers import ROUTERS
+from switch_tf.layers.router_base import Scores
 from switch_tf.layers.routing import Routing, expert_capacity
+from switch_tf.layers.token_choice import ROUTERS
 from tests.support import gates
 
 D_MODEL = 8

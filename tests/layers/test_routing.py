@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from switch_tf.layers.router import Scores
-from switch_tf.layers.routers import SwitchRouter
+from switch_tf.layers.router_base import Scores
 from switch_tf.layers.routing import Routing, expert_capacity, load_balance_loss
+from switch_tf.layers.token_choice import SwitchRouter
 from tests.support.gates import softmax
 
 

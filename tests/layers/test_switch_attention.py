@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.layers.moe import SwitchFeedForward
-from switch_tf.layers.routers import SwitchRouter
 from switch_tf.layers.switch_attention import AttentionExperts, SwitchSelfAttention
+from switch_tf.layers.token_choice import SwitchRouter
 
 
 def layer(kind: str, capacity_factor: float = 4.0, **settings) -> SwitchSelfAttention:

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.layers.feed_forward import FeedForward
+from switch_tf.layers.initializers import weights_from_seed
 from switch_tf.layers.moe import Experts
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.layout import Layout
@@ -39,8 +40,9 @@ def bytes_of_layers(make, shape: tuple[int, ...], rematerialize: bool) -> int:
     settings = {"d_model": 16, "d_ff": 512, "dropout_rate": 0.4, "rematerialize": rematerialize}
     settings |= {"num_experts": shape[0]} if make is Experts else {}
     layers = [make(**settings, name=f"layer_{index}") for index in range(16)]
-    for each in layers:
-        each.build()
+    with weights_from_seed(0):
+        for each in layers:
+            each.build()
     weights = [weight for each in layers for weight in each.trainable_variables]
 
     def gradients(x: tf.Tensor, *values: tf.Tensor) -> list[tf.Tensor]:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from switch_tf.errors import SettingError
 from switch_tf.layers import randomness
 from switch_tf.layers.expert_choice import ExpertChoiceRouter, ExpertSelectionRouter
-from switch_tf.layers.router import Router, Scores, one_of
+from switch_tf.layers.router_base import Router, Scores, one_of
 from switch_tf.layers.routing import (
     ExpertSlots,
     Routing,

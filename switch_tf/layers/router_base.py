@@ -1,4 +1,4 @@
-"""What all routers share: weights, exploration (App. C) and scores. What tells them apart is in `routers.py`.
+"""What all routers share: weights, exploration (App. C) and scores. What tells them apart is in `token_choice.py` and `expert_choice.py`.
 
 Letters as in `routing.py`.
 """
@@ -8,7 +8,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
-from switch_tf.layers import layer, randomness
+from switch_tf.layers import initializers, randomness
+from switch_tf.layers.base import Layer
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
@@ -37,7 +38,7 @@ def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
     return value
 
 
-class Router(layer.Layer):
+class Router(Layer):
     """Router weights and scores; a subclass turns the scores into a `Routing`.
 
     The router works in its own dtype (float32: "selective precision", Sec. 2.4) whatever the model's is: its input
@@ -105,12 +106,12 @@ class Router(layer.Layer):
         self.initializer_scale = initializer_scale
 
     def build(self, input_shape=None):
-        initializer = layer.variance_scaling(self.initializer_scale, self.d_model)
+        initializer = initializers.variance_scaling(self.initializer_scale, self.d_model)
         # Not split over devices: every device routes its own tokens among all experts.
         self.kernel = self.weight("kernel", (self.d_model, self.num_experts), (axes.EMBED, None), initializer)
         self.bias = None
         if self.balance_bias:
-            self.bias = self.weight("balance_bias", (self.num_experts,), (None,), layer.zeros)
+            self.bias = self.weight("balance_bias", (self.num_experts,), (None,), initializers.zeros)
         self.built = True
 
     def _noisy(self, inputs: tf.Tensor, policy: str, seed: tf.Tensor) -> tf.Tensor:
