@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 
 from benchmarks.measuring import spread
+from switch_tf.layers.context import ForwardContext
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.initializers import weights_from_seed
@@ -57,7 +58,7 @@ def make_step(layer):
     def step(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y, routing = layer(x, training=True)
+            y, routing = layer(x, context=ForwardContext(training=True))
             loss = tf.reduce_sum(y * y)
             if routing is not None:
                 loss += routing.balance_loss

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from switch_tf.layers.context import ForwardContext
 from switch_tf.layers.embedding import sharded_argmax
 from switch_tf.layers.transformer import BlockCache
 from switch_tf.models.encoder_decoder import EncoderDecoder
@@ -30,7 +31,7 @@ def greedy(
     """
     batch = encoder_input_tokens.shape[0]
     memory_mask = tf.not_equal(encoder_input_tokens, 0)
-    memory, _ = model.encode({"encoder_input_tokens": encoder_input_tokens}, dropless=True)
+    memory, _ = model.encode({_TOKENS: encoder_input_tokens}, ForwardContext(dropless=True))
     caches = model.start_decoding(memory, max_length)
     cross = [cache.cross_attention for cache in caches]
 

@@ -1,13 +1,14 @@
-"""Tokens to expert slots and back. Dispatchers know a `Routing` and no weights.
+"""Dispatchers move tokens to expert slots and combine the experts' outputs. They read a `Routing` and have no weights.
 
-Both keep one contract and are tested against each other:
+All of them implement one contract and are tested against each other:
   dispatch: tokens [G, S, M] -> slots [E, G, C, M]; the expert dimension first.
   combine: slots [E, G, C, M] -> tokens [G, S, M], each the sum over its experts of gate * output; 0 for a token
     without a slot.
-What stands in a slot that no token took is not defined; no output and no gradient depends on it.
+The contents of an empty slot are undefined; no output and no gradient depends on them.
 """
 
 import abc
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -25,7 +26,7 @@ def _to_group_first(slots: tf.Tensor) -> tf.Tensor:
 
 
 class Dispatcher(abc.ABC):
-    """Moves tokens between their places in a group and the experts' slots."""
+    """Moves tokens from their positions in a group to expert slots, and back."""
 
     def __init__(self, routing: Routing):
         self.routing = routing
@@ -41,12 +42,12 @@ class Dispatcher(abc.ABC):
 
 
 class EinsumDispatcher(Dispatcher):
-    """Mesh TensorFlow's way: products with [G, S, E, C] masks. The reference: simple, and slow with many experts."""
+    """Matmuls with [G, S, E, C] masks, as in Mesh TensorFlow. The reference: simple, and slow with many experts."""
 
     def __init__(self, routing: Routing):
         super().__init__(routing)
         self._expert = tf.one_hot(routing.expert, self.num_experts, dtype=tf.float32)
-        # A token without a slot comes out at C or above, which one_hot leaves all zero.
+        # C or more for a token without a slot, which one_hot maps to zeros.
         position = routing.slot - routing.expert * routing.capacity
         self._position = tf.one_hot(position, routing.capacity, dtype=tf.float32)
 
@@ -60,10 +61,10 @@ class EinsumDispatcher(Dispatcher):
 
 
 class GatherDispatcher(Dispatcher):
-    """By gathers alone, in both directions and in the gradients: no scatter and no [S, E, C] tensor.
+    """Gathers only, in both directions and in the gradients: no scatter and no [S, E, C] tensor.
 
-    The slot of each token and the token of each slot are each other's inverse, so that the gradient of either
-    gather is the other one.
+    The slot of each token and the token of each slot are inverse maps, so that the gradient of either gather is the
+    other gather.
     """
 
     def __init__(self, routing: Routing):
@@ -71,13 +72,13 @@ class GatherDispatcher(Dispatcher):
         groups, size, choices = routing.slot.shape
         capacity, num_slots = routing.capacity, self.num_experts * routing.capacity
         slot = tf.reshape(routing.slot, [groups, size * choices])
-        # Sorted by slot, an expert's tokens stand together, in order; those without a slot come last.
+        # Sorted by slot: the tokens of an expert are contiguous and in order; tokens without a slot come last.
         order = tf.argsort(slot, axis=-1, stable=True)
         start = tf.cumsum(routing.filled, axis=-1, exclusive=True)
         place = tf.reshape(tf.range(capacity), [1, 1, capacity])
         rank = tf.minimum(tf.expand_dims(start, -1) + place, size * choices - 1)
         is_filled = place < tf.expand_dims(routing.filled, -1)
-        # The assignment (token * K + choice) in each slot; an arbitrary one where nobody is.
+        # The assignment (token * K + choice) in each slot; an arbitrary one in an empty slot.
         self._assignment = tf.gather(order, tf.reshape(rank, [groups, num_slots]), batch_dims=1)
         self._token = self._assignment // choices
         self._is_filled = tf.reshape(is_filled, [groups, num_slots])
@@ -88,8 +89,8 @@ class GatherDispatcher(Dispatcher):
         groups, size, choices = self.routing.slot.shape
 
         @tf.custom_gradient
-        def to_slots(tokens):
-            def gradient(slots_gradient):
+        def to_slots(tokens: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+            def gradient(slots_gradient: tf.Tensor) -> tf.Tensor:
                 taken = tf.gather(slots_gradient, self._slot, batch_dims=1)
                 taken *= tf.cast(tf.expand_dims(self._has_slot, -1), taken.dtype)
                 if choices == 1:
@@ -104,17 +105,17 @@ class GatherDispatcher(Dispatcher):
         groups, size, choices = self.routing.slot.shape
 
         @tf.custom_gradient
-        def to_tokens(slots, gate):
+        def to_tokens(slots: tf.Tensor, gate: tf.Tensor) -> tuple[tf.Tensor, Callable]:
             taken = tf.gather(slots, self._slot, batch_dims=1)
             taken = tf.reshape(taken, [groups, size, choices, taken.shape[-1]])
             weights = tf.cast(tf.expand_dims(gate, -1), slots.dtype)
 
-            def gradient(tokens_gradient):
+            def gradient(tokens_gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 gate_of_slot = tf.gather(tf.reshape(gate, [groups, size * choices]), self._assignment, batch_dims=1)
                 gate_of_slot = tf.where(self._is_filled, gate_of_slot, 0.0)
                 slots_gradient = tf.gather(tokens_gradient, self._token, batch_dims=1)
                 slots_gradient *= tf.cast(tf.expand_dims(gate_of_slot, -1), slots.dtype)
-                # Not an einsum, which would multiply token by token: G * S * K matrices of one row.
+                # Not an einsum, which would become G * S * K matmuls of one row.
                 agreement = tf.cast(taken, gate.dtype) * tf.cast(tf.expand_dims(tokens_gradient, 2), gate.dtype)
                 return slots_gradient, tf.reduce_sum(agreement, axis=-1)
 

@@ -1,7 +1,7 @@
-"""Every token gets its experts, at no more work than there are tokens: blocks of tokens of one expert each.
+"""Dropless expert layers for evaluation and decoding: every token gets its experts, without padding to a capacity.
 
-For evaluation and decoding. What a token gets does not depend on which others are in the batch, and no expert's weights
-are read that nobody chose. (After the blocks of Gale et al. 2022.)
+Tokens are sorted by expert and processed in blocks of one expert each (after the blocks of Gale et al. 2022). A token's
+result does not depend on the rest of the batch, and the weights of experts that no token chose are not read.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,17 @@ import tensorflow as tf
 
 from switch_tf.layers.routing import Routing
 
-# The most tokens that a block holds: enough for a matrix product at full speed, few enough to waste little at the end
-# of an expert's tokens.
+# Large enough for an efficient matmul, small enough that the last, partly filled block of an expert wastes little.
 MAX_BLOCK_SIZE = 128
 
 
 class Blocks(NamedTuple):
     """Tokens sorted by expert and cut into blocks; A assignments (token, choice) in T blocks of B places.
 
-    assignment: int32 [T, B], who stands in each place; anybody where nobody does.
-    expert: int32 [T], whose tokens a block holds.
-    num_used: int32 [], how many blocks hold tokens; they are the first ones.
-    place: int32 [A], where in [T * B] each assignment stands.
+    assignment: int32 [T, B], the assignment in each place; an arbitrary one in an unused place.
+    expert: int32 [T], the expert of each block.
+    num_used: int32 [], how many blocks, counted from the first, hold tokens.
+    place: int32 [A], the place in [T * B] of each assignment.
     """
 
     assignment: tf.Tensor
@@ -35,12 +34,12 @@ def blocks_of(expert: tf.Tensor, num_experts: int, block_size: int) -> Blocks:
     """Sorts assignments by expert and cuts them into blocks.
 
     Args:
-      expert: int32 [A]; `num_experts` for one that goes nowhere.
+      expert: int32 [A]; `num_experts` for an assignment without an expert.
       num_experts: E.
       block_size: B.
 
     Returns:
-      The blocks, of which there can be no more than A, nor than A / B and one for each expert.
+      The blocks; T = min(A, A // B + E) is enough for every distribution over the experts.
     """
     assignments = expert.shape[0]
     max_blocks = min(assignments, assignments // block_size + num_experts)
@@ -65,7 +64,7 @@ def blocks_of(expert: tf.Tensor, num_experts: int, block_size: int) -> Blocks:
 
 
 def block_size_for(assignments: int, num_experts: int) -> int:
-    """Chooses B: the tokens that an expert has on average, as a power of two up to `MAX_BLOCK_SIZE`."""
+    """Chooses B: the mean number of tokens per expert, rounded up to a power of two, at most `MAX_BLOCK_SIZE`."""
     size = 1
     while size < MAX_BLOCK_SIZE and size * num_experts < assignments:
         size *= 2
@@ -75,12 +74,12 @@ def block_size_for(assignments: int, num_experts: int) -> int:
 def apply_dropless(
     routing: Routing, tokens: tf.Tensor, expert_function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], width: int
 ) -> tf.Tensor:
-    """Sends every token through its experts and adds their outputs, weighted by the gates.
+    """Applies to every token its experts and adds their outputs, weighted by the gates.
 
     Args:
-      routing: with a slot for every choice that counts.
+      routing: with a slot for every choice that is to be used.
       tokens: [G, S, M].
-      expert_function: (expert, int32 scalar; [B, M]) -> [B, W], that expert's output.
+      expert_function: (expert, int32 scalar; tokens [B, M]) -> that expert's output [B, W].
       width: W.
 
     Returns:
@@ -96,7 +95,7 @@ def apply_dropless(
     token_of_place = blocks.assignment // choices
     rows = tf.reshape(tokens, [groups * size, tokens.shape[-1]])
 
-    def apply_block(block, outputs):
+    def apply_block(block: tf.Tensor, outputs: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
         block_tokens = tf.gather(rows, tf.gather(token_of_place, block))
         output = expert_function(tf.gather(blocks.expert, block), block_tokens)
         return block + 1, outputs.write(block, output)

@@ -1,16 +1,21 @@
 """Dropout whose mask is a function of (seed, position)."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from switch_tf.layers import randomness
 from switch_tf.layers.base import Layer
+from switch_tf.layers.context import INFERENCE, ForwardContext
 from switch_tf.partitioning.axes import Axes
 
 
 class Dropout(Layer):
     """Zeroes each element with probability `rate` in training and scales the others by 1 / (1 - rate)."""
 
-    def __init__(self, rate: float, *, broadcast_axes: tuple[int, ...] = (), dtype=None, name: str | None = None):
+    def __init__(
+        self, rate: float, *, broadcast_axes: tuple[int, ...] = (), dtype: Any = None, name: str | None = None
+    ):
         """Makes the layer.
 
         Args:
@@ -28,25 +33,24 @@ class Dropout(Layer):
         self.rate = rate
         self.broadcast_axes = broadcast_axes
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         self.built = True
 
-    def call(self, x: tf.Tensor, *, axes: Axes, training: bool = False, seed: int | tf.Tensor = 0) -> tf.Tensor:
+    def call(self, x: tf.Tensor, context: ForwardContext = INFERENCE, *, axes: Axes) -> tf.Tensor:
         """Drops elements.
 
         Args:
           x: any shape and float dtype.
-          axes: its axis names: each device or replica draws the part of the mask that it needs.
-          training: whether anything is dropped.
-          seed: the same seed gives the same mask, on every mesh.
+          context: of the forward pass; outside of training nothing is dropped.
+          axes: the axis names of `x`, by which each device or replica draws only its shard of the mask.
 
         Returns:
           Same shape and dtype; `x` itself outside of training.
         """
-        if not training or self.rate == 0.0:
+        if not context.training or self.rate == 0.0:
             return x
         shape, names = list(x.shape), list(axes)
         for dimension in self.broadcast_axes:
             shape[dimension], names[dimension] = 1, None
-        kept = randomness.uniform(tuple(shape), self.noise_seed(seed), tuple(names)) >= self.rate
+        kept = randomness.uniform(tuple(shape), self.noise_seed(context.seed), tuple(names)) >= self.rate
         return x * tf.cast(kept, x.dtype) * tf.cast(1.0 / (1.0 - self.rate), x.dtype)

@@ -1,6 +1,7 @@
 """Token embedding, tied and untied logits, and T5's relative position bias."""
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -12,12 +13,12 @@ from switch_tf.partitioning import axes
 class TokenEmbedder(Layer):
     """The token table [V, M]: ids to vectors and, where logits are tied, vectors to logits."""
 
-    def __init__(self, vocab_size: int, d_model: int, *, dtype=None, name: str | None = None):
+    def __init__(self, vocab_size: int, d_model: int, *, dtype: Any = None, name: str | None = None):
         super().__init__(dtype=dtype, name=name)
         self.vocab_size = vocab_size
         self.d_model = d_model
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         shape = (self.vocab_size, self.d_model)
         self.embedding = self.weight("embedding", shape, (axes.VOCAB, axes.EMBED), initializers.unit_normal)
         self.built = True
@@ -26,8 +27,8 @@ class TokenEmbedder(Layer):
         """Looks up int32 ids [B, L]; returns [B, L, M] in the compute dtype."""
         if axes.num_shards(axes.VOCAB) == 1:
             return self.cast(tf.gather(tf.convert_to_tensor(self.embedding), tokens))
-        # A product instead of a gather where the table is split: each device looks up its own rows, and one sum over
-        # devices finds the others'; a gather would fetch the whole table first.
+        # With a sharded table, a one-hot matmul instead of a gather: each device looks up the rows of its shard and an
+        # all-reduce adds them up. A gather would all-gather the table.
         one_hot = tf.one_hot(tokens, self.vocab_size, dtype=self.compute_dtype)
         one_hot = axes.constrain(one_hot, (axes.BATCH, axes.LENGTH, axes.VOCAB))
         return tf.einsum("blv,vm->blm", one_hot, self.cast(self.embedding))
@@ -39,17 +40,23 @@ class TokenEmbedder(Layer):
 
 
 class LogitsProjection(Layer):
-    """Untied logits (T5 1.1): a table of its own, [M, V]."""
+    """Untied logits (T5 1.1): a separate table, [M, V]."""
 
     def __init__(
-        self, vocab_size: int, d_model: int, *, initializer_scale: float = 1.0, dtype=None, name: str | None = None
+        self,
+        vocab_size: int,
+        d_model: int,
+        *,
+        initializer_scale: float = 1.0,
+        dtype: Any = None,
+        name: str | None = None,
     ):
         super().__init__(dtype=dtype, name=name)
         self.vocab_size = vocab_size
         self.d_model = d_model
         self.initializer_scale = initializer_scale
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         initializer = initializers.variance_scaling(self.initializer_scale, self.d_model)
         self.kernel = self.weight("kernel", (self.d_model, self.vocab_size), (axes.EMBED, axes.VOCAB), initializer)
         self.built = True
@@ -60,9 +67,9 @@ class LogitsProjection(Layer):
 
 
 def sharded_argmax(logits: tf.Tensor) -> tf.Tensor:
-    """Returns the most probable token, the first of equals, as argmax does.
+    """Returns the index of the highest logit, the first one of equals, like argmax.
 
-    Of a vocabulary that is split over devices by maxima alone, part by part; argmax would gather the logits.
+    With a sharded vocabulary it takes maxima only, first within each shard; argmax would all-gather the logits.
 
     Args:
       logits: float [..., V].
@@ -74,7 +81,7 @@ def sharded_argmax(logits: tf.Tensor) -> tf.Tensor:
         return tf.argmax(logits, axis=-1, output_type=tf.int32)
     vocab_size = logits.shape[-1]
     is_highest = tf.equal(logits, tf.reduce_max(logits, axis=-1, keepdims=True))
-    # The first place has the highest number.
+    # Numbered backwards, so that the maximum is the first of equals.
     number = tf.reshape(tf.range(vocab_size, 0, -1), [1] * (logits.shape.rank - 1) + [vocab_size])
     return vocab_size - tf.reduce_max(tf.where(is_highest, number, 0), axis=-1)
 
@@ -84,13 +91,13 @@ def relative_position_bucket(
 ) -> tf.Tensor:
     """Maps key position minus query position to a bucket (T5, Raffel et al. 2020, Sec. 2.1).
 
-    Half of the buckets hold one exact distance each, the other half grow logarithmically up to `max_distance`.
+    Half of the buckets hold one distance each, the others logarithmically growing ranges up to `max_distance`.
 
     Args:
       distance: int32, key position - query position.
-      bidirectional: whether keys after the query have buckets of their own (encoder) or share that of 0 (decoder).
+      bidirectional: whether keys after the query have separate buckets (encoder) or share the bucket of 0 (decoder).
       num_buckets: how many buckets there are in all.
-      max_distance: from here on all distances share the last bucket.
+      max_distance: all distances from this one on share the last bucket.
 
     Returns:
       int32 of the same shape, in [0, num_buckets).
@@ -103,7 +110,7 @@ def relative_position_bucket(
     else:
         distance = tf.maximum(-distance, 0)
     num_exact = num_buckets // 2
-    # The epsilon keeps log(0) finite; that branch is not taken for distances below num_exact.
+    # The epsilon keeps log(0) finite; distances below num_exact do not use this branch.
     ratio = tf.cast(distance, tf.float32) / num_exact + 1e-6
     logarithmic = num_exact + tf.cast(
         tf.math.log(ratio) / math.log(max_distance / num_exact) * (num_buckets - num_exact), tf.int32
@@ -112,7 +119,7 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(Layer):
-    """One learned number for each head and bucket of relative distance, shared by all layers of a stack."""
+    """One learned scalar for each head and bucket of relative positions, shared by all layers of a stack."""
 
     def __init__(
         self,
@@ -122,7 +129,7 @@ class RelativePositionBias(Layer):
         num_buckets: int = 32,
         max_distance: int = 128,
         initializer_scale: float = 1.0,
-        dtype=None,
+        dtype: Any = None,
         name: str | None = None,
     ):
         super().__init__(dtype=dtype, name=name)
@@ -132,8 +139,8 @@ class RelativePositionBias(Layer):
         self.max_distance = max_distance
         self.initializer_scale = initializer_scale
 
-    def build(self, input_shape=None):
-        # The fan average of [buckets, heads], as T5X has it for this table.
+    def build(self, input_shape: Any = None) -> None:
+        # Fan-average of [buckets, heads], as in T5X.
         initializer = initializers.variance_scaling(self.initializer_scale, (self.num_buckets + self.num_heads) // 2)
         self.embedding = self.weight("embedding", (self.num_buckets, self.num_heads), (None, axes.HEADS), initializer)
         self.built = True
@@ -155,7 +162,7 @@ class RelativePositionBias(Layer):
             num_buckets=self.num_buckets,
             max_distance=self.max_distance,
         )
-        # A one-hot product instead of a gather: its gradient is a product too, with the same layout on every mesh.
+        # A one-hot matmul instead of a gather: its gradient is a matmul too, which keeps its layout on every mesh.
         one_hot = tf.one_hot(buckets, self.num_buckets, dtype=tf.float32)
         bias = tf.einsum("qkr,rn->nqk", one_hot, tf.convert_to_tensor(self.embedding))
         return tf.expand_dims(bias, 0)

@@ -1,31 +1,35 @@
 """Routers in which experts choose tokens. Letters as in `routing.py`."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
-from switch_tf.layers.router_base import Router, Scores
+from switch_tf.layers.context import INFERENCE, ForwardContext
+from switch_tf.layers.router_base import Router, Scores, register_router
 from switch_tf.layers.routing import Routing, mean_over_groups, router_z_loss, routing_metrics
 
 
+@register_router("expert_choice")
 class ExpertChoiceRouter(Router):
-    """Experts choose tokens: each takes the C tokens of a group that suit it best (Zhou et al. 2022).
+    """Experts choose tokens: each takes the C tokens of a group with the highest affinity (Zhou et al. 2022).
 
-    Every expert is full, and a token may have any number of experts, or none; each counts with its probability. What
-    a token gets depends on all tokens of its group: no decoder may use it. There is nothing to balance, and the
-    balance loss is 1, which is balance.
+    Every expert is full. A token may have any number of experts, or none; the gates are their probabilities. A token's
+    experts depend on all tokens of its group, so that no decoder may use it. The load is balanced by construction, and
+    the balance loss is the constant 1.
     """
 
     is_causal = False
     tokens_choose_experts = False
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any):
         """Makes the router.
 
         Args:
           **settings: of `Router`.
 
         Raises:
-          SettingError: if tokens are to be sampled or balanced, which experts that choose do not need.
+          SettingError: with a policy of "sample" or a balance bias, which apply to tokens that choose.
         """
         super().__init__(**settings)
         if self.balance_bias or "sample" in (self.policy, self.eval_policy):
@@ -34,23 +38,25 @@ class ExpertChoiceRouter(Router):
                 "balance_bias: use 'input_jitter' and no bias."
             )
 
+    def experts_per_token(self, capacity_factor: float) -> float:
+        return min(capacity_factor, self.num_experts)
+
     def affinity(self, scores: Scores, mask: tf.Tensor) -> tf.Tensor:
-        """How well each token suits each expert, float32 [G, S, E]: the softmax over the experts."""
+        """The affinity of each token to each expert, float32 [G, S, E]: the softmax over the experts."""
         del mask
         return scores.probabilities
 
     def gate(self, affinity: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
-        """Weight of each expert's output, float32 [G, S, E]; `chosen`, of that shape, is 1 where an expert took it."""
+        """The factor of each expert's output, float32 [G, S, E]; `chosen` has 1 where an expert took the token."""
         return affinity * chosen
 
     def balance_loss(self, affinity: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        """What pushes the affinities to a balance, float32 []."""
+        """The balance loss, float32 []."""
         del affinity
         return mean_over_groups(tf.ones(mask.shape[:1]), mask)
 
-    def assign(
-        self, scores: Scores, mask: tf.Tensor, capacity: int, training: bool = False, seed: int | tf.Tensor = 0
-    ) -> Routing:
+    def assign(self, scores: Scores, mask: tf.Tensor, capacity: int, context: ForwardContext = INFERENCE) -> Routing:
+        del context
         groups, _, num_experts = scores.logits.shape
         affinity = self.affinity(scores, mask)
         is_real = tf.expand_dims(mask, -1)
@@ -75,11 +81,12 @@ class ExpertChoiceRouter(Router):
         )
 
 
+@register_router("expert_selection")
 class ExpertSelectionRouter(ExpertChoiceRouter):
-    """Expert choice as Mesh TensorFlow's `expert_selection` has it: the softmax goes over the tokens of the group.
+    """Expert choice as in Mesh TensorFlow's `expert_selection`: the softmax is over the tokens of the group.
 
-    A token's weights are divided by the number of experts that took it, and the balance loss pushes the experts'
-    mean affinity to be the same for all tokens.
+    A token's gates are divided by the number of experts that took it. The balance loss pushes the mean affinity over
+    experts to be equal for all tokens.
     """
 
     def affinity(self, scores: Scores, mask: tf.Tensor) -> tf.Tensor:
@@ -88,7 +95,7 @@ class ExpertSelectionRouter(ExpertChoiceRouter):
         return tf.nn.softmax(tf.where(is_real > 0, scores.logits, -1e9), axis=1) * is_real
 
     def gate(self, affinity: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
-        """The affinity over the number of experts that took the token, float32 [G, S, E]."""
+        """The affinity divided by the number of experts that took the token, float32 [G, S, E]."""
         return affinity * chosen / tf.maximum(tf.reduce_sum(chosen, axis=-1, keepdims=True), 1.0)
 
     def balance_loss(self, affinity: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

@@ -1,9 +1,12 @@
-"""The dense feed-forward layer of T5 1.0 (ReLU) and T5 1.1 (GEGLU), and the activations it shares with the experts."""
+"""The dense feed-forward layer of T5 1.0 (ReLU) and T5 1.1 (GEGLU), whose activations the experts use too."""
+
+from typing import Any
 
 import tensorflow as tf
 
 from switch_tf.layers import initializers
 from switch_tf.layers.base import Layer
+from switch_tf.layers.context import INFERENCE, ForwardContext
 from switch_tf.layers.dropout import Dropout
 from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.layers.routing import Routing
@@ -50,7 +53,7 @@ class FeedForward(Layer):
         dropout_rate: float = 0.0,
         initializer_scale: float = 1.0,
         rematerialize: bool = False,
-        dtype=None,
+        dtype: Any = None,
         name: str | None = None,
     ):
         super().__init__(dtype=dtype, name=name)
@@ -61,7 +64,7 @@ class FeedForward(Layer):
         self.rematerialize = rematerialize
         self.dropout = Dropout(dropout_rate, broadcast_axes=(1,), dtype=dtype, name="dropout")
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         into = initializers.variance_scaling(self.initializer_scale, self.d_model)
         out_of = initializers.variance_scaling(self.initializer_scale, self.d_ff)
         self.wi = [
@@ -72,35 +75,24 @@ class FeedForward(Layer):
         self.dropout.build()
         self.built = True
 
-    def call(
-        self,
-        x: tf.Tensor,
-        token_mask: tf.Tensor | None = None,
-        training: bool = False,
-        seed: int | tf.Tensor = 0,
-        dropless: bool = False,
-    ) -> tuple[tf.Tensor, Routing | None]:
-        """Transforms every token by itself.
+    def call(self, x: tf.Tensor, context: ForwardContext = INFERENCE) -> tuple[tf.Tensor, Routing | None]:
+        """Transforms each token independently.
 
         Args:
           x: [B, L, M].
-          token_mask: ignored, as is `dropless`; `SwitchFeedForward`, which stands in the same place, needs them.
-          training: whether dropout is on.
-          seed: seed of the dropout mask.
-          dropless: ignored.
+          context: of the forward pass; dropout reads it.
 
         Returns:
-          ([B, L, M] in the compute dtype, None: nothing is routed).
+          ([B, L, M] in the compute dtype, None: nothing is routed). `SwitchFeedForward` has the same interface.
         """
-        del token_mask, dropless
 
         def transformed(x: tf.Tensor) -> tf.Tensor:
             hidden = activate([tf.einsum("blm,mh->blh", x, self.cast(wi)) for wi in self.wi])
             hidden = axes.constrain(hidden, _HIDDEN_AXES)
-            hidden = self.dropout(hidden, axes=_HIDDEN_AXES, training=training, seed=seed)
+            hidden = self.dropout(hidden, context=context, axes=_HIDDEN_AXES)
             return tf.einsum("blh,hm->blm", hidden, self.cast(self.wo))
 
         x = self.cast(x)
-        if self.rematerialize and training:
+        if self.rematerialize and context.training:
             return rematerialized(transformed, self.variables, [x]), None
         return transformed(x), None

@@ -1,10 +1,13 @@
 """The Switch feed-forward layer: a router, a dispatcher and experts (Sec. 2.1, App. F)."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
 from switch_tf.layers import initializers
 from switch_tf.layers.base import Layer
+from switch_tf.layers.context import INFERENCE, ForwardContext
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.dropless import apply_dropless
 from switch_tf.layers.dropout import Dropout
@@ -14,29 +17,29 @@ from switch_tf.layers.router_base import Router
 from switch_tf.layers.routing import Routing, expert_capacity
 from switch_tf.partitioning import axes
 
-# Groups ride on the same mesh dimension as experts, and where both are there the first one does: a change from one to
-# the other moves every token to its expert's device, or back.
+# Groups and experts are sharded over the same mesh dimension, which goes to the first of them in a tensor: resharding
+# from one to the other is the all-to-all that sends every token to its expert's device, or back.
 _SLOTS_AT_TOKENS = (None, axes.GROUPS, axes.SLOTS, axes.EMBED)
 _SLOTS_AT_EXPERTS = (axes.EXPERTS, axes.GROUPS, axes.SLOTS, axes.EMBED)
 _HIDDEN_AXES = (axes.EXPERTS, axes.GROUPS, axes.SLOTS, axes.EXPERT_MLP)
 
 
 def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> int:
-    """Splits a batch's tokens into equal groups of at most `group_size`, as many on each device.
+    """Returns the size of equal groups of at most `group_size` tokens, with as many groups on each device.
 
-    A GROUP_SIZE that divides one device's tokens gives the same groups on every mesh, and so the same losses.
+    A GROUP_SIZE that divides one device's tokens gives the same groups, and so the same losses, on every mesh.
 
     Args:
       num_tokens: B * L.
       group_size: the most tokens that a group may have.
-      num_shards: over how many devices the groups are spread; their number is a multiple of it.
+      num_shards: how many devices the groups are sharded over; the number of groups is a multiple of it.
 
     Returns:
       S, the largest divisor of one device's tokens that is not above `group_size`.
 
     Raises:
-      SettingError: if the devices cannot have as many tokens each, or that divisor is less than half of what it could
-        be: groups far smaller than asked for drop more tokens than the capacity factor says.
+      SettingError: if the devices cannot have equally many tokens, or the divisor is less than half of `group_size`:
+        much smaller groups drop more tokens than the capacity factor suggests.
     """
     if group_size < 1:
         raise SettingError(f"GROUP_SIZE = {group_size} must be at least 1.")
@@ -59,11 +62,11 @@ def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> i
     return size
 
 
-def batched_product(slots: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Multiplies what stands in the slots of expert e with the weights of expert e.
+def expert_matmul(slots: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Multiplies the slots of expert e with the weights of expert e.
 
-    The same as an einsum, "egcm,emh->egch", whose gradient is slow: TensorFlow makes the weights' gradient there as
-    [E, H, M] and then transposes it, which takes as long as the product if there are many experts. A matmul's does not.
+    Equals the einsum "egcm,emh->egch" with a faster gradient: TensorFlow computes the einsum's weight gradient as
+    [E, H, M] and transposes it, which with many experts takes as long as the matmul itself.
 
     Args:
       slots: [E, G, C, M].
@@ -73,14 +76,14 @@ def batched_product(slots: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
       [E, G, C, H].
     """
     experts, groups, capacity, width = slots.shape
-    product = tf.matmul(tf.reshape(slots, [experts, groups * capacity, width]), weights)
-    return tf.reshape(product, [experts, groups, capacity, weights.shape[-1]])
+    outputs = tf.matmul(tf.reshape(slots, [experts, groups * capacity, width]), weights)
+    return tf.reshape(outputs, [experts, groups, capacity, weights.shape[-1]])
 
 
 class Experts(Layer):
     """E feed-forward networks of one shape, each with its own weights, applied to its own slots.
 
-    What a `SwitchFeedForward` needs of experts, these or others: `num_experts`, `output_width`, `call`, `apply_one`.
+    `SwitchFeedForward` takes any layer with `num_experts`, `output_width`, `call` and `apply_one` as its experts.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class Experts(Layer):
         dropout_rate: float = 0.0,
         initializer_scale: float = 0.1,
         rematerialize: bool = False,
-        dtype=None,
+        dtype: Any = None,
         name: str | None = None,
     ):
         super().__init__(dtype=dtype, name=name)
@@ -106,8 +109,8 @@ class Experts(Layer):
         self.rematerialize = rematerialize
         self.dropout = Dropout(dropout_rate, dtype=dtype, name="dropout")
 
-    def build(self, input_shape=None):
-        # Fan-in is one expert's: the expert dimension does not count (Sec. 2.4).
+    def build(self, input_shape: Any = None) -> None:
+        # Fan-in is that of one expert: the expert dimension does not count (Sec. 2.4).
         into = initializers.variance_scaling(self.initializer_scale, self.d_model)
         out_of = initializers.variance_scaling(self.initializer_scale, self.d_ff)
         in_shape = (self.num_experts, self.d_model, self.d_ff)
@@ -120,27 +123,26 @@ class Experts(Layer):
         self.dropout.build()
         self.built = True
 
-    def call(self, slots: tf.Tensor, training: bool = False, seed: int | tf.Tensor = 0) -> tf.Tensor:
+    def call(self, slots: tf.Tensor, context: ForwardContext = INFERENCE) -> tf.Tensor:
         """Applies expert e to slots[e].
 
         Args:
           slots: [E, G, C, M].
-          training: whether expert dropout is on: on the hidden activation of the experts alone (Sec. 2.4, "Expert
+          context: of the forward pass; expert dropout reads it. It drops hidden activations only (Sec. 2.4, "Expert
             dropout").
-          seed: seed of the dropout mask.
 
         Returns:
           [E, G, C, M] in the compute dtype.
         """
 
         def transformed(slots: tf.Tensor) -> tf.Tensor:
-            hidden = activate([batched_product(slots, self.cast(wi)) for wi in self.wi])
+            hidden = activate([expert_matmul(slots, self.cast(wi)) for wi in self.wi])
             hidden = axes.constrain(hidden, _HIDDEN_AXES)
-            hidden = self.dropout(hidden, axes=_HIDDEN_AXES, training=training, seed=seed)
-            return batched_product(hidden, self.cast(self.wo))
+            hidden = self.dropout(hidden, context=context, axes=_HIDDEN_AXES)
+            return expert_matmul(hidden, self.cast(self.wo))
 
         slots = self.cast(slots)
-        if self.rematerialize and training:
+        if self.rematerialize and context.training:
             return rematerialized(transformed, self.variables, [slots])
         return transformed(slots)
 
@@ -152,7 +154,7 @@ class Experts(Layer):
 
 
 class SwitchFeedForward(Layer):
-    """A feed-forward layer of which each token uses one expert out of many."""
+    """A feed-forward layer in which each token uses one expert out of many."""
 
     def __init__(
         self,
@@ -165,19 +167,19 @@ class SwitchFeedForward(Layer):
         min_expert_capacity: int = 4,
         fixed_capacity: int | None = None,
         dispatcher: str = "gather",
-        dtype=None,
+        dtype: Any = None,
         name: str | None = None,
     ):
         """Makes the layer.
 
         Args:
-          router: decides who goes where.
+          router: assigns tokens to experts.
           experts: the expert networks.
           group_size: the most tokens that compete for one set of slots; None makes each sequence a group.
-          capacity_factor: slots over tokens, in training (Eq. 3).
-          eval_capacity_factor: the same outside of training; None drops no token.
-          min_expert_capacity: floor of an expert's slots in a group.
-          fixed_capacity: an expert's slots in a group, in the place of the factors and the floor.
+          capacity_factor: expert slots per token in training (Eq. 3).
+          eval_capacity_factor: the same outside of training; None: dropless.
+          min_expert_capacity: the fewest slots of an expert in a group.
+          fixed_capacity: an expert's slots in a group, instead of the factors and the minimum.
           dispatcher: "gather" or "einsum".
           dtype: dtype policy of the experts' side; the router has its own.
           name: Keras name.
@@ -197,82 +199,74 @@ class SwitchFeedForward(Layer):
         self.fixed_capacity = fixed_capacity
         self.dispatcher = dispatcher
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         self.router.build()
         self.experts.build()
         self.built = True
 
     def _tokens_per_group(self, batch: int, length: int, is_dropless: bool) -> int:
-        # Where nothing is dropped, nobody competes: each sequence is a group, whatever the batch.
+        # Without drops, tokens do not compete for slots: each sequence can be a group, in any batch.
         if is_dropless or self.group_size is None:
             return length
         return tokens_per_group(batch * length, self.group_size, axes.num_shards(axes.GROUPS))
 
-    def num_slots(self, batch: int, length: int, training: bool = False, dropless: bool = False) -> int:
-        """Returns how many slots all experts together have for a batch [B, L], taken or not: G * E * C."""
-        is_dropless = self._is_dropless(training, dropless)
+    def num_slots(self, batch: int, length: int, context: ForwardContext = INFERENCE) -> int:
+        """Returns how many slots, filled or empty, all experts together have for a batch [B, L]: G * E * C."""
+        is_dropless = self._is_dropless(context)
         size = self._tokens_per_group(batch, length, is_dropless)
-        return batch * length // size * self.experts.num_experts * self._capacity(size, training, is_dropless)
+        return batch * length // size * self.experts.num_experts * self._capacity(size, context.training, is_dropless)
 
-    def _is_dropless(self, training: bool, dropless: bool) -> bool:
-        return not training and (dropless or self.eval_capacity_factor is None) and self.router.tokens_choose_experts
+    def _is_dropless(self, context: ForwardContext) -> bool:
+        is_asked_for = context.dropless or self.eval_capacity_factor is None
+        return is_asked_for and not context.training and self.router.tokens_choose_experts
 
     def _capacity(self, group_size: int, training: bool, is_dropless: bool) -> int:
         if is_dropless:
             return group_size
         if self.fixed_capacity is not None:
             return min(group_size, self.fixed_capacity)
-        factor = self.capacity_factor if training else self.eval_capacity_factor
+        factor = self.capacity_factor
+        # None where experts choose: evaluation cannot be dropless then, and has the training capacity.
+        if not training and self.eval_capacity_factor is not None:
+            factor = self.eval_capacity_factor
         return expert_capacity(group_size, self.experts.num_experts, factor, self.min_expert_capacity)
 
-    def call(
-        self,
-        x: tf.Tensor,
-        token_mask: tf.Tensor | None = None,
-        training: bool = False,
-        seed: int | tf.Tensor = 0,
-        dropless: bool = False,
-    ) -> tuple[tf.Tensor, Routing]:
+    def call(self, x: tf.Tensor, context: ForwardContext = INFERENCE) -> tuple[tf.Tensor, Routing]:
         """Sends every token through its expert: y = p_i(x) E_i(x), with i = argmax p(x).
 
         Args:
           x: [B, L, M], with B and L static.
-          token_mask: bool [B, L], True for a real token; None where all are.
-          training: whether the training capacity, the jitter and expert dropout are on.
-          seed: seed of the jitter and of the dropout mask.
-          dropless: whether every token gets its expert outside of training, so that its result does not depend on which
-            others are in the batch (a router that draws at evaluation makes it depend on the token's place); for
-            evaluation and decoding. Experts that choose their tokens keep the evaluation capacity.
+          context: of the forward pass.
 
         Returns:
-          ([B, L, M] in the compute dtype: 0 for a token that found no slot; the routing).
+          ([B, L, W] in the compute dtype, 0 for a dropped token; W is the experts' `output_width`. The routing).
         """
         batch, length, width = x.shape
-        is_dropless = self._is_dropless(training, dropless)
+        is_dropless = self._is_dropless(context)
         size = self._tokens_per_group(batch, length, is_dropless)
         groups = batch * length // size
         tokens = tf.reshape(self.cast(x), [groups, size, width])
         tokens = axes.constrain(tokens, (axes.GROUPS, None, axes.EMBED))
         mask = tf.ones([groups, size])
-        if token_mask is not None:
-            mask = tf.cast(tf.reshape(token_mask, [groups, size]), tf.float32)
+        if context.token_mask is not None:
+            mask = tf.cast(tf.reshape(context.token_mask, [groups, size]), tf.float32)
 
-        capacity = self._capacity(size, training, is_dropless)
-        routing = self.router(tokens, mask, capacity=capacity, training=training, seed=seed)
-        # In a program that is split over devices, a loop over blocks would fetch weights: tokens go to their experts.
+        capacity = self._capacity(size, context.training, is_dropless)
+        routing = self.router(tokens, mask, capacity=capacity, context=context)
+        # In a partitioned program, a loop over blocks would all-gather the expert weights: use slots instead.
         if is_dropless and not axes.is_partitioned():
             y = apply_dropless(routing, tokens, self.experts.apply_one, self.experts.output_width)
         else:
-            y = self._through_slots(routing, tokens, training, seed)
+            y = self._through_slots(routing, tokens, context)
         y = axes.constrain(y, (axes.GROUPS, None, axes.EMBED))
         return tf.reshape(y, [batch, length, y.shape[-1]]), routing
 
-    def _through_slots(self, routing: Routing, tokens: tf.Tensor, training: bool, seed: int | tf.Tensor) -> tf.Tensor:
-        """Tokens [G, S, M] to their experts' slots, through the experts and back: [G, S, W]."""
+    def _through_slots(self, routing: Routing, tokens: tf.Tensor, context: ForwardContext) -> tf.Tensor:
+        """Dispatches tokens [G, S, M] to expert slots, applies the experts and combines their outputs: [G, S, W]."""
         dispatcher = DISPATCHERS[self.dispatcher](routing)
         slots = dispatcher.dispatch(tokens)
-        # Tokens to their experts' devices and back: one all-to-all each, where experts are spread over devices.
+        # One all-to-all each way, where experts are sharded.
         slots = axes.reshard(slots, _SLOTS_AT_TOKENS, _SLOTS_AT_EXPERTS)
-        outputs = self.experts(slots, training=training, seed=seed)
+        outputs = self.experts(slots, context=context)
         outputs = axes.reshard(outputs, _SLOTS_AT_EXPERTS, _SLOTS_AT_TOKENS)
         return dispatcher.combine(outputs)

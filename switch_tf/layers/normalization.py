@@ -1,4 +1,6 @@
-"""T5's layer norm: a root-mean-square norm with a scale, no mean and no bias."""
+"""T5's layer norm: a root-mean-square norm with a scale, without mean subtraction and bias."""
+
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,17 +12,17 @@ from switch_tf.partitioning import axes
 class RMSNorm(Layer):
     """y = scale * x / sqrt(mean(x^2) + epsilon), with statistics in float32."""
 
-    def __init__(self, d_model: int, *, epsilon: float = 1e-6, dtype=None, name: str | None = None):
+    def __init__(self, d_model: int, *, epsilon: float = 1e-6, dtype: Any = None, name: str | None = None):
         super().__init__(dtype=dtype, name=name)
         self.d_model = d_model
         self.epsilon = epsilon
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         self.scale = self.weight("scale", (self.d_model,), (axes.EMBED,), initializers.ones)
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Normalises the last axis.
+        """Normalizes the last axis.
 
         Args:
           x: [..., M], any float dtype.

@@ -1,34 +1,38 @@
-"""Activations that are made again for the gradient in the place of being kept: less memory, for more time."""
+"""Rematerialization: the backward pass recomputes activations instead of storing them, less memory for more time."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-# Private: tf.custom_gradient ties results and inputs together in one op, which DTensor misplaces in a loop's body.
+# Private. tf.custom_gradient joins results and inputs in one IdentityN, which DTensor misplaces in a loop's body.
 from tensorflow.python.eager import record
 
 
 def rematerialized(
-    function: Callable, weights: Sequence[keras.Variable], states: Sequence[tf.Tensor], others: Sequence[tf.Tensor] = ()
-):
-    """Returns function(*states, *others); of what it makes inside, the gradient keeps nothing and makes it again.
+    function: Callable[..., Any],
+    weights: Sequence[keras.Variable],
+    states: Sequence[tf.Tensor],
+    others: Sequence[tf.Tensor] = (),
+) -> Any:
+    """Returns function(*states, *others) and stores none of its inner activations for the gradient.
 
-    Memory is saved where the tape is in the same graph as the call, as in a training step.
+    It saves memory if the tape is in the same graph as the call, as in a training step.
 
     Args:
-      function: returns a nest whose first tensor has the shape of the first state. The same inputs must give the same
-        outputs: noise comes from seeds.
+      function: returns a nest whose first tensor has the shape of the first state. It must be deterministic: noise
+        comes from seeds.
       weights: all variables that it reads.
-      states: float [..., L, M], of shapes that differ in the length L alone.
-      others: what else a gradient goes to, float of any shape.
+      states: float [..., L, M], whose shapes differ in the length L only.
+      others: other inputs that have a gradient, float of any shape.
 
     Returns:
       What `function` returns.
     """
     num_inputs = len(states) + len(others)
 
-    def compute(*tensors: tf.Tensor):
+    def compute(*tensors: tf.Tensor) -> Any:
         with keras.StatelessScope(list(zip(weights, tensors[num_inputs:]))):
             return function(*tensors[:num_inputs])
 
@@ -36,22 +40,22 @@ def rematerialized(
     with record.stop_recording():
         outputs = compute(*tensors)
 
-    def gradient(*gradients: tf.Tensor):
-        # Adds 0, so that no optimizer takes the second computation for the first. (tf.recompute_grad takes one
-        # element of the gradient for that, which on a mesh gathers all of it.)
-        nothing = tf.reduce_max(tf.minimum(tf.abs(gradients[0]), 0), axis=-2, keepdims=True)
-        again = [state + tf.cast(nothing, state.dtype) for state in tensors[: len(states)]]
-        again += tensors[len(states) :]
+    def gradient(*gradients: tf.Tensor) -> list[tf.Tensor | None]:
+        # Adds a 0 that depends on the gradient, or the optimizer would merge the second computation with the first.
+        # (tf.recompute_grad slices one element of the gradient for this, which all-gathers it on a mesh.)
+        zero = tf.reduce_max(tf.minimum(tf.abs(gradients[0]), 0), axis=-2, keepdims=True)
+        recomputed = [state + tf.cast(zero, state.dtype) for state in tensors[: len(states)]]
+        recomputed += tensors[len(states) :]
         with tf.GradientTape() as tape:
-            tape.watch(again)
-            targets = _tensors(compute(*again))
+            tape.watch(recomputed)
+            targets = _tensors(compute(*recomputed))
         floats = [index for index, target in enumerate(targets) if target.dtype.is_floating]
-        return tape.gradient([targets[index] for index in floats], again, [gradients[index] for index in floats])
+        return tape.gradient([targets[index] for index in floats], recomputed, [gradients[index] for index in floats])
 
     record.record_operation("Rematerialized", _tensors(outputs), tensors, gradient)
     return outputs
 
 
-def _tensors(nest) -> list[tf.Tensor]:
-    """Lists what of a nest is a tensor: not a routing's capacity, say."""
-    return [part for part in tf.nest.flatten(nest) if tf.is_tensor(part)]
+def _tensors(nest: Any) -> list[tf.Tensor]:
+    """Lists the tensors of a nest, without, say, the int capacity of a routing."""
+    return [leaf for leaf in tf.nest.flatten(nest) if tf.is_tensor(leaf)]

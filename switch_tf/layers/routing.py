@@ -1,9 +1,9 @@
-"""Who goes where: what a router decides, and the arithmetic that all routers share. The routers are in `token_choice.py` and `expert_choice.py`.
+"""What a router decides, and the losses, metrics and slot assignment that all routers share.
 
-Letters: G groups, S tokens in a group, M d_model, E experts, C slots that an expert has in a group (its capacity),
+Letters: G groups, S tokens in a group, M d_model, E experts, C slots of an expert in a group (its capacity),
 K experts that a token may use (1 in a Switch Transformer).
 
-Where replicas have parts of the batch, a mean here is a replica's part of the mean: the parts of all replicas add up.
+On data-parallel replicas, a mean here is the replica's contribution to the mean: the contributions add up to it.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from switch_tf.partitioning import axes
 class RoutingMetrics(NamedTuple):
     """What one sparse layer did with a batch's real tokens; float32.
 
-    fraction_dropped: [], share of the tokens that found no slot and went on by the residual alone.
-    expert_load: [E], share of the tokens' choices that fell on the expert, counted before capacity; sums to 1.
-    router_entropy: [], mean entropy of the router's distribution, in nats; ln E when it is undecided.
+    fraction_dropped: [], share of the tokens that got no slot, so that only the residual connection carries them.
+    expert_load: [E], share of the tokens' choices that fell on the expert, before capacity is applied; sums to 1.
+    router_entropy: [], mean entropy of the router's distribution, in nats; ln E for a uniform one.
     router_confidence: [], mean probability of the first choice.
     """
 
@@ -29,17 +29,17 @@ class RoutingMetrics(NamedTuple):
 
 
 class Routing(NamedTuple):
-    """Where every token of every group goes.
+    """The experts and slots of every token of every group.
 
     expert: int32 [G, S, K], the chosen experts.
-    slot: int32 [G, S, K], expert * C + position in the expert, or E * C where the token has none.
-    gate: float32 [G, S, K], what the expert's output is multiplied with; 0 where there is no slot.
-    filled: int32 [G, E], how many of an expert's slots hold a token; they are its first ones.
+    slot: int32 [G, S, K], expert * C + position in the expert, or E * C for a choice without a slot.
+    gate: float32 [G, S, K], the factor of the expert's output; 0 without a slot.
+    filled: int32 [G, E], how many slots of an expert hold a token; they are its first ones.
     capacity: C, a Python int.
     logits: float32 [G, S, E], the router's, before the softmax.
-    balance_loss: float32 [], 1 at perfect balance, E when one expert gets everything.
+    balance_loss: float32 [], 1 at perfect balance, E if one expert gets all tokens.
     z_loss: float32 [], mean of log^2 sum_i exp(h_i) over real tokens (Zoph et al. 2022, Eq. 5).
-    metrics: what happened, for people.
+    metrics: for logs; no gradient.
     """
 
     expert: tf.Tensor
@@ -54,16 +54,16 @@ class Routing(NamedTuple):
 
 
 def expert_capacity(group_size: int, num_experts: int, capacity_factor: float, min_expert_capacity: int) -> int:
-    """How many tokens of a group an expert takes (Eq. 3), rounded down as Mesh TensorFlow does.
+    """Returns how many tokens of a group an expert takes (Eq. 3), rounded down as in Mesh TensorFlow.
 
     Args:
-      group_size: S, padding included, though padding takes no slot.
+      group_size: S, including padding, although padding takes no slot.
       num_experts: E.
       capacity_factor: 1.0 is just enough for a perfect balance.
-      min_expert_capacity: floor, for small groups.
+      min_expert_capacity: the minimum, for small groups.
 
     Returns:
-      C, at least 1, and never more than S: an expert cannot take more tokens than there are.
+      C, from 1 to S.
 
     Raises:
       ValueError: if the factor is not positive.
@@ -90,16 +90,16 @@ def mean_over_tokens(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def mean_over_groups(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Mean over those groups that hold a real token: float32 [G] and mask [G, S] -> []."""
-    alive = tf.cast(tf.reduce_sum(mask, axis=1) > 0, tf.float32)
-    return tf.reduce_sum(values * alive) / tf.maximum(axes.sum_over_replicas(tf.reduce_sum(alive)), 1.0)
+    """Mean over the groups that have a real token: float32 [G] and mask [G, S] -> []."""
+    is_used = tf.cast(tf.reduce_sum(mask, axis=1) > 0, tf.float32)
+    return tf.reduce_sum(values * is_used) / tf.maximum(axes.sum_over_replicas(tf.reduce_sum(is_used)), 1.0)
 
 
 def load_balance_loss(probabilities: tf.Tensor, first_choice: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """E * sum_i f_i P_i (Eq. 4 without alpha), for each group, then averaged over groups.
 
-    f_i (Eq. 5) counts first choices before any is dropped and carries no gradient; P_i (Eq. 6) carries it. Both are
-    means over the group's real tokens. (Mesh TensorFlow and T5X leave padding in one or both.)
+    f_i (Eq. 5) counts first choices, before any is dropped, and has no gradient; P_i (Eq. 6) has. Both are means over
+    the group's real tokens. (Mesh TensorFlow and T5X include padding in one or both.)
 
     Args:
       probabilities: float32 [G, S, E].
@@ -132,13 +132,13 @@ def router_z_loss(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 def routing_metrics(
     probabilities: tf.Tensor, first_choice: tf.Tensor, choices: tf.Tensor, has_slot: tf.Tensor, mask: tf.Tensor
 ) -> RoutingMetrics:
-    """Sums up a routing for people; no gradient flows through it.
+    """Computes the metrics of a routing, without a gradient.
 
     Args:
       probabilities: float32 [G, S, E], over the experts.
       first_choice: float32 [G, S, E], one-hot.
       choices: float32 [G, S, E], 1 for each choice of a real token.
-      has_slot: float32 [G, S], 1 for a token that found a slot.
+      has_slot: float32 [G, S], 1 for a token that got a slot.
       mask: float32 [G, S], 1 for a real token.
 
     Returns:
@@ -158,24 +158,24 @@ def routing_metrics(
 
 
 def highest_first(priority: tf.Tensor) -> tf.Tensor:
-    """Orders a group's tokens by falling priority, ties by position: float32 [G, S] -> int32 [G, S] (`ExpertSlots`)."""
+    """Orders a group's tokens by decreasing priority, ties by position: float32 [G, S] -> int32 [G, S]."""
     return tf.argsort(-tf.stop_gradient(priority), axis=-1, stable=True)
 
 
 class ExpertSlots:
-    """Hands out the experts' slots, one round of choices after the other.
+    """Assigns expert slots to tokens, one round of choices after the other.
 
-    Within a round the tokens come in their order in the group, or in `order`; a later round takes what is left.
+    Within a round, tokens are served in their order in the group, or in `order`; a later round takes remaining slots.
     """
 
     def __init__(self, num_groups: int, num_experts: int, capacity: int, order: tf.Tensor | None = None):
-        """Starts with every slot free.
+        """Starts with all slots free.
 
         Args:
           num_groups: G.
           num_experts: E.
           capacity: C.
-          order: int32 [G, S], the tokens by falling priority; None: by position, which is causal.
+          order: int32 [G, S], the tokens by decreasing priority; None: by position, which is causal.
         """
         self.num_experts = num_experts
         self.capacity = capacity
@@ -184,7 +184,7 @@ class ExpertSlots:
         self._used = tf.zeros([num_groups, num_experts])
 
     def take(self, expert: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One round: each token that wants a slot of its expert gets the next one, if there is one.
+        """One round: each token that wants a slot of its expert gets the next free one, if there is one.
 
         Args:
           expert: int32 [G, S], the choice of each token.
@@ -197,7 +197,7 @@ class ExpertSlots:
         taken = tf.one_hot(expert, self.num_experts, dtype=tf.float32) * tf.expand_dims(wanted, -1)
         if self._order is not None:
             taken = tf.gather(taken, self._order, batch_dims=1)
-        # Exclusive: the first token of an expert sits at 0. (App. F's pseudo-code counts from 1 and so loses a slot.)
+        # Exclusive: the first token of an expert has position 0. (App. F's pseudo-code counts from 1 and loses a slot.)
         before = tf.cumsum(taken, axis=1, exclusive=True) + tf.expand_dims(self._used, 1)
         position = tf.reduce_sum(before * taken, axis=-1)
         if self._place is not None:
@@ -209,5 +209,5 @@ class ExpertSlots:
 
     @property
     def filled(self) -> tf.Tensor:
-        """int32 [G, E], slots of each expert that hold a token so far."""
+        """int32 [G, E], how many slots of each expert hold a token so far."""
         return tf.cast(self._used, tf.int32)

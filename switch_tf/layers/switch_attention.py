@@ -1,19 +1,23 @@
 """Switch self-attention (App. A): queries, and keys shared with values, come from each token's own expert."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from switch_tf.layers import initializers
 from switch_tf.layers.attention import HEAD_AXES, Attention, KeyValues
 from switch_tf.layers.base import Layer
-from switch_tf.layers.moe import SwitchFeedForward, batched_product
+from switch_tf.layers.context import INFERENCE, ForwardContext
+from switch_tf.layers.moe import SwitchFeedForward, expert_matmul
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
 
 class AttentionExperts(Layer):
-    """E experts that make a query and a vector that is both key and value, for all heads.
+    """E experts that project a token to a query and to a vector that is both its key and its value, for all heads.
 
-    "linear" is one product; "feed_forward" has a ReLU layer of width H before it, that both products share.
+    An expert of kind "linear" is two matrices; "feed_forward" has a ReLU layer of width H = `d_ff` below them, shared
+    by both.
     """
 
     def __init__(
@@ -24,9 +28,9 @@ class AttentionExperts(Layer):
         num_heads: int,
         d_kv: int,
         kind: str = "linear",
-        d_ff: int | None = None,
+        d_ff: int = 0,
         initializer_scale: float = 0.1,
-        dtype=None,
+        dtype: Any = None,
         name: str | None = None,
     ):
         super().__init__(dtype=dtype, name=name)
@@ -39,38 +43,37 @@ class AttentionExperts(Layer):
         self.output_width = 2 * num_heads * d_kv
         self.initializer_scale = initializer_scale
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         scale, width = self.initializer_scale, self.d_model
         if self.kind == "feed_forward":
             shape, names = (self.num_experts, width, self.d_ff), (axes.EXPERTS, axes.EMBED, axes.EXPERT_MLP)
             self.wi = self.weight("wi", shape, names, initializers.variance_scaling(scale, width))
             width = self.d_ff
-        # The rows are EMBED's in both kinds: HEADS and EXPERT_MLP of one weight would ask for the same mesh dimension.
+        # Rows are named EMBED in both kinds: EXPERT_MLP rows would compete with HEADS for one mesh dimension.
         shape, names = (self.num_experts, width, self.num_heads * self.d_kv), (axes.EXPERTS, axes.EMBED, axes.HEADS)
-        # As in dense attention, the division of the logits by sqrt(d_kv) is folded into the query's initialisation.
+        # As in dense attention, the query's initialization divides the logits by sqrt(d_kv).
         self.query = self.weight("query", shape, names, initializers.variance_scaling(scale, width * self.d_kv))
         self.key_value = self.weight("key_value", shape, names, initializers.variance_scaling(scale, width))
         self.built = True
 
-    def call(self, slots: tf.Tensor, training: bool = False, seed: int | tf.Tensor = 0) -> tf.Tensor:
+    def call(self, slots: tf.Tensor, context: ForwardContext = INFERENCE) -> tf.Tensor:
         """Applies expert e to slots[e].
 
         Args:
           slots: [E, G, C, M].
-          training: ignored; nothing is random here.
-          seed: ignored.
+          context: unused; there is no dropout here.
 
         Returns:
-          [E, G, C, 2 N K]: queries, then keys that are values.
+          [E, G, C, 2 N K]: queries, then the shared keys and values.
         """
-        del training, seed
+        del context
         x = self.cast(slots)
         if self.kind == "feed_forward":
-            x = tf.nn.relu(batched_product(x, self.cast(self.wi)))
-        products = [batched_product(x, self.cast(kernel)) for kernel in (self.query, self.key_value)]
-        # Whole before they are joined: what splits heads does not split the pair.
+            x = tf.nn.relu(expert_matmul(x, self.cast(self.wi)))
+        projections = [expert_matmul(x, self.cast(kernel)) for kernel in (self.query, self.key_value)]
+        # Gathered before they are joined: a shard of the heads is not a shard of the joined dimension.
         whole = (axes.EXPERTS, axes.GROUPS, axes.SLOTS, None)
-        return tf.concat([axes.constrain(product, whole) for product in products], axis=-1)
+        return tf.concat([axes.constrain(projection, whole) for projection in projections], axis=-1)
 
     def apply_one(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
         """Applies one expert (int32 scalar) to [B, M] tokens: [B, 2 N K]."""
@@ -81,13 +84,13 @@ class AttentionExperts(Layer):
 
 
 class SwitchSelfAttention(Attention):
-    """Attention of which each token makes its query, key and value in one expert out of many.
+    """Self-attention in which each token's query, key and value come from one expert out of many.
 
-    The router's gate multiplies both, as in Figure 10. A token that finds no slot has a query and a key of zero: it
-    looks at all alike, and is looked at by position alone.
+    The router's gate multiplies all of them, as in Figure 10. A dropped token has a query, key and value of zero: it
+    attends by the position bias alone, and others attend to it by the position bias alone.
     """
 
-    def __init__(self, *, projections: SwitchFeedForward, **settings):
+    def __init__(self, *, projections: SwitchFeedForward, **settings: Any):
         """Makes the layer.
 
         Args:
@@ -97,27 +100,22 @@ class SwitchSelfAttention(Attention):
         super().__init__(**settings)
         self.projections = projections
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         self.projections.build()
         super().build(input_shape)
 
     def project_self(
-        self,
-        x: tf.Tensor,
-        token_mask: tf.Tensor | None = None,
-        training: bool = False,
-        seed: int | tf.Tensor = 0,
-        dropless: bool = False,
-    ) -> tuple[tf.Tensor, KeyValues, Routing]:
+        self, x: tf.Tensor, context: ForwardContext = INFERENCE
+    ) -> tuple[tf.Tensor, KeyValues, Routing | None]:
         """Sends every token of [B, L, M] through its expert; see `Attention.project_self`."""
-        y, routing = self.projections(x, token_mask=token_mask, training=training, seed=seed, dropless=dropless)
+        y, routing = self.projections(x, context=context)
         batch, length, _ = y.shape
 
-        def heads(part: tf.Tensor) -> tf.Tensor:
-            # Whole until it is cut into heads: what splits heads does not split the pair of query and key.
-            part = axes.constrain(part, (axes.BATCH, axes.LENGTH, None))
-            part = tf.reshape(part, [batch, length, self.num_heads, self.d_kv])
-            return axes.constrain(tf.transpose(part, [0, 2, 1, 3]), HEAD_AXES)
+        def heads(projection: tf.Tensor) -> tf.Tensor:
+            # Sharded over heads only after the split: a shard of the heads is not a shard of the joined dimension.
+            projection = axes.constrain(projection, (axes.BATCH, axes.LENGTH, None))
+            projection = tf.reshape(projection, [batch, length, self.num_heads, self.d_kv])
+            return axes.constrain(tf.transpose(projection, [0, 2, 1, 3]), HEAD_AXES)
 
-        query, key_value = (heads(part) for part in tf.split(y, 2, axis=-1))
+        query, key_value = (heads(projection) for projection in tf.split(y, 2, axis=-1))
         return query, KeyValues(key_value, key_value), routing

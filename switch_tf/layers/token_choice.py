@@ -1,15 +1,17 @@
-"""The routers in which tokens choose experts, and the list of all routers.
+"""Routers in which tokens choose experts.
 
-Where the paper, Mesh TensorFlow, T5X and Hugging Face differ, the paper's text counts, and the docstring says so.
-Letters as in `routing.py`.
+Where the paper, Mesh TensorFlow, T5X and Hugging Face differ, we follow the paper's text and say so. Letters as in
+`routing.py`.
 """
+
+from typing import Any
 
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
 from switch_tf.layers import randomness
-from switch_tf.layers.expert_choice import ExpertChoiceRouter, ExpertSelectionRouter
-from switch_tf.layers.router_base import Router, Scores, one_of
+from switch_tf.layers.context import INFERENCE, ForwardContext
+from switch_tf.layers.router_base import Router, Scores, one_of, register_router
 from switch_tf.layers.routing import (
     ExpertSlots,
     Routing,
@@ -25,14 +27,14 @@ LATER_CHOICE_POLICIES = ("all", "none", "threshold", "random")
 
 
 class TokenChoiceRouter(Router):
-    """Tokens choose experts; an expert that is full turns the tokens away that come late or, by gate, those least sure.
+    """Tokens choose experts; a full expert drops the tokens of lowest priority.
 
-    By "position" the earlier token of a group has the slot (Sec. 2.2). By "gate" the token whose first choice is more
-    probable has it: Mesh TensorFlow's `switch_max`, the batch-prioritised routing of Riquelme et al. 2021. A later
-    token can then push out an earlier one, which no decoder may allow.
+    By "position" the earlier tokens of a group get the slots (Sec. 2.2). By "gate" the tokens whose first choice is
+    most probable get them: Mesh TensorFlow's `switch_max`, the batch-prioritized routing of Riquelme et al. 2021. A
+    later token can then take a slot from an earlier one, which a decoder must not allow.
     """
 
-    def __init__(self, *, priority: str = "position", **settings):
+    def __init__(self, *, priority: str = "position", **settings: Any):
         """Makes the router.
 
         Args:
@@ -43,13 +45,14 @@ class TokenChoiceRouter(Router):
           SettingError: if the priority is unknown.
         """
         super().__init__(**settings)
-        self.priority = one_of("router_priority", priority, PRIORITIES)
+        self.priority = one_of("priority", priority, PRIORITIES)
         self.is_causal = priority == "position"
 
     def _choices(self, scores: Scores, count: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Returns the `count` best experts of every token, int32 [G, S] each, and their probabilities.
 
-        By argmax after argmax: `tf.math.top_k` and its gradient make programs of hundreds of megabytes on large meshes.
+        One argmax per choice: `tf.math.top_k` and its gradient compile to programs of hundreds of megabytes on large
+        meshes.
         """
         preference, experts, probabilities = scores.preference, [], []
         for _ in range(count):
@@ -74,9 +77,9 @@ class TokenChoiceRouter(Router):
         slots: ExpertSlots,
         later_choices: tf.Tensor | float = 0.0,
     ) -> Routing:
-        """Puts the rounds, (expert, slot, gate, kept) [G, S] each, side by side, and adds the losses of `first`.
+        """Stacks the rounds, (expert, slot, gate, kept) [G, S] each, and adds the losses of the choices `first`.
 
-        `later_choices`, float32 [G, S, E], counts as load but in no loss.
+        `later_choices`, float32 [G, S, E], counts in the expert load but in no loss.
         """
         expert, slot, gate, kept = (tf.stack(tensors, axis=-1) for tensors in zip(*rounds))
         first_choice = tf.one_hot(first, self.num_experts, dtype=tf.float32)
@@ -95,28 +98,29 @@ class TokenChoiceRouter(Router):
         )
 
 
+@register_router("switch")
 class SwitchRouter(TokenChoiceRouter):
-    """Each token to its first choice (Sec. 2.1, 2.2, App. F).
+    """Sends each token to its first choice (Sec. 2.1, 2.2, App. F).
 
-    The gate is the chosen expert's probability as it stands: dividing by it would cut the router off from the
-    language model's loss.
+    The gate is the chosen expert's probability. Normalized to 1, it would pass no gradient of the language model's loss
+    to the router.
     """
 
-    def assign(
-        self, scores: Scores, mask: tf.Tensor, capacity: int, training: bool = False, seed: int | tf.Tensor = 0
-    ) -> Routing:
+    def assign(self, scores: Scores, mask: tf.Tensor, capacity: int, context: ForwardContext = INFERENCE) -> Routing:
+        del context
         (expert,), (probability,) = self._choices(scores, 1)
         slots = self._slots(mask, capacity, probability)
         slot, kept = slots.take(expert, mask)
         return self._routing(scores, mask, expert, [(expert, slot, probability, kept)], slots)
 
 
+@register_router("top_n")
 class TopNRouter(TokenChoiceRouter):
-    """Each token to its n best experts (Shazeer et al. 2017; n = 2: GShard, Mesh TensorFlow's `top_2`).
+    """Sends each token to its n best experts (Shazeer et al. 2017; n = 2: GShard, Mesh TensorFlow's `top_2`).
 
-    The gates are the n probabilities divided by their sum, before capacity. All first choices take their slots, then
-    all second ones. The balance loss counts first choices. The capacity is not multiplied by n: double the capacity
-    factor for n = 2.
+    The gates are the n probabilities divided by their sum, before capacity is applied. First choices of all tokens get
+    their slots before second choices. The balance loss counts first choices. The capacity is not multiplied by n:
+    double the capacity factor for n = 2.
     """
 
     def __init__(
@@ -126,17 +130,17 @@ class TopNRouter(TokenChoiceRouter):
         later_choice_policy: str = "random",
         eval_later_choice_policy: str = "threshold",
         later_choice_threshold: float = 0.2,
-        **settings,
+        **settings: Any,
     ):
         """Makes the router.
 
         Args:
           num_choices: n.
-          later_choice_policy: which choices after the first are tried, in training: "all", "none", "threshold" (those
+          later_choice_policy: which choices after the first are used in training: "all", "none", "threshold" (those
             whose gate is above the threshold) or "random" (with probability gate / threshold), as in Mesh TensorFlow.
-          eval_later_choice_policy: the same outside of training, where Mesh TensorFlow has "random" too: a result then
-            depends on the token's place in its group.
-          later_choice_threshold: the threshold of both.
+          eval_later_choice_policy: the same outside of training. (Mesh TensorFlow's default is "random" here too; a
+            result then depends on the token's position in its group.)
+          later_choice_threshold: the threshold of both policies.
           **settings: of `TokenChoiceRouter`.
 
         Raises:
@@ -145,7 +149,7 @@ class TopNRouter(TokenChoiceRouter):
         super().__init__(**settings)
         if num_choices < 2:
             raise SettingError(
-                f"router_choices = {num_choices} must be at least 2 for 'top_n': one choice is 'switch'."
+                f"num_choices = {num_choices} of router = 'top_n' must be at least 2: for one choice use 'switch'."
             )
         if num_choices > self.num_experts:
             raise SettingError(
@@ -161,8 +165,12 @@ class TopNRouter(TokenChoiceRouter):
         )
         self.later_choice_threshold = later_choice_threshold
 
-    def _is_tried(self, gate: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
-        """Which tokens try a later choice of gate [G, S]: float32 [G, S]."""
+    def experts_per_token(self, capacity_factor: float) -> float:
+        del capacity_factor
+        return self.num_choices
+
+    def _is_used(self, gate: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
+        """Which tokens use a later choice of gate [G, S]: float32 [G, S]."""
         policy = self.later_choice_policy if training else self.eval_later_choice_policy
         if policy == "threshold":
             return tf.cast(gate > self.later_choice_threshold, tf.float32)
@@ -171,18 +179,17 @@ class TopNRouter(TokenChoiceRouter):
             return tf.cast(uniform < gate / self.later_choice_threshold, tf.float32)
         return tf.ones_like(gate) if policy == "all" else tf.zeros_like(gate)
 
-    def assign(
-        self, scores: Scores, mask: tf.Tensor, capacity: int, training: bool = False, seed: int | tf.Tensor = 0
-    ) -> Routing:
+    def assign(self, scores: Scores, mask: tf.Tensor, capacity: int, context: ForwardContext = INFERENCE) -> Routing:
         experts, probabilities = self._choices(scores, self.num_choices)
         total = tf.add_n(probabilities) + 1e-9
         slots = self._slots(mask, capacity, probabilities[0])
-        rounds, later_choices = [], 0.0
+        rounds: list[tuple[tf.Tensor, ...]] = []
+        later_choices: tf.Tensor | float = 0.0
         for index, (expert, probability) in enumerate(zip(experts, probabilities)):
             gate, wanted = probability / total, mask
             if index > 0:
-                seed_of_choice = randomness.fold_in(self.noise_seed(seed), index)
-                wanted = mask * tf.stop_gradient(self._is_tried(gate, training, seed_of_choice))
+                seed_of_choice = randomness.fold_in(self.noise_seed(context.seed), index)
+                wanted = mask * tf.stop_gradient(self._is_used(gate, context.training, seed_of_choice))
                 choice = tf.one_hot(expert, self.num_experts, dtype=tf.float32)
                 later_choices += choice * tf.expand_dims(wanted, -1)
             slot, kept = slots.take(expert, wanted)
@@ -190,19 +197,19 @@ class TopNRouter(TokenChoiceRouter):
         return self._routing(scores, mask, experts[0], rounds, slots, later_choices)
 
 
+@register_router("no_token_left_behind")
 class NoTokenLeftBehindRouter(TokenChoiceRouter):
     """A token whose expert is full tries its second choice, then its third, ... (App. B).
 
-    The gate is the probability of the expert that took the token. The balance loss counts first choices, as in
-    Eq. 5. (Mesh TensorFlow counts all choices, which makes the loss weaker, and constant where there are as many
-    choices as experts.)
+    The gate is the probability of the expert that took the token. The balance loss counts first choices, as in Eq. 5.
+    (Mesh TensorFlow counts all choices, which weakens the loss and makes it constant for E choices.)
     """
 
-    def __init__(self, *, num_choices: int = 4, **settings):
+    def __init__(self, *, num_choices: int = 4, **settings: Any):
         """Makes the router.
 
         Args:
-          num_choices: how many experts a token tries, at most.
+          num_choices: the most experts that a token tries.
           **settings: of `TokenChoiceRouter`.
 
         Raises:
@@ -210,12 +217,11 @@ class NoTokenLeftBehindRouter(TokenChoiceRouter):
         """
         super().__init__(**settings)
         if num_choices < 1:
-            raise SettingError(f"router_choices = {num_choices} must be at least 1.")
+            raise SettingError(f"num_choices = {num_choices} of router = 'no_token_left_behind' must be at least 1.")
         self.num_choices = min(num_choices, self.num_experts)
 
-    def assign(
-        self, scores: Scores, mask: tf.Tensor, capacity: int, training: bool = False, seed: int | tf.Tensor = 0
-    ) -> Routing:
+    def assign(self, scores: Scores, mask: tf.Tensor, capacity: int, context: ForwardContext = INFERENCE) -> Routing:
+        del context
         experts, probabilities = self._choices(scores, self.num_choices)
         slots = self._slots(mask, capacity, probabilities[0])
         left = mask
@@ -228,14 +234,3 @@ class NoTokenLeftBehindRouter(TokenChoiceRouter):
             kept += kept_here
             left -= kept_here
         return self._routing(scores, mask, experts[0], [(expert, slot, gate, kept)], slots)
-
-
-ROUTERS: dict[str, type[Router]] = {
-    "switch": SwitchRouter,
-    "top_n": TopNRouter,
-    "no_token_left_behind": NoTokenLeftBehindRouter,
-    "expert_choice": ExpertChoiceRouter,
-    "expert_selection": ExpertSelectionRouter,
-}
-ROUTERS_OF_CHOICES = ("top_n", "no_token_left_behind")
-NON_CAUSAL_ROUTERS = tuple(name for name, router in ROUTERS.items() if not router.is_causal)

@@ -1,22 +1,20 @@
-"""Everything that makes one model another, as one gin-configurable record that checks itself."""
+"""All settings of a model, as one gin-configurable dataclass that checks itself."""
 
 import dataclasses
+import inspect
 import numbers
+import types
 import typing
+from collections.abc import Collection
+from typing import Any
 
 import gin
 
 from switch_tf.errors import SettingError
+from switch_tf.layers import expert_choice, token_choice  # noqa: F401 (they register their routers)
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import ACTIVATIONS
-from switch_tf.layers.router_base import POLICIES
-from switch_tf.layers.token_choice import (
-    LATER_CHOICE_POLICIES,
-    NON_CAUSAL_ROUTERS,
-    PRIORITIES,
-    ROUTERS,
-    ROUTERS_OF_CHOICES,
-)
+from switch_tf.layers.router_base import POLICIES, ROUTERS, Router
 
 DTYPE_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 SWITCH_ATTENTIONS = ("none", "linear", "feed_forward")
@@ -24,64 +22,67 @@ REMATERIALIZATIONS = ("none", "sublayers", "blocks")
 SPARSE_LAYOUTS = ("every", "every_from_second", "bottom", "top", "all")
 
 
+class RouterSettings(dict):
+    """A router's own settings by name: a dict that is hashable, as a frozen dataclass needs it, and never changed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # dict has None
+        return hash(frozenset(self.items()))
+
+
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The settings of a model; those of routing are explained, with a picture, in docs/routing.md.
+    """The settings of a model; docs/routing.md explains those of routing, with a figure.
 
     Attributes:
-      vocab_size: V, rows of the token table (a multiple of 128 is kind to TPUs); the vocabulary must fit into it.
+      vocab_size: V, rows of the token table, at least the size of the vocabulary (multiples of 128 tile well on TPUs).
       d_model: M, width of the residual stream.
       d_ff: H, width of a feed-forward layer and of each expert.
       d_kv: K, width of an attention head.
       num_heads: N.
       num_encoder_layers: blocks in the encoder.
       num_decoder_layers: blocks in the decoder.
-      activation: "relu" (T5 1.0) or "gated_gelu" (T5 1.1), in dense layers and experts alike.
-      tied_logits: whether the token table also makes the logits, as in T5 1.0.
+      activation: "relu" (T5 1.0) or "gated_gelu" (T5 1.1), of dense layers and experts.
+      tied_logits: whether the token table is also the logits' weight, as in T5 1.0.
       dropout_rate: on embeddings, attention weights, hidden activations of dense layers and sub-layer outputs.
-      initializer_scale: s of sigma = sqrt(s / fan_in); the paper takes 0.1 for Switch Transformers (Sec. 2.4).
+      initializer_scale: s of sigma = sqrt(s / fan_in); the paper uses 0.1 for Switch Transformers (Sec. 2.4).
       relative_position_buckets: buckets of the relative position bias.
-      relative_position_max_distance: from here on all distances share a bucket.
+      relative_position_max_distance: all distances from this one on share a bucket.
       layer_norm_epsilon: added to the mean square.
       activation_dtype: "float32" or "bfloat16"; weights stay in float32.
       num_experts: E; 0 makes the model dense.
-      sparse_every: n; one block in n holds experts. 0: none in the encoder.
+      sparse_every: n; one block in n has experts. 0: none in the encoder.
       decoder_sparse_every: the same for the decoder; None: as in the encoder.
-      sparse_layout: which blocks those are: "every" (n-1, 2n-1, ...), "bottom" or "top" (as many, all at one end),
-        "all", or "every_from_second" (1, 1+n, ...: as Hugging Face places them; the same as "every" for n = 2).
-      capacity_factor: slots over tokens in training (Eq. 3).
-      eval_capacity_factor: outside of training; None gives every token its expert, whatever else is in the batch.
-      min_expert_capacity: floor of an expert's slots in a group.
-      expert_capacity: a fixed number of slots in the place of the factors, as Hugging Face has it; None: by factors.
-        (Dropless evaluation goes before it.)
-      group_size: the most tokens that compete for one set of slots; None makes each sequence a group of its own.
-      router: how tokens and experts find each other: "switch", "top_n", "no_token_left_behind", "expert_choice" or
-        "expert_selection" (layers/token_choice.py).
-      decoder_router: the same for the decoder, where experts may not choose; None: as in the encoder.
-      router_priority: who has a slot of a full expert: the first by "position" or by "gate".
-      decoder_router_priority: the same for the decoder, where it must be "position"; None: as in the encoder.
-      router_choices: experts of a token in "top_n", experts that it tries in "no_token_left_behind"; None: 2 and 4.
-      router_policy: how to explore in training (App. C): "argmax", "sample", "input_dropout" or "input_jitter".
+      sparse_layout: which blocks have experts: "every" (n-1, 2n-1, ...), "bottom" or "top" (as many, all at one end),
+        "all", or "every_from_second" (1, 1+n, ...: as in Hugging Face; the same as "every" for n = 2).
+      capacity_factor: expert slots per token in training (Eq. 3).
+      eval_capacity_factor: outside of training; None: dropless, independent of the rest of the batch.
+      min_expert_capacity: the fewest slots of an expert in a group.
+      expert_capacity: a fixed number of slots instead of the factors, as in Hugging Face; None: by factors. (Dropless
+        evaluation overrides it.)
+      group_size: the most tokens that compete for one set of slots; None makes each sequence a group.
+      router: the name of a registered router: "switch", "top_n", "no_token_left_behind", "expert_choice",
+        "expert_selection", or one of your own (layers/router_base.py).
+      router_settings: the router's own settings by name, {"num_choices": 3} for "top_n" say: the keyword arguments that
+        its constructor adds to those of `Router`. Their defaults are the constructor's.
+      decoder_router: the decoder's router, which must be causal; None: the encoder's, with the encoder's settings.
+      decoder_router_settings: the settings of the decoder's router, if they are others.
+      router_policy: exploration in training (App. C): "argmax", "sample", "input_dropout" or "input_jitter".
       router_eval_policy: the same outside of training, where input noise is off.
       router_jitter: epsilon of "input_jitter".
       router_input_dropout_rate: of "input_dropout".
       router_temperature: of "sample".
-      later_choice_policy: of "top_n": which choices after the first are tried in training: "all", "none",
-        "threshold" or "random".
-      eval_later_choice_policy: the same outside of training ("random" in Mesh TensorFlow).
-      later_choice_threshold: of both.
-      balance_bias_rate: by how much a step moves each expert's bias against its load (auxiliary-loss-free balancing;
-        1e-3 in Wang et al. 2024, with Objective.balance_loss = 0); 0: no bias.
+      balance_bias_rate: the size of a step's update of each expert's bias against its load (auxiliary-loss-free
+        balancing; 1e-3 in Wang et al. 2024, with Objective.balance_loss = 0); 0: no bias.
       router_dtype: "float32" is the paper's selective precision.
-      expert_dropout_rate: on the hidden activation of experts.
-      switch_attention: "linear" or "feed_forward" makes queries, and shared keys and values, of self-attention in
-        experts of that kind, in the sparse blocks (App. A); "none": not.
-      dispatcher: "gather" (fast) or "einsum" (the reference, and always where experts choose).
-      rematerialization: which activations are made again for the gradient in the place of being kept; the results are
-        the same up to rounding. "sublayers": those inside of attention (but of Switch attention, whose tokens would
-        travel twice), and hidden ones of feed-forward layers and their experts; "blocks": all but what goes from block
-        to block, which makes the exchanges with experts' devices again as well.
+      expert_dropout_rate: on the hidden activations of experts.
+      switch_attention: "linear" or "feed_forward": experts of that kind project to the queries, and to shared keys and
+        values, of self-attention in the sparse blocks (App. A); "none": dense attention.
+      dispatcher: "gather" (fast) or "einsum" (the reference; always used if experts choose tokens).
+      rematerialization: which activations the backward pass recomputes instead of storing; results are equal up to
+        rounding. "sublayers": those inside attention (except Switch attention, whose all-to-alls would run twice) and
+        the hidden activations of feed-forward layers and experts. "blocks": all but the residual stream between blocks,
+        which runs the experts' all-to-alls a second time.
     """
 
     vocab_size: int = gin.REQUIRED
@@ -109,18 +110,14 @@ class ModelConfig:
     expert_capacity: int | None = None
     group_size: int | None = 4096
     router: str = "switch"
+    router_settings: dict = dataclasses.field(default_factory=RouterSettings)
     decoder_router: str | None = None
-    router_priority: str = "position"
-    decoder_router_priority: str | None = None
-    router_choices: int | None = None
+    decoder_router_settings: dict | None = None
     router_policy: str = "input_jitter"
     router_eval_policy: str = "argmax"
     router_jitter: float = 1e-2
     router_input_dropout_rate: float = 0.1
     router_temperature: float = 1.0
-    later_choice_policy: str = "random"
-    eval_later_choice_policy: str = "threshold"
-    later_choice_threshold: float = 0.2
     balance_bias_rate: float = 0.0
     router_dtype: str = "float32"
     expert_dropout_rate: float = 0.0
@@ -128,8 +125,11 @@ class ModelConfig:
     dispatcher: str = "gather"
     rematerialization: str = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_types()
+        for name in ("router_settings", "decoder_router_settings"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, RouterSettings(getattr(self, name)))
         for name in ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("num_encoder_layers", "num_decoder_layers"):
@@ -147,7 +147,7 @@ class ModelConfig:
         self._require("sparse_every", self.sparse_every >= 0, "must be 0 (no sparse layer) or more")
         every = self.decoder_sparse_every
         self._require("decoder_sparse_every", every is None or every >= 0, "must be None, 0 or more")
-        choices = {
+        choices: dict[str, Collection[str | None]] = {
             "activation_dtype": DTYPE_POLICIES,
             "router_dtype": DTYPE_POLICIES,
             "activation": ACTIVATIONS,
@@ -156,12 +156,8 @@ class ModelConfig:
             "rematerialization": REMATERIALIZATIONS,
             "router_policy": POLICIES,
             "router_eval_policy": POLICIES,
-            "later_choice_policy": LATER_CHOICE_POLICIES,
-            "eval_later_choice_policy": LATER_CHOICE_POLICIES,
             "router": ROUTERS,
             "decoder_router": [*ROUTERS, None],
-            "router_priority": PRIORITIES,
-            "decoder_router_priority": [*PRIORITIES, None],
             "switch_attention": SWITCH_ATTENTIONS,
         }
         for name, known in choices.items():
@@ -170,42 +166,12 @@ class ModelConfig:
         self._check_routing()
 
     def _check_types(self) -> None:
-        """gin takes any Python value; a whole number will do where a fraction is asked for."""
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kinds = typing.get_args(field.type) or (field.type,)
-            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            fits = (float in kinds and is_number) or (int in kinds and is_number and value == int(value))
-            if not fits and not isinstance(value, tuple(kind for kind in kinds if kind not in (int, float))):
-                names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-                raise SettingError(f"ModelConfig.{field.name} = {value!r} must be of the type {names}.")
+            _check_type(f"ModelConfig.{field.name}", getattr(self, field.name), field.type)
 
     def _check_routing(self) -> None:
-        if self.router_choices is not None and not {self.router, self.decoder_router} & set(ROUTERS_OF_CHOICES):
-            raise SettingError(
-                f"router_choices = {self.router_choices} means nothing to router = '{self.router}': set it to None, or "
-                f"the router to {' or '.join(map(repr, ROUTERS_OF_CHOICES))}."
-            )
         self._require("balance_bias_rate", self.balance_bias_rate >= 0, "must be 0 (no bias) or more")
         self._require("router_temperature", self.router_temperature > 0, "must be positive")
-        if any(name.startswith("decoder") for name in self.sparse_layer_names):
-            if self.router_of(is_decoder=True) in NON_CAUSAL_ROUTERS:
-                raise SettingError(
-                    f"router = '{self.router_of(is_decoder=True)}' lets experts choose among all tokens of a group, "
-                    "those after a token included, and so cannot serve the decoder: set ModelConfig.decoder_router = "
-                    "'switch'."
-                )
-            if self.router_priority_of(is_decoder=True) == "gate":
-                raise SettingError(
-                    "router_priority = 'gate' lets a later token push an earlier one out, and so cannot serve the "
-                    "decoder: set ModelConfig.decoder_router_priority = 'position'."
-                )
-        has_sparse_encoder = any(name.startswith("encoder") for name in self.sparse_layer_names)
-        if self.eval_capacity_factor is None and has_sparse_encoder and self.router in NON_CAUSAL_ROUTERS:
-            raise SettingError(
-                f"eval_capacity_factor = None gives every token its choice, and with router = '{self.router}' tokens "
-                "do not choose: set a factor, 2.0 for instance."
-            )
         if self.switch_attention != "none" and not self.num_experts:
             raise SettingError(
                 f"switch_attention = '{self.switch_attention}' needs experts: set NUM_EXPERTS, or "
@@ -216,26 +182,81 @@ class ModelConfig:
                 f"switch_attention = '{self.switch_attention}' diverges in bfloat16 (App. A): set ACTIVATION_DTYPE and "
                 "ROUTER_DTYPE to 'float32', or ModelConfig.switch_attention = 'none'."
             )
-        if self.switch_attention != "none" and {self.router, self.decoder_router} & {*NON_CAUSAL_ROUTERS, "top_n"}:
+        for is_decoder, stack in ((False, "encoder"), (True, "decoder")):
+            self._check_router_settings(is_decoder)
+            if any(name.startswith(stack) for name in self.sparse_layer_names):
+                self._check_router(is_decoder)
+
+    def _check_router_settings(self, is_decoder: bool) -> None:
+        name, own = self.router_of(is_decoder), ROUTERS[self.router_of(is_decoder)].own_settings()
+        is_inherited = not is_decoder or self.decoder_router_settings is None
+        field = "router_settings" if is_inherited else "decoder_router_settings"
+        for setting, value in self.router_settings_of(is_decoder).items():
+            if setting not in own:
+                there = ", ".join(own) or "none"
+                raise SettingError(
+                    f"ModelConfig.{field} has '{setting}', which is no setting of router = '{name}': it has {there}."
+                )
+            if own[setting] is not inspect.Parameter.empty:
+                _check_type(f"{setting} in ModelConfig.{field}", value, own[setting])
+
+    def _check_router(self, is_decoder: bool) -> None:
+        """Checks the router of a stack that has experts; its constructor checks the values of its settings."""
+        router, name = self.make_router(is_decoder), self.router_of(is_decoder)
+        settings = self.router_settings_of(is_decoder)
+        described = f"router = '{name}'" + (f" with router_settings = {dict(settings)}" if settings else "")
+        if is_decoder and not router.is_causal:
             raise SettingError(
-                f"switch_attention = '{self.switch_attention}' makes a token's query, key and value in one expert: set "
-                "ModelConfig.router to 'switch' or 'no_token_left_behind'."
+                f"{described} is not causal (later tokens of a group change which experts a token gets), and so cannot "
+                "serve the decoder: set ModelConfig.decoder_router = 'switch'."
+            )
+        if self.eval_capacity_factor is None and not router.tokens_choose_experts:
+            raise SettingError(
+                f"eval_capacity_factor = None gives every token its choice, and with {described} tokens do not choose: "
+                "set a factor, for instance 2.0."
+            )
+        uses_one = router.tokens_choose_experts and router.experts_per_token(self.capacity_factor) == 1
+        if self.switch_attention != "none" and not uses_one:
+            raise SettingError(
+                f"switch_attention = '{self.switch_attention}' needs a router that gives a token one expert, which "
+                f"{described} does not: set ModelConfig.router to 'switch' or 'no_token_left_behind'."
             )
 
     def router_of(self, is_decoder: bool) -> str:
-        """Name of the encoder's or the decoder's router."""
+        """Returns the name of the encoder's or the decoder's router."""
         return self.decoder_router or self.router if is_decoder else self.router
 
-    def router_priority_of(self, is_decoder: bool) -> str:
-        """Priority of the encoder's or the decoder's router."""
-        return self.decoder_router_priority or self.router_priority if is_decoder else self.router_priority
+    def router_settings_of(self, is_decoder: bool) -> dict[str, Any]:
+        """Returns the own settings of the encoder's or the decoder's router."""
+        if not is_decoder:
+            return self.router_settings
+        if self.decoder_router_settings is not None:
+            return self.decoder_router_settings
+        return self.router_settings if self.decoder_router is None else RouterSettings()
+
+    def make_router(self, is_decoder: bool) -> Router:
+        """Makes a router of the encoder or of the decoder, which has no weights before it is built."""
+        return ROUTERS[self.router_of(is_decoder)](
+            d_model=self.d_model,
+            num_experts=self.num_experts,
+            policy=self.router_policy,
+            eval_policy=self.router_eval_policy,
+            jitter=self.router_jitter,
+            input_dropout_rate=self.router_input_dropout_rate,
+            temperature=self.router_temperature,
+            balance_bias=self.balance_bias_rate > 0,
+            initializer_scale=self.initializer_scale,
+            dtype=DTYPE_POLICIES[self.router_dtype],
+            name="router",
+            **self.router_settings_of(is_decoder),
+        )
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise SettingError(f"ModelConfig.{name} = {getattr(self, name)!r} {rule}.")
 
     def is_sparse(self, index: int, is_decoder: bool = False) -> bool:
-        """Whether block `index` (from 0) of the encoder or of the decoder holds experts."""
+        """Whether block `index` (from 0) of the encoder or of the decoder has experts."""
         every, num_layers = self.sparse_every, self.num_encoder_layers
         if is_decoder:
             num_layers = self.num_decoder_layers
@@ -251,15 +272,12 @@ class ModelConfig:
         }[self.sparse_layout]
 
     def experts_per_token(self, is_decoder: bool) -> float:
-        """How many experts a token of the encoder or of the decoder uses, on average; the most, for "top_n"."""
-        router = self.router_of(is_decoder)
-        if router in NON_CAUSAL_ROUTERS:
-            return min(self.capacity_factor, self.num_experts)
-        return self.router_choices or 2 if router == "top_n" else 1
+        """Returns how many experts a token of the encoder or of the decoder uses on average (at most, for "top_n")."""
+        return self.make_router(is_decoder).experts_per_token(self.capacity_factor)
 
     @property
     def sparse_layer_names(self) -> list[str]:
-        """Names of the sparse layers, in order: "encoder/layer_1", ...; attention's end with "/self_attention"."""
+        """The sparse layers in order: "encoder/layer_1", ...; those of Switch attention end with "/self_attention"."""
         stacks = (("encoder", self.num_encoder_layers), ("decoder", self.num_decoder_layers))
         sublayers = [""] if self.switch_attention == "none" else ["/self_attention", ""]
         return [
@@ -272,5 +290,17 @@ class ModelConfig:
 
     @property
     def num_sparse_layers(self) -> int:
-        """Sparse layers of both stacks together."""
+        """The number of sparse layers in both stacks."""
         return len(self.sparse_layer_names)
+
+
+def _check_type(name: str, value: object, kind: Any) -> None:
+    """Checks a value that comes from gin; a whole number is accepted as a float, and 2.0 as an int."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if not all(isinstance(kind, type) for kind in kinds):
+        return  # A router of another module may annotate its settings in ways that cannot be checked here.
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    fits = is_real and (float in kinds or (int in kinds and value == round(typing.cast(float, value))))
+    if not fits and not isinstance(value, tuple(kind for kind in kinds if kind not in (int, float))):
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise SettingError(f"{name} = {value!r} must be of the type {names}.")

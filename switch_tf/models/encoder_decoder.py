@@ -1,8 +1,8 @@
-"""The model: a T5 encoder-decoder whose feed-forward layers are dense or Switch layers, made from one `ModelConfig`."""
+"""The model: a T5 encoder-decoder with dense or Switch feed-forward layers, made from a `ModelConfig`."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -10,20 +10,13 @@ import tensorflow as tf
 from switch_tf.layers import attention
 from switch_tf.layers.attention import Attention, MultiHeadAttention
 from switch_tf.layers.base import Layer
+from switch_tf.layers.context import INFERENCE, ForwardContext
 from switch_tf.layers.embedding import LogitsProjection, RelativePositionBias, TokenEmbedder
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.initializers import weights_from_seed
 from switch_tf.layers.moe import Experts, SwitchFeedForward
-from switch_tf.layers.router_base import Router
 from switch_tf.layers.routing import Routing
 from switch_tf.layers.switch_attention import AttentionExperts, SwitchSelfAttention
-from switch_tf.layers.token_choice import (
-    NON_CAUSAL_ROUTERS,
-    ROUTERS,
-    NoTokenLeftBehindRouter,
-    TokenChoiceRouter,
-    TopNRouter,
-)
 from switch_tf.layers.transformer import Block, BlockCache, Stack
 from switch_tf.models.config import DTYPE_POLICIES, ModelConfig
 
@@ -35,50 +28,25 @@ class ModelOutput(NamedTuple):
     routings: dict[str, Routing]
 
 
-def _router(config: ModelConfig, is_decoder: bool) -> Router:
-    kind = ROUTERS[config.router_of(is_decoder)]
-    settings = {
-        "d_model": config.d_model,
-        "num_experts": config.num_experts,
-        "policy": config.router_policy,
-        "eval_policy": config.router_eval_policy,
-        "jitter": config.router_jitter,
-        "input_dropout_rate": config.router_input_dropout_rate,
-        "temperature": config.router_temperature,
-        "balance_bias": config.balance_bias_rate > 0,
-        "initializer_scale": config.initializer_scale,
-        "dtype": DTYPE_POLICIES[config.router_dtype],
-        "name": "router",
-    }
-    if issubclass(kind, TokenChoiceRouter):
-        settings["priority"] = config.router_priority_of(is_decoder)
-    if issubclass(kind, TopNRouter | NoTokenLeftBehindRouter) and config.router_choices is not None:
-        settings["num_choices"] = config.router_choices
-    if issubclass(kind, TopNRouter):
-        settings["later_choice_policy"] = config.later_choice_policy
-        settings["eval_later_choice_policy"] = config.eval_later_choice_policy
-        settings["later_choice_threshold"] = config.later_choice_threshold
-    return kind(**settings)
-
-
 def _sparse_layer(config: ModelConfig, is_decoder: bool, experts: Layer, name: str) -> SwitchFeedForward:
+    router = config.make_router(is_decoder)
     return SwitchFeedForward(
-        router=_router(config, is_decoder),
+        router=router,
         experts=experts,
         group_size=config.group_size,
         capacity_factor=config.capacity_factor,
         eval_capacity_factor=config.eval_capacity_factor,
         min_expert_capacity=config.min_expert_capacity,
         fixed_capacity=config.expert_capacity,
-        # An expert that chooses may take any token: there is no small number of choices for a token to gather.
-        dispatcher=config.dispatcher if config.router_of(is_decoder) not in NON_CAUSAL_ROUTERS else "einsum",
+        # If experts choose, a token may have any number of them: K = E choices to gather, which einsum does faster.
+        dispatcher=config.dispatcher if router.tokens_choose_experts else "einsum",
         dtype=DTYPE_POLICIES[config.activation_dtype],
         name=name,
     )
 
 
 def _feed_forward(config: ModelConfig, is_decoder: bool, is_sparse: bool) -> FeedForward | SwitchFeedForward:
-    settings = {
+    settings: dict[str, Any] = {
         "d_model": config.d_model,
         "d_ff": config.d_ff,
         "activation": config.activation,
@@ -113,7 +81,7 @@ def _self_attention(config: ModelConfig, is_decoder: bool, is_sparse: bool) -> A
     return SwitchSelfAttention(projections=projections, **settings, name="self_attention")
 
 
-def _attention_settings(config: ModelConfig) -> dict:
+def _attention_settings(config: ModelConfig) -> dict[str, Any]:
     return {
         "d_model": config.d_model,
         "num_heads": config.num_heads,
@@ -141,7 +109,7 @@ def _block(config: ModelConfig, index: int, is_decoder: bool) -> Block:
 
 
 class EncoderDecoder(keras.Model):
-    """T5's encoder-decoder. All weights are made by `build`, from `seed` and each weight's path."""
+    """T5's encoder-decoder. `build` makes all weights, each a function of `seed` and of the weight's path."""
 
     def __init__(self, config: ModelConfig, *, seed: int = 0):
         policy = DTYPE_POLICIES[config.activation_dtype]
@@ -181,20 +149,20 @@ class EncoderDecoder(keras.Model):
             name=name,
         )
 
-    def build(self, input_shape=None):
-        """Makes all weights; no input is needed."""
+    def build(self, input_shape: Any = None) -> None:
+        """Makes all weights; needs no input."""
         with weights_from_seed(self.seed):
-            for part in (self.token_embedder, self.encoder, self.decoder, *([self.logits] if self.logits else [])):
-                part.build()
+            for layer in (self.token_embedder, self.encoder, self.decoder, *([self.logits] if self.logits else [])):
+                layer.build()
         self.built = True
 
-    def get_config(self) -> dict:
-        """Returns what `from_config` needs."""
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of `from_config`."""
         return {"config": dataclasses.asdict(self.config), "seed": self.seed}
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects=None) -> "EncoderDecoder":
-        """Makes the model that `get_config` described."""
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "EncoderDecoder":
+        """Makes a model from what `get_config` returned."""
         return cls(ModelConfig(**config["config"]), seed=config["seed"])
 
     def call(
@@ -208,29 +176,27 @@ class EncoderDecoder(keras.Model):
 
         Args:
           features: int32 [B, L] each, under the names of seqio's `EncDecFeatureConverter`: `encoder_input_tokens`,
-            `decoder_input_tokens`; if there, `decoder_target_tokens` tells padding (0) from text in the decoder, and
-            `encoder_segment_ids` and `decoder_segment_ids` keep packed examples apart.
-          training: whether noise and the training capacity are on.
+            `decoder_input_tokens`, and optionally `decoder_target_tokens`, by which the decoder masks padding (0), and
+            `encoder_segment_ids` and `decoder_segment_ids` of packed examples (positions may be left out: attention
+            depends on distances only, which are those of each example).
+          training: whether dropout, router noise and the training capacity are on.
           seed: seed of the noise; the same seed gives the same numbers.
           return_routing: whether to return a `ModelOutput`.
 
         Returns:
           float32 logits [B, L, V], or a `ModelOutput`.
         """
-        memory, encoder_routings = self.encode(features, training=training, seed=seed)
-        logits, decoder_routings = self.decode(features, memory, training=training, seed=seed)
+        context = ForwardContext(training=training, seed=seed)
+        memory, encoder_routings = self.encode(features, context)
+        logits, decoder_routings = self.decode(features, memory, context)
         if return_routing:
             return ModelOutput(logits, {**encoder_routings, **decoder_routings})
         return logits
 
     def encode(
-        self,
-        features: Mapping[str, tf.Tensor],
-        training: bool = False,
-        seed: int | tf.Tensor = 0,
-        dropless: bool = False,
+        self, features: Mapping[str, tf.Tensor], context: ForwardContext = INFERENCE
     ) -> tuple[tf.Tensor, dict[str, Routing]]:
-        """Encodes `encoder_input_tokens`: ([B, L, M], routings); `dropless` gives every token its expert."""
+        """Encodes `encoder_input_tokens`: ([B, L, M], routings)."""
         tokens = features["encoder_input_tokens"]
         token_mask = tf.not_equal(tokens, 0)
         mask_bias = attention.padding_bias(token_mask)
@@ -238,65 +204,50 @@ class EncoderDecoder(keras.Model):
         if segments is not None:
             mask_bias += attention.segment_bias(segments, segments)
         x = self.token_embedder(tokens)
-        return self.encoder(
-            x, mask_bias=mask_bias, token_mask=token_mask, training=training, seed=seed, dropless=dropless
-        )
+        return self.encoder(x, context=dataclasses.replace(context, token_mask=token_mask), mask_bias=mask_bias)
 
     def decode(
-        self,
-        features: Mapping[str, tf.Tensor],
-        memory: tf.Tensor,
-        training: bool = False,
-        seed: int | tf.Tensor = 0,
+        self, features: Mapping[str, tf.Tensor], memory: tf.Tensor, context: ForwardContext = INFERENCE
     ) -> tuple[tf.Tensor, dict[str, Routing]]:
         """Decodes `decoder_input_tokens`, teacher-forced, over `memory` [B, Lk, M]: (float32 [B, L, V], routings)."""
-        x, routings = self.decode_states(features, memory, training=training, seed=seed)
+        x, routings = self.decode_states(features, memory, context)
         return self._to_logits(x), routings
 
     def decode_states(
-        self,
-        features: Mapping[str, tf.Tensor],
-        memory: tf.Tensor,
-        training: bool = False,
-        seed: int | tf.Tensor = 0,
+        self, features: Mapping[str, tf.Tensor], memory: tf.Tensor, context: ForwardContext = INFERENCE
     ) -> tuple[tf.Tensor, dict[str, Routing]]:
-        """Does what `decode` does up to the logits: ([B, L, M], the decoder's output; routings)."""
+        """Computes `decode` without the logits: ([B, L, M], the decoder's output; routings)."""
         tokens = features["decoder_input_tokens"]
         targets = features.get("decoder_target_tokens")
         positions = tf.range(tokens.shape[1])
         mask_bias = attention.causal_bias(positions, positions)
         memory_bias = attention.padding_bias(tf.not_equal(features["encoder_input_tokens"], 0))
         if targets is not None:
-            mask_bias += attention.padding_bias(tf.not_equal(targets, 0))
+            context = dataclasses.replace(context, token_mask=tf.not_equal(targets, 0))
+            mask_bias += attention.padding_bias(context.token_mask)
         segments = features.get("decoder_segment_ids")
         if segments is not None:
             mask_bias += attention.segment_bias(segments, segments)
             memory_bias += attention.segment_bias(segments, features["encoder_segment_ids"])
         return self.decoder(
-            self.token_embedder(tokens),
-            mask_bias=mask_bias,
-            memory=memory,
-            memory_bias=memory_bias,
-            token_mask=None if targets is None else tf.not_equal(targets, 0),
-            training=training,
-            seed=seed,
+            self.token_embedder(tokens), context=context, mask_bias=mask_bias, memory=memory, memory_bias=memory_bias
         )
 
     def _to_logits(self, x: tf.Tensor) -> tf.Tensor:
         return self.token_embedder.attend(x) if self.logits is None else self.logits(x)
 
     def start_decoding(self, memory: tf.Tensor, length: int) -> list[BlockCache]:
-        """Returns the caches with which `decode_step` starts, for at most `length` tokens over `memory` [B, Lk, M]."""
+        """Returns the caches for decoding at most `length` tokens over `memory` [B, Lk, M] with `decode_step`."""
         return self.decoder.start_caches(memory, length)
 
     def decode_step(
         self, tokens: tf.Tensor, caches: list[BlockCache], position: tf.Tensor, memory_mask: tf.Tensor
     ) -> tuple[tf.Tensor, list[BlockCache]]:
-        """Predicts the next token of every sequence, in time that does not grow with what has been decoded.
+        """Predicts the next token of every sequence from the caches of the tokens before it.
 
         Args:
-          tokens: int32 [B], the tokens at `position` (0, the padding id, starts a sequence).
-          caches: of the positions before.
+          tokens: int32 [B], the tokens at `position` (0, the padding id, at the start).
+          caches: of the earlier positions.
           position: int32 scalar.
           memory_mask: bool [B, Lk], True for a real input token.
 

@@ -46,7 +46,7 @@ def test_masked_keys_do_not_matter():
     np.testing.assert_allclose(seen, expected, atol=1e-6)
 
 
-def test_segments_see_each_other_not():
+def test_segments_do_not_attend_to_each_other():
     segments = tf.constant([[1, 1, 2, 2, 0]])
     bias = attention.segment_bias(segments, segments)[0, 0].numpy()
     same = np.equal.outer(segments[0], segments[0])

@@ -1,12 +1,13 @@
-"""The loop over blocks of tokens against slots for every token."""
+"""The loop over blocks of tokens against a slot for every token in every expert."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from switch_tf.layers.context import ForwardContext
 from switch_tf.layers.dropless import apply_dropless, block_size_for, blocks_of
 from switch_tf.layers.moe import Experts, SwitchFeedForward
-from switch_tf.layers.token_choice import ROUTERS
+from switch_tf.layers.router_base import ROUTERS
 from switch_tf.partitioning import axes
 
 
@@ -48,14 +49,15 @@ def test_blocks_equal_slots_for_every_token(router, activation):
     x = tf.random.stateless_normal([4, 16, 8], (0, 1))
     mask = np.ones([4, 16], bool)
     mask[1, 5:] = mask[3] = False
-    by_blocks, routing = tf.function(built, autograph=False)(x, token_mask=tf.constant(mask))
+    context = ForwardContext(token_mask=tf.constant(mask))
+    by_blocks, routing = tf.function(lambda x: built(x, context=context), autograph=False)(x)
 
     class Partitioned(axes.Placement):
         is_partitioned = True
 
     # On a mesh every expert has a slot for every token.
     with axes.placed_by(Partitioned()):
-        by_slots, _ = built(x, token_mask=tf.constant(mask))
+        by_slots, _ = built(x, context=context)
     np.testing.assert_allclose(by_blocks, by_slots, atol=1e-6)
     np.testing.assert_array_equal(by_blocks.numpy()[~mask], 0)
     assert float(routing.metrics.fraction_dropped) == pytest.approx(0, abs=1e-6)
@@ -66,20 +68,20 @@ def test_bfloat16_stays_bfloat16():
     assert y.dtype == tf.bfloat16
 
 
-def test_no_expert_is_asked_that_nobody_chose():
+def test_experts_that_no_token_chose_are_not_applied():
     built = layer("switch")
     built.router.kernel.assign(np.eye(8, 4, dtype=np.float32))
     x = np.zeros([1, 6, 8], np.float32)
     x[0, :, 2] = 1
-    asked = []
+    applied = []
 
-    def ask(expert, tokens):
-        asked.append(int(expert))
+    def apply(expert, tokens):
+        applied.append(int(expert))
         return built.experts.apply_one(expert, tokens)
 
     routing = built.router(tf.constant(x), tf.ones([1, 6]), capacity=6)
-    apply_dropless(routing, tf.constant(x), ask, 8)
-    assert set(asked) == {2}
+    apply_dropless(routing, tf.constant(x), apply, 8)
+    assert set(applied) == {2}
 
 
 def test_blocks_are_as_large_as_an_experts_share():

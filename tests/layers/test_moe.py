@@ -5,10 +5,13 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
+from switch_tf.layers.context import ForwardContext
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import Experts, SwitchFeedForward, tokens_per_group
 from switch_tf.layers.token_choice import SwitchRouter
 from switch_tf.partitioning import axes
+
+DROPLESS = ForwardContext(dropless=True)
 
 
 def switch_layer(experts=4, activation="relu", expert_dropout=0.0, dtype=None, **settings) -> SwitchFeedForward:
@@ -44,7 +47,7 @@ def test_output_is_the_probability_times_the_chosen_expert():
     layer = switch_layer(eval_capacity_factor=4.0)
     x = tokens()
     y, _ = layer(x)
-    probabilities = layer.router.scores(x, False, 0).probabilities.numpy()
+    probabilities = layer.router.scores(x).probabilities.numpy()
     for b, i in np.ndindex(4, 16):
         expert = probabilities[b, i].argmax()
         hidden = np.maximum(x.numpy()[b, i] @ layer.experts.wi[0].numpy()[expert], 0)
@@ -54,7 +57,7 @@ def test_output_is_the_probability_times_the_chosen_expert():
 
 def test_tokens_beyond_capacity_come_out_as_zero():
     layer = switch_layer(experts=4, group_size=64, eval_capacity_factor=0.25, min_expert_capacity=1)
-    x = tf.broadcast_to(tokens(1, 1), [4, 16, 8])  # All alike: all to one expert, which has 4 slots.
+    x = tf.broadcast_to(tokens(1, 1), [4, 16, 8])  # All equal: all to one expert, which has 4 slots.
     y, routing = layer(x)
     flat = tf.reshape(y, [64, 8])
     assert np.all(np.abs(flat[:4]).max(-1) > 0)
@@ -64,9 +67,9 @@ def test_tokens_beyond_capacity_come_out_as_zero():
 
 def test_training_and_evaluation_have_capacities_of_their_own():
     layer = switch_layer(group_size=64, capacity_factor=1.0, eval_capacity_factor=2.0)
-    assert layer(tokens(), training=True)[1].capacity == 16
+    assert layer(tokens(), context=ForwardContext(training=True))[1].capacity == 16
     assert layer(tokens())[1].capacity == 32
-    dropless = layer(tokens(), dropless=True)[1]  # Each sequence is a group, and may go to one expert whole.
+    dropless = layer(tokens(), context=DROPLESS)[1]  # Each sequence is a group, and may go to one expert whole.
     assert (dropless.slot.shape, dropless.capacity) == ([4, 16, 1], 16)
 
 
@@ -82,8 +85,8 @@ def test_language_model_gradient_reaches_the_router():
 def test_dropless_result_does_not_depend_on_the_rest_of_the_batch():
     layer = switch_layer(group_size=64, eval_capacity_factor=0.5, min_expert_capacity=1)
     x = tokens()
-    together = layer(x, dropless=True)[0]
-    alone = tf.concat([layer(x[i : i + 1], dropless=True)[0] for i in range(4)], axis=0)
+    together = layer(x, context=DROPLESS)[0]
+    alone = tf.concat([layer(x[i : i + 1], context=DROPLESS)[0] for i in range(4)], axis=0)
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert not np.allclose(together, layer(x)[0], atol=1e-6)
 
@@ -92,9 +95,10 @@ def test_padding_changes_no_real_token():
     layer = switch_layer(group_size=64, eval_capacity_factor=1.0, min_expert_capacity=1)
     x, mask = tokens(), np.ones([4, 16], bool)
     mask[:, 10:] = False
-    y, _ = layer(x, token_mask=tf.constant(mask))
+    context = ForwardContext(token_mask=tf.constant(mask))
+    y, _ = layer(x, context=context)
     noisy = tf.where(mask[..., np.newaxis], x, 100.0)
-    np.testing.assert_allclose(y[:, :10], layer(noisy, token_mask=tf.constant(mask))[0][:, :10], atol=1e-6)
+    np.testing.assert_allclose(y[:, :10], layer(noisy, context=context)[0][:, :10], atol=1e-6)
     np.testing.assert_array_equal(y[:, 10:], 0)
 
 
@@ -106,7 +110,7 @@ def test_selective_precision_routes_in_float32_and_computes_in_bfloat16():
     assert {weight.dtype for weight in layer.weights} == {"float32"}
     # Indices follow the float32 router on the rounded tokens.
     rounded = tf.cast(tf.cast(tokens(), tf.bfloat16), tf.float32)
-    chosen = tf.argmax(layer.router.scores(rounded, False, 0).probabilities, -1, output_type=tf.int32)
+    chosen = tf.argmax(layer.router.scores(rounded).probabilities, -1, output_type=tf.int32)
     np.testing.assert_array_equal(tf.reshape(routing.expert, [4, 16]), chosen)
 
 
@@ -114,10 +118,12 @@ def test_expert_dropout_hits_the_hidden_activation_in_training_alone():
     layer = switch_layer(expert_dropout=0.5)
     slots = tf.random.stateless_normal([4, 2, 8, 8], (0, 1))
     calm = layer.experts(slots)
-    np.testing.assert_array_equal(calm, layer.experts(slots, seed=1))
-    first, second = (layer.experts(slots, training=True, seed=seed) for seed in (1, 2))
+    np.testing.assert_array_equal(calm, layer.experts(slots, context=ForwardContext(seed=1)))
+    first, second, again = (
+        layer.experts(slots, context=ForwardContext(training=True, seed=seed)) for seed in (1, 2, 1)
+    )
     assert not np.allclose(first, calm) and not np.allclose(first, second)
-    np.testing.assert_array_equal(first, layer.experts(slots, training=True, seed=1))
+    np.testing.assert_array_equal(first, again)
 
 
 @pytest.mark.parametrize("experts", [2, 64])
@@ -125,7 +131,7 @@ def test_initial_spread_of_an_expert_does_not_depend_on_how_many_there_are(exper
     """Keras's VarianceScaling counts the experts as fan-in and comes out sqrt(E) too small."""
     layer = Experts(num_experts=experts, d_model=64, d_ff=256, initializer_scale=0.1)
     layer.build()
-    cut = 0.87962566  # What truncation at two sigma leaves of the standard deviation.
+    cut = 0.87962566  # The standard deviation of N(0, 1) truncated at two sigma.
     assert np.std(layer.wi[0]) == pytest.approx(cut * (0.1 / 64) ** 0.5, rel=0.02)
     assert np.std(layer.wo) == pytest.approx(cut * (0.1 / 256) ** 0.5, rel=0.02)
 
@@ -150,7 +156,7 @@ def test_groups_divide_the_batch_evenly_and_follow_the_mesh(tokens, group_size, 
     assert tokens_per_group(tokens, group_size, shards) == size
 
 
-def test_the_layer_asks_the_engine_how_many_devices_share_the_groups():
+def test_the_layer_asks_the_engine_how_many_devices_groups_are_sharded_over():
     layer = switch_layer(group_size=64)
 
     class Two(axes.Placement):
@@ -162,17 +168,17 @@ def test_the_layer_asks_the_engine_how_many_devices_share_the_groups():
     assert layer(tokens())[1].slot.shape == [1, 64, 1]
 
 
-def test_a_batch_that_does_not_spread_is_refused():
+def test_a_batch_that_does_not_divide_among_devices_is_refused():
     with pytest.raises(SettingError, match=r"60 tokens cannot be spread over 8 devices.*multiple of 8"):
         tokens_per_group(60, 1024, 8)
 
 
 def test_dropless_calls_take_any_number_of_tokens():
-    """Nobody competes, and so groups need not divide the batch: a prime number of tokens, and of sequences."""
+    """Without competition for slots, groups need not divide the batch: 7 sequences of 11 tokens."""
     layer = switch_layer(group_size=4)
     x = tf.random.stateless_normal([7, 11, 8], (0, 1))
-    alone = tf.concat([layer(x[row : row + 1], dropless=True)[0] for row in range(7)], axis=0)
-    np.testing.assert_allclose(layer(x, dropless=True)[0], alone, atol=1e-6)
+    alone = tf.concat([layer(x[row : row + 1], context=DROPLESS)[0] for row in range(7)], axis=0)
+    np.testing.assert_allclose(layer(x, context=DROPLESS)[0], alone, atol=1e-6)
 
 
 def test_a_setting_error_inside_a_call_keeps_its_sentence():

@@ -1,4 +1,4 @@
-"""What is made again in the place of being kept: the same numbers. Its memory: tests/tpu."""
+"""Rematerialization gives the same numbers. tests/tpu/precompile measures the memory."""
 
 import collections
 import dataclasses
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from switch_tf.layers.context import ForwardContext
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import Experts
 from switch_tf.layers.rematerialization import rematerialized
@@ -28,7 +29,7 @@ VARIANTS = {
 
 
 def loss_and_gradients(config: ModelConfig) -> dict[str, np.ndarray]:
-    """Of one seed, with all noise on: the loss, what layers report, and the gradient of every weight."""
+    """With all noise on: the loss, the routings, and the gradient of every weight."""
     model = EncoderDecoder(dataclasses.replace(config, dropout_rate=0.1, expert_dropout_rate=0.2))
     model.build()
     features = {name: tf.constant(value) for name, value in random_features().items()}
@@ -54,7 +55,7 @@ def loss_and_gradients(config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def assert_the_same_numbers(config: ModelConfig) -> None:
-    # What adds up in another order differs by a rounding of its dtype.
+    # Sums in another order differ by the rounding of their dtype.
     rounding = 2.0**-7 if config.activation_dtype == "bfloat16" else 1e-6
     expected = loss_and_gradients(config)
     assert len(expected) > 30
@@ -66,7 +67,7 @@ def assert_the_same_numbers(config: ModelConfig) -> None:
             np.testing.assert_allclose(found[name] / scale, value / scale, atol=rounding, err_msg=f"{kind}: {name}")
 
 
-def test_the_numbers_are_those_of_a_model_that_keeps_everything(tiny_config):
+def test_numbers_equal_those_of_a_model_that_stores_all_activations(tiny_config):
     assert_the_same_numbers(dataclasses.replace(tiny_config, activation="gated_gelu", tied_logits=False))
 
 
@@ -78,7 +79,7 @@ def test_every_variant_keeps_its_numbers(tiny_config, variant):
 
 @pytest.mark.parametrize(("make", "shape"), [(Experts, (3, 2, 5, 8)), (FeedForward, (3, 5, 8))])
 def test_a_layer_by_itself_outside_of_a_graph(make, shape):
-    """As Keras users call it, with variables."""
+    """Called eagerly with variables, as Keras users do."""
     x, found = tf.random.stateless_normal(shape, [1, 2]), []
     for rematerialize in (False, True):
         settings = {"num_experts": 3} if make is Experts else {}
@@ -86,12 +87,12 @@ def test_a_layer_by_itself_outside_of_a_graph(make, shape):
         made.build()
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = tf.nest.flatten(made(x, training=True, seed=3))[0]
+            y = tf.nest.flatten(made(x, context=ForwardContext(training=True, seed=3)))[0]
             loss = tf.reduce_sum(tf.square(y))
         found.append([y, *tape.gradient(loss, [x, *(weight.value for weight in made.trainable_variables)])])
-    for kept, again in zip(*found):
-        assert np.abs(kept).max() > 0
-        np.testing.assert_allclose(again, kept, rtol=1e-6)
+    for stored, recomputed in zip(*found):
+        assert np.abs(stored).max() > 0
+        np.testing.assert_allclose(recomputed, stored, rtol=1e-6)
 
 
 def operations(config: ModelConfig, kind: str, training: bool) -> collections.Counter:
@@ -112,24 +113,24 @@ def operations(config: ModelConfig, kind: str, training: bool) -> collections.Co
     return collections.Counter(operation.type for operation in graph.get_operations())
 
 
-def test_outside_of_training_nothing_is_made_again(tiny_config):
-    """The graph is that of a model that keeps everything."""
-    kept, *others = (operations(tiny_config, kind, training=False) for kind in ("none", *KINDS))
-    assert others == [kept, kept]
+def test_outside_of_training_nothing_is_recomputed(tiny_config):
+    """The graph has the operations of one without rematerialization."""
+    stored, *others = (operations(tiny_config, kind, training=False) for kind in ("none", *KINDS))
+    assert others == [stored, stored]
 
 
-def test_what_is_made_again_is_what_the_setting_says(tiny_config):
-    """By the products that a training step has more of than one that keeps everything."""
-    kept, sublayers, blocks = (operations(tiny_config, kind, training=True) for kind in ("none", *KINDS))
-    # In two stacks of two layers: projections to queries, keys, values and back, in six attentions; the two products of
-    # two dense feed-forward layers. A block has its router besides.
-    assert sublayers["Einsum"] - kept["Einsum"] == 6 * 4 + 2 * 2
+def test_a_setting_recomputes_what_it_says(tiny_config):
+    """By the additional operations of a training step."""
+    stored, sublayers, blocks = (operations(tiny_config, kind, training=True) for kind in ("none", *KINDS))
+    # Two stacks of two layers have six attention layers with four projections each, and two dense feed-forward layers
+    # with two matmuls each. "blocks" also recomputes the two routers.
+    assert sublayers["Einsum"] - stored["Einsum"] == 6 * 4 + 2 * 2
     assert blocks["Einsum"] - sublayers["Einsum"] == 2
-    # What is made to choose slots is made again with a block alone.
-    assert blocks["Cumsum"] > sublayers["Cumsum"] == kept["Cumsum"]
+    # The assignment of slots is recomputed with blocks only.
+    assert blocks["Cumsum"] > sublayers["Cumsum"] == stored["Cumsum"]
 
 
-def test_what_is_not_a_tensor_passes():
+def test_results_that_are_no_tensors_pass():
     x = tf.constant([[1.0, 2.0]])
     with tf.GradientTape() as tape:
         tape.watch(x)

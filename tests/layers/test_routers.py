@@ -7,13 +7,14 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
+from switch_tf.layers.context import ForwardContext
 from switch_tf.layers.dispatch import DISPATCHERS
-from switch_tf.layers.router_base import Scores
+from switch_tf.layers.router_base import ROUTERS, Router, Scores, register_router
 from switch_tf.layers.routing import Routing, expert_capacity
-from switch_tf.layers.token_choice import ROUTERS
 from tests.support import gates
 
 D_MODEL = 8
+TRAINING = ForwardContext(training=True)
 
 
 def router(name: str, experts: int, d_model: int = D_MODEL, **settings):
@@ -118,7 +119,7 @@ def test_the_routers_weights_learn_from_gates_and_losses(name):
     tokens = tf.random.stateless_normal([2, 16, D_MODEL], (0, 1))
     made = router(name, 4)
     with tf.GradientTape(persistent=True) as tape:
-        routing = made(tokens, tf.ones([2, 16]), capacity=4, training=True)
+        routing = made(tokens, tf.ones([2, 16]), capacity=4, context=TRAINING)
         gate, z_loss = tf.reduce_sum(routing.gate**2), routing.z_loss
         balance = routing.balance_loss
     assert np.any(tape.gradient(gate, made.kernel.value) != 0)
@@ -175,25 +176,29 @@ def test_a_later_tokens_first_choice_goes_before_an_earlier_tokens_second(name, 
 def test_noise_follows_its_seed(policy):
     tokens = tf.random.stateless_normal([2, 16, D_MODEL], (0, 1))
     made = router("switch", 4, policy=policy, jitter=0.1)
-    first, again, other = (made.scores(tokens, True, seed).preference for seed in (0, 0, 1))
+    first, again, other = (
+        made.scores(tokens, ForwardContext(training=True, seed=seed)).preference for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
-    calm = made.scores(tokens, False, 0).preference
-    np.testing.assert_array_equal(calm, made.scores(tokens, False, 1).preference)
+    calm = made.scores(tokens).preference
+    np.testing.assert_array_equal(calm, made.scores(tokens, ForwardContext(seed=1)).preference)
     assert not np.allclose(calm, first)
 
 
 def test_argmax_makes_no_noise():
     tokens = tf.random.stateless_normal([2, 16, D_MODEL], (0, 1))
     made = router("switch", 4, policy="argmax")
-    np.testing.assert_array_equal(made.scores(tokens, True, 0).logits, made.scores(tokens, False, 1).logits)
+    np.testing.assert_array_equal(
+        made.scores(tokens, TRAINING).logits, made.scores(tokens, ForwardContext(seed=1)).logits
+    )
 
 
 def inputs_seen_by_the_router(size: int, **settings) -> np.ndarray:
     """The router's noisy input where the tokens are all ones: with an identity for a kernel, its logits."""
     made = router("switch", 64, d_model=64, **settings)
     made.kernel.assign(np.eye(64, dtype=np.float32))
-    return made.scores(tf.ones([4, size, 64]), True, 3).logits.numpy()
+    return made.scores(tf.ones([4, size, 64]), ForwardContext(training=True, seed=3)).logits.numpy()
 
 
 def test_jitter_is_uniform_in_one_plus_minus_epsilon():
@@ -216,7 +221,9 @@ def test_sampling_draws_from_the_softmax_and_gates_with_its_probability(temperat
     logits = np.log([0.5, 0.3, 0.15, 0.05]).astype(np.float32)
     made = router("switch", 4, d_model=4, policy="sample", temperature=temperature)
     made.kernel.assign(np.diag(logits))
-    routing = made(tf.ones([8, 2048, 4]), tf.ones([8, 2048]), capacity=2048, training=True, seed=7)
+    routing = made(
+        tf.ones([8, 2048, 4]), tf.ones([8, 2048]), capacity=2048, context=ForwardContext(training=True, seed=7)
+    )
     expert = routing.expert.numpy().ravel()
     expected = gates.softmax(logits / temperature)
     observed = np.bincount(expert, minlength=4) / expert.size
@@ -230,19 +237,21 @@ def test_the_eval_policy_may_sample():
     assert len(np.unique(sampled.expert)) == 4
 
 
-def test_random_later_choices_are_tried_in_proportion_to_their_gate():
+def test_random_later_choices_are_used_in_proportion_to_their_gate():
     probabilities = np.full([4, 4096, 4], 0.01, np.float32)
     probabilities[..., 0], probabilities[..., 1] = 0.9, 0.08
     logits = tf.math.log(probabilities)
     scores = Scores(logits, tf.constant(probabilities), tf.constant(probabilities))
     made = router("top_n", 4, later_choice_threshold=0.2)
     mask = tf.ones([4, 4096])
-    tried = made.assign(scores, mask, 4096, training=True, seed=1).gate[..., 1] > 0
+    used = made.assign(scores, mask, 4096, ForwardContext(training=True, seed=1)).gate[..., 1] > 0
     expected = (0.08 / 0.98) / 0.2
-    assert np.mean(tried) == pytest.approx(expected, abs=4 * (0.25 / tried.shape.num_elements()) ** 0.5)
-    again = made.assign(scores, mask, 4096, training=True, seed=1).gate[..., 1] > 0
-    np.testing.assert_array_equal(tried, again)
-    assert not np.array_equal(tried, made.assign(scores, mask, 4096, training=True, seed=2).gate[..., 1] > 0)
+    assert np.mean(used) == pytest.approx(expected, abs=4 * (0.25 / used.shape.num_elements()) ** 0.5)
+    again = made.assign(scores, mask, 4096, ForwardContext(training=True, seed=1)).gate[..., 1] > 0
+    np.testing.assert_array_equal(used, again)
+    assert not np.array_equal(
+        used, made.assign(scores, mask, 4096, ForwardContext(training=True, seed=2)).gate[..., 1] > 0
+    )
 
 
 def test_the_load_of_top_n_counts_all_choices():
@@ -270,10 +279,10 @@ def test_a_balance_bias_decides_and_does_not_weigh():
     [
         ("switch", {"policy": "softmax"}, "router_policy = 'softmax' is unknown; choose one of"),
         ("switch", {"eval_policy": "best"}, "router_eval_policy = 'best' is unknown"),
-        ("switch", {"priority": "random"}, "router_priority = 'random' is unknown"),
-        ("switch", {"policy": "sample", "balance_bias": True}, "leaves nothing for balance_bias"),
+        ("switch", {"priority": "random"}, "priority = 'random' is unknown"),
+        ("switch", {"policy": "sample", "balance_bias": True}, "ignores the balance bias: set another policy"),
         ("top_n", {"experts": 1}, "sends a token to 2 experts and NUM_EXPERTS = 1"),
-        ("top_n", {"num_choices": 1}, "at least 2"),
+        ("top_n", {"num_choices": 1}, "num_choices = 1 of router = 'top_n' must be at least 2"),
         ("top_n", {"later_choice_policy": "some"}, "later_choice_policy = 'some' is unknown"),
         ("top_n", {"later_choice_threshold": 0.0}, "must be positive"),
         ("no_token_left_behind", {"num_choices": 0}, "at least 1"),
@@ -283,3 +292,21 @@ def test_a_balance_bias_decides_and_does_not_weigh():
 def test_wrong_settings_are_refused_in_a_sentence(name, settings, sentence):
     with pytest.raises(SettingError, match=sentence):
         router(name, **{"experts": 4} | settings)
+
+
+def test_a_router_names_its_own_settings():
+    assert Router.own_settings() == ROUTERS["expert_choice"].own_settings() == {}
+    assert ROUTERS["switch"].own_settings() == {"priority": str}
+    assert list(ROUTERS["top_n"].own_settings()) == [
+        "eval_later_choice_policy",
+        "later_choice_policy",
+        "later_choice_threshold",
+        "num_choices",
+        "priority",
+    ]
+
+
+def test_a_name_has_one_router():
+    with pytest.raises(ValueError, match="The router 'switch' is SwitchRouter of switch_tf"):
+        register_router("switch")(type("AnotherRouter", (Router,), {}))
+    assert register_router("switch")(ROUTERS["switch"]) is ROUTERS["switch"]

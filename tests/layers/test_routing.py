@@ -163,6 +163,6 @@ def test_router_works_in_float32_whatever_comes_in():
     rounded = tf.cast(tokens, tf.bfloat16)
     router = switch_router(4)
     expected = softmax(np.asarray(tf.cast(rounded, tf.float32)) @ router.kernel.numpy())
-    probabilities = router.scores(rounded, False, 0).probabilities
+    probabilities = router.scores(rounded).probabilities
     assert probabilities.dtype == tf.float32
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5)

@@ -1,6 +1,7 @@
-"""Every way of routing inside the whole model: it learns, it decodes as it was taught, it refuses what cannot be."""
+"""Every way of routing in the whole model: it learns, decoding equals teacher forcing, wrong settings are refused."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -19,9 +20,12 @@ VARIANTS = {
     "sampled": {"router_policy": "sample"},
     "input dropout": {"router_policy": "input_dropout"},
     "top 2": {"router": "top_n"},
-    "top 3": {"router": "top_n", "router_choices": 3, "later_choice_policy": "all", "eval_later_choice_policy": "all"},
+    "top 3": {
+        "router": "top_n",
+        "router_settings": {"num_choices": 3, "later_choice_policy": "all", "eval_later_choice_policy": "all"},
+    },
     "no token left behind": {"router": "no_token_left_behind"},
-    "by gate": {"router_priority": "gate", "decoder_router_priority": "position"},
+    "by gate": {"router_settings": {"priority": "gate"}, "decoder_router": "switch"},
     "expert choice": {"router": "expert_choice", "decoder_router": "switch"},
     "expert selection": {"router": "expert_selection", "decoder_router": "top_n"},
     "balance bias": {"balance_bias_rate": 1e-2},
@@ -63,8 +67,11 @@ def test_variants_learn(tiny_config, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_decoding_step_by_step_equals_teacher_forcing(tiny_config, variant):
-    changes = {"eval_capacity_factor": 4.0, "eval_later_choice_policy": "all"} | VARIANTS[variant]
-    model = built(dataclasses.replace(tiny_config, **changes | {"expert_capacity": None}))
+    config = dataclasses.replace(tiny_config, **{"eval_capacity_factor": 4.0} | VARIANTS[variant])
+    if config.router_of(is_decoder=True) == "top_n":
+        settings = config.router_settings_of(is_decoder=True) | {"eval_later_choice_policy": "all"}
+        config = dataclasses.replace(config, decoder_router="top_n", decoder_router_settings=settings)
+    model = built(dataclasses.replace(config, expert_capacity=None))
     features = random_features()
     features["decoder_target_tokens"] = np.full_like(features["decoder_target_tokens"], 5)
     memory, _ = model.encode(tensors(features))
@@ -79,7 +86,9 @@ def test_decoding_step_by_step_equals_teacher_forcing(tiny_config, variant):
 
 @pytest.mark.parametrize("router", ["switch", "top_n", "no_token_left_behind"])
 def test_dropless_evaluation_does_not_depend_on_the_rest_of_the_batch(tiny_config, router):
-    changes = {"router": router, "eval_later_choice_policy": "all", "capacity_factor": 0.5, "group_size": 64}
+    changes = {"router": router, "capacity_factor": 0.5, "group_size": 64}
+    if router == "top_n":
+        changes["router_settings"] = {"eval_later_choice_policy": "all"}
     dropless = built(dataclasses.replace(tiny_config, eval_capacity_factor=None, **changes))
     tight = built(dataclasses.replace(tiny_config, eval_capacity_factor=0.5, min_expert_capacity=1, **changes))
     features = random_features()
@@ -153,7 +162,10 @@ def test_the_decoder_has_a_spacing_of_its_own(tiny_config):
         ({"sparse_layout": "middle"}, "must be one of 'all', 'bottom'"),
         ({"rematerialization": "layers"}, "must be one of 'blocks', 'none', 'sublayers'"),
         ({"router": "expert_choice"}, "cannot serve the decoder: set ModelConfig.decoder_router = 'switch'"),
-        ({"router_priority": "gate"}, "set ModelConfig.decoder_router_priority = 'position'"),
+        (
+            {"router_settings": {"priority": "gate"}},
+            r"router = 'switch' with router_settings = \{'priority': 'gate'\} is not causal",
+        ),
         (
             {"router": "expert_choice", "decoder_router": "switch", "eval_capacity_factor": None},
             "tokens do not choose: set a factor",
@@ -166,9 +178,26 @@ def test_the_decoder_has_a_spacing_of_its_own(tiny_config):
         ({"router_temperature": 0.0}, "must be positive"),
         ({"switch_attention": "linear", "router_dtype": "bfloat16"}, r"diverges in bfloat16 \(App. A\)"),
         ({"switch_attention": "linear", "num_experts": 0}, "needs experts"),
-        ({"router_choices": 3}, "router_choices = 3 means nothing to router = 'switch'"),
+        (
+            {"router_settings": {"num_choices": 3}},
+            "ModelConfig.router_settings has 'num_choices', which is no setting of router = 'switch': it has priority",
+        ),
+        (
+            {"decoder_router_settings": {"num_choices": 3}},
+            "ModelConfig.decoder_router_settings has 'num_choices', which is no setting of router = 'switch'",
+        ),
+        ({"router": "expert_choice", "router_settings": {"priority": "gate"}}, "it has none"),
+        (
+            {"router": "top_n", "router_settings": {"num_choices": "3"}},
+            "num_choices in ModelConfig.router_settings = '3' must be of the type int",
+        ),
+        ({"router_settings": 3}, "ModelConfig.router_settings = 3 must be of the type dict"),
+        ({"router": "top_n", "num_experts": 1}, "2 experts and NUM_EXPERTS = 1"),
         ({"router_policy": "explore"}, "ModelConfig.router_policy = 'explore' must be one of"),
-        ({"later_choice_policy": "some"}, "ModelConfig.later_choice_policy = 'some' must be one of"),
+        (
+            {"router": "top_n", "router_settings": {"later_choice_policy": "some"}},
+            "later_choice_policy = 'some' is unknown; choose one of",
+        ),
         ({"capacity_factor": None}, "ModelConfig.capacity_factor = None must be of the type float"),
         ({"num_experts": 8.5}, "must be of the type int"),
         ({"tied_logits": "no"}, "must be of the type bool"),
@@ -182,15 +211,20 @@ def test_wrong_settings_stop_in_a_sentence(tiny_config, changes, sentence):
         dataclasses.replace(tiny_config, **changes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"router": "top_n", "num_experts": 1}, "2 experts and NUM_EXPERTS = 1"),
-    ],
-)
-def test_wrong_settings_of_a_router_stop_before_a_weight_is_made(tiny_config, changes, sentence):
-    with pytest.raises(SettingError, match=sentence):
-        EncoderDecoder(dataclasses.replace(tiny_config, **changes))
+def test_settings_of_a_router_go_to_the_stack_that_they_are_for(tiny_config):
+    gate = dataclasses.replace(tiny_config, router_settings={"priority": "gate"}, decoder_router="switch")
+    assert [gate.make_router(is_decoder).priority for is_decoder in (False, True)] == ["gate", "position"]
+    both = dataclasses.replace(tiny_config, router="top_n", router_settings={"num_choices": 3})
+    assert [both.make_router(is_decoder).num_choices for is_decoder in (False, True)] == [3, 3]
+    three = dataclasses.replace(both, decoder_router_settings={"num_choices": 2})
+    assert [three.make_router(is_decoder).num_choices for is_decoder in (False, True)] == [3, 2]
+
+
+def test_a_config_with_settings_of_a_router_is_hashable_and_comes_back_from_json(tiny_config):
+    config = dataclasses.replace(tiny_config, router="top_n", router_settings={"num_choices": 3})
+    twin = ModelConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
+    assert (twin, hash(twin)) == (config, hash(config))
+    assert config != dataclasses.replace(config, router_settings={"num_choices": 4})
 
 
 def test_an_encoder_without_experts_lets_the_decoder_have_its_router(tiny_config):

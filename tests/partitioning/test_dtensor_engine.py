@@ -96,7 +96,7 @@ VARIANTS = {
     "top_n": {"router": "top_n", "capacity_factor": 2.0},
     "no_token_left_behind": {"router": "no_token_left_behind"},
     "expert_choice": {"router": "expert_choice", "decoder_router": "switch"},
-    "priority_by_gate": {"router_priority": "gate", "decoder_router_priority": "position"},
+    "priority_by_gate": {"router_settings": {"priority": "gate"}, "decoder_router": "switch"},
     "balance_bias": {"balance_bias_rate": 0.01},
     "sampling": {"router_policy": "sample"},
     "einsum": {"dispatcher": "einsum"},

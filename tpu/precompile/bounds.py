@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from switch_tf.layers.context import ForwardContext
 from switch_tf.partitioning.axes import placed_by
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.spmd import Partitioned
@@ -127,7 +128,7 @@ def step_flops(plan: Plan, compiled: float) -> Flops:
 def _empty_slots(plan: Plan) -> float:
     """Counts the slots of a step's sparse feed-forward layers beyond those that its tokens need."""
     model, parts = plan.model(), plan.num_microbatches
-    noise = {"training": plan.step == TRAIN}
+    context = ForwardContext(training=plan.step == TRAIN, dropless=plan.step == DECODE)
     empty = 0.0
     with placed_by(Partitioned(plan.layout)):
         for stack, length in ((model.encoder, plan.inputs_length), (model.decoder, plan.targets_length)):
@@ -138,8 +139,8 @@ def _empty_slots(plan: Plan) -> float:
                 if plan.step == DECODE:
                     # The encoder takes whole sequences, the decoder one token of each after the other.
                     steps, size = (length, 1) if is_decoder else (1, length)
-                    slots = steps * block.feed_forward.num_slots(plan.batch_size, size, dropless=True)
+                    slots = steps * block.feed_forward.num_slots(plan.batch_size, size, context)
                 else:
-                    slots = parts * block.feed_forward.num_slots(plan.batch_size // parts, length, **noise)
+                    slots = parts * block.feed_forward.num_slots(plan.batch_size // parts, length, context)
                 empty += slots - plan.batch_size * length * plan.config.experts_per_token(is_decoder)
     return empty

@@ -7,6 +7,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from switch_tf.layers.context import ForwardContext
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.initializers import weights_from_seed
 from switch_tf.layers.moe import Experts
@@ -50,7 +51,7 @@ def bytes_of_layers(make, shape: tuple[int, ...], rematerialize: bool) -> int:
             tape.watch([x, *values])
             y = x
             for each in layers:
-                y += tf.nest.flatten(each(y, training=True))[0]
+                y += tf.nest.flatten(each(y, context=ForwardContext(training=True)))[0]
             loss = tf.reduce_sum(tf.square(y))
         return tape.gradient(loss, [x, *values])
 
