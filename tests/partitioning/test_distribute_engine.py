@@ -20,6 +20,7 @@ from tests.support.addresses import free_addresses
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+
 def run_replicas(files: list[str], *arguments: str) -> list[dict[str, np.ndarray]]:
     """Runs `tests.programs.replicas`, one process for each file."""
     addresses = free_addresses(len(files)) if len(files) > 1 else ""
