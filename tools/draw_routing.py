@@ -1,7 +1,7 @@
 """Draws docs/images/routing.png: six tokens, three experts, two capacity factors. `python tools/draw_routing.py`.
 
-The words and the router's weights are invented, so that the choices are those of Figure 3 of the paper: experts 2, 1, 1,
-1, 2, 3. Probabilities, choices, slots and gates are computed by the library.
+The words and the router's weights are invented, so that the choices are those of Figure 3 of the paper: experts 2, 1,
+1, 1, 2, 3. Probabilities, choices, slots and gates are computed by the library.
 """
 
 import io
