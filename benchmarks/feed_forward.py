@@ -1,8 +1,8 @@
-"""One feed-forward layer, forward and backward: dense, and Switch layers of equal FLOPs for each token.
+"""Forward and backward pass of one feed-forward layer: dense, and Switch layers with the same FLOPs per token.
 
-Run by `make bench`. Each round times every layer once, in turn, so that a machine that slows down slows all of them;
-what counts is the ratio to the dense layer of the same round. Beside the layers stands their bound, "products": the six
-batched matrix products of the experts' weights and nothing else.
+Run by `make bench`. Each round times every layer once, in turn, so that a machine that slows down affects all of them
+alike; the result is the ratio to the dense layer of the same round. A lower bound is timed as well: the six batched
+matmuls with the experts' weights and nothing else.
 """
 
 import argparse
@@ -67,16 +67,16 @@ def make_step(layer):
     return step
 
 
-def make_products(num_experts: int):
-    """Compiles what any Switch layer has to multiply, with tokens spread evenly over the experts.
+def make_bound(num_experts: int):
+    """Compiles the matmuls that any Switch layer needs, with the tokens spread evenly over the experts.
 
-    Two products forward, and for each of them one for the gradient of its input and one for that of its weights.
+    Two in the forward pass, and for each of them one for the gradient of its input and one for that of its weights.
     """
     wi = tf.Variable(tf.random.stateless_normal([num_experts, D_MODEL, D_FF], (0, 2), stddev=D_MODEL**-0.5))
     wo = tf.Variable(tf.random.stateless_normal([num_experts, D_FF, D_MODEL], (0, 3), stddev=D_FF**-0.5))
 
     @tf.function(autograph=False)
-    def products(x):
+    def bound(x):
         tokens = tf.reshape(x, [num_experts, -1, D_MODEL])
         hidden = tf.matmul(tokens, wi)
         y = tf.matmul(hidden, wo)
@@ -87,18 +87,18 @@ def make_products(num_experts: int):
             tf.matmul(hidden, y, transpose_a=True),
         )
 
-    return products
+    return bound
 
 
 def seconds(step, x) -> float:
-    """Times one call, which on a CPU returns when all is computed; the gradients are freed in the time."""
+    """Times one call, which on a CPU returns when everything is computed; freeing the gradients is included."""
     start = time.perf_counter()
     step(x)
     return time.perf_counter() - start
 
 
 def measure(num_experts: int, rounds: int) -> list[dict]:
-    """Times the dense layer, the Switch layers and their bound side by side.
+    """Times the dense layer, the Switch layers and their lower bound in turn.
 
     Args:
       num_experts: E.
@@ -108,7 +108,7 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
       A row for each: medians and quartiles of the seconds and of the ratio to the dense layer.
     """
     x = tf.random.stateless_normal([GROUPS, GROUP_SIZE, D_MODEL], (0, 1))
-    steps = {"dense": make_step(dense_layer()), "products": make_products(num_experts)}
+    steps = {"dense": make_step(dense_layer()), "bound": make_bound(num_experts)}
     steps |= {name: make_step(switch_layer(num_experts, name)) for name in DISPATCHERS}
     for step in steps.values():
         seconds(step, x)
@@ -122,7 +122,7 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
 
 
 def main() -> None:
-    """Times all layers, prints a table and saves it where asked."""
+    """Times all layers, prints a table and saves it if requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=11, help="how many times each layer is timed")
     parser.add_argument("--experts", type=int, nargs="*", default=[8, 32, 64, 128], help="numbers of experts")

@@ -1,8 +1,8 @@
-"""How fast examples come: text tokenised on the way (stock), tokens from a cache, and mC4's blocks of 107 languages.
+"""Throughput of the input pipelines: text tokenized on the fly (stock), cached tokens, mC4's blocks of 107 languages.
 
-Run by `make bench`. The text is the documentation that comes with Python, with a vocabulary trained on it; for the
-blocks, every language gets a share of it. Beside them stands what training steps of several models take in on this
-machine. Each round times every pipeline once, in turn, so that a machine that slows down slows all of them.
+Run by `make bench`. The text is the documentation that ships with Python, with a vocabulary trained on it; for the
+blocks it is divided among the languages. For comparison, training steps of several models are timed on the same
+machine. Each round times every pipeline once, in turn, so that a machine that slows down affects all of them alike.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from switch_tf.data.cached_tasks import Cache
 from switch_tf.data.training_batches import training_dataset
 from tasks import multilingual, python_docs
 from tasks.vocabularies import TrainedVocabulary
-from tests.support import tiny_c4
+from tools.offline_tfds import write_documents
 
 TASK = "python_docs_span_corruption"
 BATCH_SIZE = 16
@@ -38,12 +38,12 @@ def write_languages(folder: pathlib.Path) -> None:
     for index, code in enumerate(multilingual.CODES):
         splits[code] = texts[index :: len(multilingual.CODES)]
         splits[f"{code}-validation"] = texts[:2]
-    tiny_c4.make(multilingual.TFDS_NAME, folder, splits, 2)
+    write_documents(multilingual.TFDS_NAME, folder, splits, 2)
     seqio.set_tfds_data_dir_override(str(folder))
 
 
 def open_pipeline(name: str, lengths: dict[str, int], cache: Cache) -> tf.data.Iterator:
-    """Opens a pipeline, and takes what is slow at its beginning out of the measurement."""
+    """Opens a pipeline and takes 100 batches from it, so that its start-up is not measured."""
     task = "mc4" if name == "blocks" else TASK
     iterator = iter(training_dataset(task, lengths, BATCH_SIZE, 0, cache=cache if name == "cached" else None))
     for _ in range(100):
@@ -66,10 +66,10 @@ def measure(lengths: dict[str, int], cache: Cache, rounds: int, batches: int) ->
       lengths: tokens of inputs and targets.
       cache: which has the task.
       rounds: how many times each is timed.
-      batches: in each time.
+      batches: batches of each measurement.
 
     Returns:
-      A row for each: medians and quartiles of examples and of tokens a second.
+      A row for each: medians and quartiles of examples and tokens per second.
     """
     iterators = {name: open_pipeline(name, lengths, cache) for name in ("stock", "cached", "blocks")}
     speeds = [{name: examples_per_second(it, batches) for name, it in iterators.items()} for _ in range(rounds)]
@@ -83,7 +83,7 @@ def measure(lengths: dict[str, int], cache: Cache, rounds: int, batches: int) ->
 
 
 def needs() -> list[dict]:
-    """Trains each model for some steps; returns what it took in and which share of the time it waited, as rows."""
+    """Trains each model for some steps; returns the examples it consumed and how long it waited for them, as rows."""
     rows = []
     for index, model in enumerate(MODELS):
         times = measure_in_a_process(index)
@@ -101,7 +101,7 @@ def needs() -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Writes rows as a table in Markdown."""
+    """Formats rows as a Markdown table."""
     lines = ["| | lengths | examples/s | tokens/s | quartiles |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['pipeline']} | {row['inputs']} + {row['targets']} | {row['examples_per_second']:,.1f} | "
@@ -119,16 +119,16 @@ def verdict(need: dict, pipelines: list[dict]) -> str:
     times = slowest["tokens_per_second"] / need["tokens_per_second"]
     return (
         f"{need['pipeline']} sequences of {need['inputs']} + {need['targets']}: the slowest pipeline "
-        f"({slowest['pipeline']}) gives {times:,.0f} times what a step takes in; {100 * need['waits']:.2f} % of the "
-        "training is waiting for input."
+        f"({slowest['pipeline']}) yields {times:,.0f} times what the training consumes, which waits for input "
+        f"{100 * need['waits']:.2f} % of the time."
     )
 
 
 def run() -> None:
-    """Times all pipelines and steps, prints a table and saves it where asked."""
+    """Times all pipelines and training steps, prints a table and saves it if requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="how many times each pipeline is timed")
-    parser.add_argument("--batches", type=int, default=100, help="batches of 16 examples in each time")
+    parser.add_argument("--batches", type=int, default=100, help="batches of 16 examples in each measurement")
     parser.add_argument("--json", metavar="FILE", help="where to save the table")
     options = parser.parse_args()
 

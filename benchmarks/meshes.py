@@ -1,8 +1,8 @@
-"""One model on each engine and mesh: the time of a training step, that of the first one (with compiling), memory.
+"""One model on each engine and mesh: time of a training step, time of the first step (with compilation), memory.
 
-Run by `make bench`. Every row is a run of its own, one after the other, on this machine's CPU cut into logical devices:
-they share the cores, so a mesh cannot be faster than one device here. What a row shows beyond the first is what the
-mesh costs: exchanges, and work that is done on every device.
+Run by `make bench`. Each row runs in processes of its own, one row after the other, on this machine's CPU split into
+logical devices. They share the cores, so no mesh can be faster than one device here; the difference to the first row is
+the cost of the mesh: collectives, and work that every device repeats.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SETTINGS = ("BATCH_SIZE = 32", "GROUP_SIZE = None", "MODEL_DIR = 'unused'", "VOC
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A configuration: its name in the table, its layout file, what is changed in it, in how many processes."""
+    """A row of the table: its name, the layout file, changed macros, and the number of processes."""
 
     name: str
     layout: str
@@ -45,7 +45,7 @@ ROWS = (
 
 
 def measure(layout: str, settings: list[str], num_steps: int) -> dict[str, float]:
-    """Trains on random tokens, in this process; returns seconds and bytes."""
+    """Trains on random tokens in this process; returns seconds and bytes."""
     import numpy as np
 
     from switch_tf.runs import gin_config
@@ -84,7 +84,7 @@ def measure(layout: str, settings: list[str], num_steps: int) -> dict[str, float
 
 
 def run(row: Row, num_steps: int) -> dict[str, float]:
-    """Measures a row in processes of its own; times are the first one's, memory is all processes' together."""
+    """Measures a row in processes of its own; times are those of the first process, memory is the sum."""
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
     addresses = ",".join(f"localhost:{port + index}" for index in range(row.num_processes))
@@ -107,9 +107,9 @@ def run(row: Row, num_steps: int) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Writes the results as a table in Markdown."""
+    """Formats the results as a Markdown table."""
     alone = results[ROWS[0].name]["step"]
-    lines = ["| engine and mesh | step | to one device | first step | memory |", "|---|---|---|---|---|"]
+    lines = ["| engine and mesh | step | relative to one device | first step | memory |", "|---|---|---|---|---|"]
     lines += [
         f"| {name} | {1000 * result['step']:.0f} ms | {result['step'] / alone:.2f} | {result['first_step']:.0f} s | "
         f"{result['memory'] / 2**20:,.0f} MiB |"
@@ -119,7 +119,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Measures all rows, or one of them for the process that does."""
+    """Measures all rows; with --one, a single layout in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help="steps after the first (default: %(default)s)")
     parser.add_argument("--json", required=True, help="where to write the numbers")

@@ -1,7 +1,8 @@
-"""Whole training steps and generation: our Switch Transformer and Hugging Face's in PyTorch, side by side.
+"""Training steps and generation of our Switch Transformer and of Hugging Face's in PyTorch.
 
-Run by `make bench`. Same weights, same batch, as many threads, each its own Adafactor; each system lives in a process
-of its own, so that its peak memory is its own, and they take turns, so that a machine that slows down slows both.
+Run by `make bench`. Both have the same weights, batch and number of threads, and their own Adafactor. Each runs in a
+process of its own, so that peak memory is measured separately; they take turns, so that a machine that slows down
+affects both alike.
 4+4 layers, d_model 256, d_ff 1024, a vocabulary of 4096, 16 x 256 inputs and 64 targets.
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 from benchmarks.measuring import spread
 
 BATCH, INPUTS, TARGETS = 16, 256, 64
-# Of the machine's cores, for both.
+# All cores of the machine, for both.
 THREADS = os.cpu_count() or 1
 
 
@@ -44,7 +45,7 @@ def their_config(num_experts: int):
     }
     if not num_experts:
         return transformers.T5Config(**shape, feed_forward_proj="relu")
-    # Its capacity is one of rows of a mask, not of its work: as large as a row, it drops nothing.
+    # Their capacity masks tokens and does not change the work: with as many slots as tokens, nothing is dropped.
     return transformers.SwitchTransformersConfig(
         **shape,
         num_experts=num_experts,
@@ -110,7 +111,7 @@ def ours(num_experts: int, folder: str) -> dict:
     from switch_tf.training.losses import Objective
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
-    # The defaults for groups and capacity, as one trains: each trains the model in its own way.
+    # Default groups and capacity: each system is measured as its users train with it.
     config = ModelConfig(
         vocab_size=4096,
         d_model=256,
@@ -144,7 +145,7 @@ def ours(num_experts: int, folder: str) -> dict:
 
 
 SYSTEMS = {"huggingface": theirs, "switch_tf": ours}
-# What a process loads before it makes anything.
+# What a process imports before it builds anything.
 LIBRARIES = {
     "huggingface": "transformers.models.switch_transformers.modeling_switch_transformers",
     "switch_tf": "switch_tf.runs.loop",
@@ -152,12 +153,12 @@ LIBRARIES = {
 
 
 def peak_memory() -> int:
-    """Bytes that this process has had in memory at most."""
+    """The peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def work(system: str, num_experts: int, folder: str, pipe) -> None:
-    """A system's process: does what it is told, and answers with the seconds, or with its peak memory."""
+    """A system's process: runs what it receives through the pipe and answers with the seconds, or with its memory."""
     importlib.import_module(LIBRARIES[system])
     libraries = peak_memory()
     functions = SYSTEMS[system](num_experts, folder)
@@ -197,7 +198,7 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
 
         rows = []
         for thing in ("step", "generate"):
-            for _ in range(2):  # The first calls compile, and touch memory for the first time.
+            for _ in range(2):  # Warm-up: the first calls compile and allocate.
                 for system in SYSTEMS:
                     ask(system, thing)
             times = [{system: ask(system, thing) for system in SYSTEMS} for _ in range(rounds)]
@@ -213,7 +214,7 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
 
 
 def main() -> None:
-    """Times both systems, prints a table and saves it where asked."""
+    """Times both systems, prints a table and saves it if requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="how many times each does each thing")
     parser.add_argument("--experts", type=int, nargs="*", default=[0, 8, 32, 64], help="0: the dense T5")

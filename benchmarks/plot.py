@@ -1,4 +1,4 @@
-"""Draws what `make bench` measured: feed-forward layers beside the dense one, whole steps beside Hugging Face's."""
+"""Plots what `make bench` measured: layers relative to the dense layer, whole models relative to Hugging Face."""
 
 import argparse
 import json
@@ -8,19 +8,19 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# Okabe and Ito's colours, which colour-blind people tell apart.
-COLOURS = {"gather": "#0072B2", "einsum": "#E69F00", "products": "#999999", "step": "#009E73", "generate": "#CC79A7"}
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = {"gather": "#0072B2", "einsum": "#E69F00", "bound": "#999999", "step": "#009E73", "generate": "#CC79A7"}
 LABELS = {
     "gather": "gather dispatch",
     "einsum": "einsum dispatch",
-    "products": "bound: the experts' products alone",
+    "bound": "lower bound: the experts' matmuls alone",
     "step": "training step",
     "generate": "generation of 64 tokens",
 }
 
 
 def points(rows: list[dict], **wanted) -> dict[str, list[float]]:
-    """Picks rows and returns their columns: experts, ratio, and how far the range goes below and above it."""
+    """Selects rows and returns their columns: experts, ratio, and the distances to its quartiles."""
     picked = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     return {
         "experts": [row["experts"] for row in picked],
@@ -31,7 +31,7 @@ def points(rows: list[dict], **wanted) -> dict[str, list[float]]:
 
 
 def draw(axes, name: str, columns: dict[str, list[float]], places: list[float]) -> None:
-    """Draws one line with its ranges."""
+    """Draws one line with error bars."""
     axes.errorbar(
         places,
         columns["ratio"],
@@ -44,7 +44,7 @@ def draw(axes, name: str, columns: dict[str, list[float]], places: list[float]) 
 
 
 def main() -> None:
-    """Reads both tables and writes the picture."""
+    """Reads both tables and writes the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--feed_forward", required=True, metavar="JSON", help="of benchmarks.feed_forward")
     parser.add_argument("--peers", required=True, metavar="JSON", help="of benchmarks.peers")
@@ -56,7 +56,7 @@ def main() -> None:
         peers = json.load(file)["rows"]
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for name in ("einsum", "gather", "products"):
+    for name in ("einsum", "gather", "bound"):
         columns = points(layers, layer=name)
         draw(left, name, columns, columns["experts"])
     left.axhline(1.0, color="black", linewidth=0.8)

@@ -1,7 +1,7 @@
-"""What `REMATERIALIZATION` takes in time and gives in memory: the same training step with each of its values.
+"""Time and memory of the same training step with each value of `REMATERIALIZATION`.
 
-Run by `make bench`. Each value trains in a process of its own, one after the other, in several rounds; the others are
-compared with the first.
+Run by `make bench`. Each value trains in a process of its own, one after the other, in several rounds; all are compared
+with the first value within a round.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from benchmarks.measuring import spread
 from benchmarks.meshes import Row, run
 from switch_tf.models.config import REMATERIALIZATIONS
 
-# switch_tiny_8, deeper, on long sequences: activations are most of its memory.
+# A deeper switch_tiny_8 on long sequences, so that activations dominate the memory.
 SETTINGS = (
     "ModelConfig.num_encoder_layers = 8",
     "ModelConfig.num_decoder_layers = 8",
@@ -22,7 +22,7 @@ SETTINGS = (
 
 
 def compare(num_rounds: int, num_steps: int) -> dict[str, dict[str, float]]:
-    """Returns, of each value, how many times the first one's step time it takes, and of its memory."""
+    """Returns step time and memory of each value, absolute and relative to the first value."""
     rounds = [
         {
             kind: run(Row(kind, "single", (*SETTINGS, f"REMATERIALIZATION = '{kind}'")), num_steps)
@@ -41,8 +41,8 @@ def compare(num_rounds: int, num_steps: int) -> dict[str, dict[str, float]]:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Writes the results as a table in Markdown."""
-    lines = ["| `REMATERIALIZATION` | step | times | memory | times |", "|---|---|---|---|---|"]
+    """Formats the results as a Markdown table."""
+    lines = ["| `REMATERIALIZATION` | step | relative | memory | relative |", "|---|---|---|---|---|"]
     lines += [
         f'| `"{kind}"` | {result["step"]:.2f} s | {result["step_ratio"]:.2f} ({result["step_ratio_low"]:.2f} - '
         f"{result['step_ratio_high']:.2f}) | {result['memory'] / 2**20:,.0f} MiB | {result['memory_ratio']:.2f} |"
@@ -54,9 +54,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="how often each value has its turn (default: %(default)s)"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps after the first (default: %(default)s)")
     parser.add_argument("--json", required=True, help="where to write the numbers")
     options = parser.parse_args()

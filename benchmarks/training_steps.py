@@ -1,7 +1,7 @@
-"""What training steps take in on this machine, and how long they wait for it, from the smallest model to a large one.
+"""How fast training steps of several models consume examples on this machine, and how long they wait for input.
 
-Each model trains on the quick start's text in a process of its own, `python -m benchmarks.training_steps --model=0`;
-`benchmarks.input` starts them and puts their need beside what the input gives.
+Each model trains on the quick start's text in a process of its own (`python -m benchmarks.training_steps --model=0`),
+which `benchmarks.input` starts to compare consumption with the throughput of the input pipelines.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SHORT, LONG = {"inputs": 128, "targets": 29}, {"inputs": 512, "targets": 114}
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model's gin file, its batch, and steps to time after two that compile; `gigabytes` is what it needs free."""
+    """A model's gin file, its batch, the steps to time after two warm-up steps, and the free memory that it needs."""
 
     name: str
     batch_size: int
@@ -41,7 +41,7 @@ MODELS = (
 
 
 def measure(model: Model, folder: str) -> dict[str, list[float]]:
-    """Trains in this process, on the text as `stock` reads it; returns each step's seconds, and those it waited."""
+    """Trains in this process on uncached text; returns the seconds of each step, and how many of them it waited."""
     from switch_tf.runs import gin_config
     from switch_tf.runs.experiment import Experiment
     from switch_tf.runs.loop import make_update
@@ -70,13 +70,13 @@ def measure(model: Model, folder: str) -> dict[str, list[float]]:
 
 
 def free_gigabytes() -> float:
-    """Returns how much memory this machine has left."""
+    """Returns the free memory of this machine."""
     facts = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
     return int(facts["MemAvailable"].split()[0]) / 2**20
 
 
 def measure_in_a_process(index: int) -> dict[str, list[float]] | None:
-    """Measures one of `MODELS` in a process of its own; None where there is too little memory for it."""
+    """Measures one of `MODELS` in a process of its own; None if there is too little memory for it."""
     if free_gigabytes() < MODELS[index].gigabytes:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def measure_in_a_process(index: int) -> dict[str, list[float]] | None:
 def main() -> None:
     """Measures one model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=int, required=True, help="which of MODELS, from 0 on")
+    parser.add_argument("--model", type=int, required=True, help="index in MODELS")
     parser.add_argument("--output", required=True, help="where to write the seconds")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = bucket_server.TOKEN
 
 import gin
-import numpy as np
 import pytest
 
 from switch_tf.models.config import ModelConfig
@@ -45,22 +44,6 @@ def tiny_config() -> ModelConfig:
         capacity_factor=1.0,
         initializer_scale=1.0,
     )
-
-
-def random_features(batch: int = 4, inputs: int = 16, targets: int = 8, vocab_size: int = 96, seed: int = 0) -> dict:
-    """Random features under seqio's names; the last row is padded at its end."""
-    random = np.random.default_rng(seed)
-    encoder = random.integers(2, vocab_size, [batch, inputs], dtype=np.int32)
-    target = random.integers(2, vocab_size, [batch, targets], dtype=np.int32)
-    encoder[-1, inputs // 2 :] = 0
-    target[-1, targets // 2 :] = 0
-    shifted = np.concatenate([np.zeros([batch, 1], np.int32), target[:, :-1]], axis=1)
-    return {
-        "encoder_input_tokens": encoder,
-        "decoder_input_tokens": shifted,
-        "decoder_target_tokens": target,
-        "decoder_loss_weights": (target != 0).astype(np.int32),
-    }
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Draws docs/images/routing.png: six tokens, three experts, two capacity factors. `python tools/draw_routing.py`.
 
-The words, and how well each expert suits them, are made up, so that the choices are those of Figure 3 of the paper:
-experts 2, 1, 1, 1, 2, 3. Probabilities, choices, slots and gates are the library's own.
+The words and the router's weights are invented, so that the choices are those of Figure 3 of the paper: experts 2, 1,
+1, 1, 2, 3. Probabilities, choices, slots and gates are computed by the library.
 """
 
 import io
@@ -9,7 +9,7 @@ import pathlib
 
 import matplotlib
 
-matplotlib.use("Agg")  # No screen is needed to write a file.
+matplotlib.use("Agg")  # Works without a display.
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
@@ -27,7 +27,7 @@ WORDS = ("The", "small", "brown", "fox", "is", "jumping")
 KERNEL = ((0.2, 1.3, 0.3), (1.8, 0.1, 0.2), (1.4, 0.4, -0.2), (1.1, 0.2, 0.6), (-0.3, 1.6, 0.5), (0.4, -0.2, 1.7))
 NUM_EXPERTS = 3
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; a dropped token's way is dashed as well.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the path of a dropped token is dashed as well.
 EXPERT_COLORS = ("#0072B2", "#009E73", "#B8609A")
 OVERFLOW_COLOR = "#D55E00"
 INK, FAINT = "#222222", "#8a8a8a"
@@ -59,19 +59,19 @@ def tint(color: str, strength: float) -> tuple[float, float, float]:
 
 
 def curve(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
-    """Draws an arrow that leaves and arrives level."""
+    """Draws an arrow that starts and ends horizontally."""
     middle = (start[0] + end[0]) / 2
     path = Path([start, (middle, start[1]), (middle, end[1]), end], [1, 4, 4, 4])
     axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>,head_length=4,head_width=2", color=color, lw=1.5))
 
 
 def row_center(token: int) -> float:
-    """Height at which a token stands."""
+    """Height of a token's row."""
     return PANEL_HEIGHT - 72 - ROW * token
 
 
 def draw_tokens(axes: Axes, probabilities: np.ndarray, choices: np.ndarray) -> None:
-    """Draws the words and, beside each, the router's probabilities with its choice framed."""
+    """Draws the words and the router's probabilities, with its choices framed."""
     for token, word in enumerate(WORDS):
         y = row_center(token)
         axes.text(TOKEN_RIGHT, y, word, ha="right", va="center", fontsize=11, color=INK)
@@ -91,7 +91,7 @@ def draw_tokens(axes: Axes, probabilities: np.ndarray, choices: np.ndarray) -> N
 
 
 def slot_centers(capacity: int) -> list[list[float]]:
-    """Heights of the slots of each expert, the three boxes standing in the middle of the rows."""
+    """Heights of the slots of each expert; the boxes of the experts are centered vertically."""
     box_height = capacity * SLOT_HEIGHT + 2 * BOX_PAD
     total = NUM_EXPERTS * box_height + (NUM_EXPERTS - 1) * BOX_GAP
     top = (row_center(0) + row_center(len(WORDS) - 1) + total) / 2
@@ -102,7 +102,7 @@ def slot_centers(capacity: int) -> list[list[float]]:
 
 
 def draw_experts(axes: Axes, centers: list[list[float]], filled: np.ndarray) -> None:
-    """Draws a box for each expert, and those of its slots that stay empty."""
+    """Draws a box for each expert, with its empty slots."""
     for expert, places in enumerate(centers):
         color = EXPERT_COLORS[expert]
         bottom, height = places[-1] - SLOT_HEIGHT / 2 - BOX_PAD, len(places) * SLOT_HEIGHT + 2 * BOX_PAD
@@ -126,7 +126,7 @@ def draw_slot(axes: Axes, y: float, text: str, face, ink: str, linestyle="-", fo
 
 
 def draw_overflow(axes: Axes, token: int, floor: float) -> None:
-    """Draws the way of a token without a slot: below all experts, to its own residual."""
+    """Draws the path of a token without a slot: below all experts, to its own residual."""
     y, left, right = row_center(token), HEAT_LEFT + NUM_EXPERTS * CELL + 4, OUTPUT_LEFT - 8
     down, up, bend = left + 62, right - 58, 20
     points = [(left, y), (down - bend, y), (down, y), (down, y - bend), (down, floor + bend), (down, floor)]
@@ -144,7 +144,7 @@ def draw_overflow(axes: Axes, token: int, floor: float) -> None:
 
 
 def draw_panel(axes: Axes, capacity_factor: float) -> None:
-    """Draws every token's way at one capacity factor."""
+    """Draws the paths of all tokens at one capacity factor."""
     routing, probabilities = route(capacity_factor)
     capacity, choices = routing.capacity, routing.expert[0, :, 0].numpy()
     slots, gates = routing.slot[0, :, 0].numpy(), routing.gate[0, :, 0].numpy()
@@ -172,7 +172,7 @@ def draw_panel(axes: Axes, capacity_factor: float) -> None:
 
 
 def main() -> None:
-    """Writes the picture next to this script."""
+    """Writes docs/images/routing.png."""
     height = HEADER_HEIGHT + 2 * PANEL_HEIGHT
     figure = plt.figure(figsize=(WIDTH / 100, height / 100), facecolor="white")
     for panel, capacity_factor in enumerate((1.0, 1.5)):
@@ -194,7 +194,7 @@ def main() -> None:
     path = pathlib.Path(__file__).parents[1] / "docs" / "images" / "routing.png"
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=200)
-    # A palette makes the file a third as large.
+    # A palette reduces the file to a third.
     Image.open(drawn).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
 
 

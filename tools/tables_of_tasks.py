@@ -16,7 +16,8 @@ from switch_tf.data.sentencepiece import train_sentencepiece
 from tasks import c4, multilingual
 from tasks.tfds_source import data_set_of
 from tasks.vocabularies import RunVocabulary, select_vocabulary
-from tests.support import tiny_c4, tiny_tfds
+from tests.support import tiny_tfds
+from tools.offline_tfds import write_documents
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "tasks.md"
 BEGIN, END = "<!-- begin: python -m tools.tables_of_tasks -->", "<!-- end -->"
@@ -217,8 +218,8 @@ def write_examples(folder: str) -> None:
     }
     tiny_tfds.write(folder, first)
     root = pathlib.Path(folder)
-    tiny_c4.make(c4.TFDS_NAME, root, {"train": [SENTENCE]}, 1)
-    tiny_c4.make(multilingual.TFDS_NAME, root, {CODE: [SENTENCE_OF_CODE]}, 1)
+    write_documents(c4.TFDS_NAME, root, {"train": [SENTENCE]}, 1)
+    write_documents(multilingual.TFDS_NAME, root, {CODE: [SENTENCE_OF_CODE]}, 1)
     texts = [*tiny_tfds.texts(), SENTENCE, SENTENCE_OF_CODE]
     (root / "vocabulary").write_bytes(train_sentencepiece(texts, 400))
     select_vocabulary(str(root / "vocabulary"))

@@ -14,21 +14,10 @@ from switch_tf.runs import gin_config
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.run import Run
 from tests.support import launch
+from tests.support.commands import fails
 
 SETTINGS = ("TRAIN_STEPS=8", "CHECKPOINT_PERIOD=3", "EVAL_PERIOD=4", "LOG_PERIOD=1")
 RUN = "gs://runs/tiny"
-
-# Ends the process when the checkpoint of a step has been uploaded in parts, and its rows: there is no manifest.
-KILL_WHILE_SAVING = """
-import os, signal
-from switch_tf.checkpoints import tensor_bundle
-merge_shards = tensor_bundle.merge_shards
-def killed(prefix, num_processes):
-    if "step_00000006" in prefix:
-        os.kill(os.getpid(), signal.SIGKILL)
-    merge_shards(prefix, num_processes)
-tensor_bundle.merge_shards = killed
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,17 +40,6 @@ def main(*words: str) -> None:
     command_line.main(list(words))
 
 
-def fails(capsys, *words: str) -> str:
-    """Runs a command that must end with status 2 and one line; returns the line."""
-    with pytest.raises(SystemExit) as exit_:
-        main(*words)
-    assert exit_.value.code == 2
-    # What shows how far a text has been read may have begun the line.
-    lines = [line for line in capsys.readouterr().err.split("\n") if line.strip()]
-    assert "switch-tf: error: " in lines[-1] and "Traceback" not in "".join(lines)
-    return lines[-1].partition("switch-tf: error: ")[2]
-
-
 @pytest.fixture(scope="module")
 def local(tmp_path_factory, _at_the_root) -> pathlib.Path:
     """The model directory of the same run on a disk, which nobody disturbed."""
@@ -76,7 +54,7 @@ def resumed(buckets, local) -> dict[str, str]:
     buckets.make("runs")
     vocabulary = "vocabulary/sentencepiece.model"
     buckets.put("runs", f"tiny/{vocabulary}", (local / vocabulary).read_bytes())
-    killed = launch.run(*launch.arguments(RUN, *SETTINGS), program=KILL_WHILE_SAVING)
+    killed = launch.run(*launch.arguments(RUN, *SETTINGS), program="tests.programs.killed_while_uploading")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     names = ("metrics.csv", "eval.csv", "experts.csv")
     before = {name: buckets.content("runs", f"tiny/{name}").decode() for name in names}

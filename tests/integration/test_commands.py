@@ -11,6 +11,7 @@ import tests.support.tiny_task
 from switch_tf.cli import main as command_line
 from tasks.vocabularies import train_sentencepiece
 from tests.support import launch
+from tests.support.commands import call, fails
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -31,22 +32,6 @@ def trained(tmp_path_factory) -> pathlib.Path:
         patch.syspath_prepend(str(ROOT))
         command_line.main(launch.arguments(model_dir))
     return model_dir
-
-
-def call(capsys, *arguments: str) -> str:
-    command_line.main(list(arguments))
-    return capsys.readouterr().out
-
-
-def fails(capsys, *arguments: str) -> str:
-    """Runs a command that must end with status 2 and one line; returns the line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        command_line.main(list(arguments))
-    assert exit_.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("switch-tf: error")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_a_model_directory_holds_what_the_design_promises(trained):
@@ -232,12 +217,10 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(trained, tmp_path):
     assert [line.split(",")[0] for line in (copy / "eval.csv").read_text().splitlines()] == ["step", "6", "12", "13"]
 
 
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(capsys, tmp_path, monkeypatch):
-    """The kernel refuses files over a size, as it refuses all when the disk is full: with an error from `write`."""
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(tmp_path):
     model_dir = tmp_path / "run"
     command_line.main(launch.arguments(model_dir, "TRAIN_STEPS=4"))
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))"
-    failed = launch.run(*launch.arguments(model_dir), program=limit)
+    failed = launch.run(*launch.arguments(model_dir), program="tests.programs.full_disk")
     assert failed.returncode == 2, failed.stderr
     message = failed.stderr.splitlines()[-1]
     assert "MODEL_DIR cannot be written" in message and "the checkpoint of step 4 is safe" in message
@@ -302,11 +285,9 @@ def test_variants_of_routing_train_evaluate_and_predict(tmp_path, capsys, varian
     bindings = ("TRAIN_STEPS=2", "EVAL_PERIOD=2", "CHECKPOINT_PERIOD=2", *VARIANTS[variant])
     command_line.main(launch.arguments(tmp_path, *bindings))
     assert sorted(launch.losses(tmp_path)) == ["1", "2"]
-    gin.clear_config()
     capsys.readouterr()
     values = json.loads(call(capsys, "evaluate", f"--model_dir={tmp_path}", "--json"))
     assert values["step"] == 2 and values["neg_log_perplexity"] < 0
-    gin.clear_config()
     assert "[" in call(capsys, "predict", f"--model_dir={tmp_path}", "a <extra_id_0> b")
 
 

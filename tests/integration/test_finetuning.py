@@ -327,8 +327,7 @@ def test_from_nothing_to_a_fine_tuned_model(tmp_path):
     commands = page.split("## From nothing")[1].split("```sh\n")[1].split("```")[0].replace("\\\n", " ")
     first, *others = commands.replace("runs/rules", str(tmp_path)).splitlines()
     environment = dict(setting.split("=") for setting in shlex.split(first)[1:])
-    switch_tf = [sys.executable, "-c", "from switch_tf.cli.main import main; main()"]
-    programs = {"python": [sys.executable], "switch-tf": switch_tf}
+    programs = {"python": [sys.executable], "switch-tf": [sys.executable, "-m", launch.SWITCH_TF]}
     for command in others:
         program, *rest = shlex.split(command)
         done = subprocess.run(
@@ -340,22 +339,9 @@ def test_from_nothing_to_a_fine_tuned_model(tmp_path):
     assert float(table["rule_glue/average"]) > 95
 
 
-# Tells the run to stop at its first evaluation.
-STOP_AT_2 = """
-import os, signal
-from switch_tf.runs import loop
-update_once = loop.TrainingLoop.update_once
-def stopping(self, update):
-    update_once(self, update)
-    if self.step == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
-loop.TrainingLoop.update_once = stopping
-"""
-
-
 def test_a_checkpoint_that_was_saved_before_its_evaluation_gets_its_score(pretrained, tmp_path):
     command = arguments(tmp_path, pretrained, "TRAIN_STEPS=3")
-    stopped = launch.run(*command, program=STOP_AT_2)
+    stopped = launch.run(*command, program="tests.programs.preempted_at_step_2")
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert checkpoints_of(str(tmp_path)).best() is None
     finished = launch.run(*command)

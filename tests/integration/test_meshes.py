@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.partitioning.processes import EXIT_LOST
-from tests.partitioning.test_processes import free_addresses
 from tests.support import launch
+from tests.support.addresses import free_addresses
 
 STEPS = 12
 # Sequences are the routing groups, so that groups do not depend on the mesh; rates are low, so that no choice of an

@@ -6,8 +6,8 @@ import pytest
 
 import tests.support.tiny_task
 from switch_tf.cli import main as command_line
-from tests.integration.test_commands import call, fails
 from tests.support import launch
+from tests.support.commands import call, fails
 
 ROOT = pathlib.Path(__file__).parents[2]
 # The tiny run has its own number of pieces.

@@ -13,20 +13,6 @@ from tests.support import launch
 STEPS = 60
 SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=7", "EVAL_PERIOD=20", "LOG_PERIOD=1")
 
-# Ends the process in the middle of writing the checkpoint of a step: tensors are there in part, no manifest.
-KILL_WHILE_SAVING = """
-import os, signal
-from switch_tf.checkpoints import tensor_bundle
-write_shards = tensor_bundle.write_shards
-def killed(prefix, process, shards):
-    write_shards(prefix, process, shards)
-    if "step_00000021" in prefix:
-        data = prefix + ".part_00000.data-00000-of-00001"
-        os.truncate(data, os.path.getsize(data) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-tensor_bundle.write_shards = killed
-"""
-
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> pathlib.Path:
@@ -44,9 +30,9 @@ def model_dir(uninterrupted, tmp_path) -> pathlib.Path:
     return tmp_path / "run"
 
 
-def kill_at(model_dir: pathlib.Path, step: int, signal_number: int, program: str | None = None):
+def kill_at(model_dir: pathlib.Path, step: int, signal_number: int):
     """Starts the run and sends a signal once `step` is in its log; returns the process and its output."""
-    process = launch.start(*launch.arguments(model_dir, *SETTINGS), program=program)
+    process = launch.start(*launch.arguments(model_dir, *SETTINGS))
     log = model_dir / "metrics.csv"
     while process.poll() is None and not (log.exists() and f"\n{step}," in log.read_text()):
         time.sleep(0.01)
@@ -74,7 +60,7 @@ def test_every_step_has_its_row(uninterrupted):
 
 
 def test_killed_in_the_middle_of_a_checkpoint(model_dir, uninterrupted):
-    killed = launch.run(*launch.arguments(model_dir, *SETTINGS), program=KILL_WHILE_SAVING)
+    killed = launch.run(*launch.arguments(model_dir, *SETTINGS), program="tests.programs.killed_while_saving")
     assert killed.returncode == -signal.SIGKILL
     assert (model_dir / "checkpoints" / "step_00000021").is_dir()
     assert "from step 14" in finish(model_dir)

@@ -17,7 +17,7 @@ from switch_tf.interop.huggingface import (
 from switch_tf.layers.embedding import relative_position_bucket
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
-from tests.conftest import random_features
+from tests.support.features import random_features
 from tests.support.parity import differences, features_of, relative, run
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from switch_tf.layers.moe import Experts
 from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
-from tests.conftest import random_features
+from tests.support.features import random_features
 
 KINDS = ("sublayers", "blocks")
 VARIANTS = {

@@ -11,7 +11,7 @@ from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning import axes
-from tests.conftest import random_features
+from tests.support.features import random_features
 
 
 def built(config: ModelConfig, seed: int = 0) -> EncoderDecoder:

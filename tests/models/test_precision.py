@@ -10,7 +10,7 @@ from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning import axes
 from switch_tf.runs import gin_config
-from tests.conftest import random_features
+from tests.support.features import random_features
 
 
 def model_in(precision: str) -> EncoderDecoder:

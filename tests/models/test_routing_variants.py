@@ -14,7 +14,7 @@ from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
 from switch_tf.training.step import balanced_bias, make_train_step
-from tests.conftest import random_features
+from tests.support.features import random_features
 
 VARIANTS = {
     "sampled": {"router_policy": "sample"},

@@ -1,6 +1,7 @@
 """The `tpu` engine on replicas: one device's losses, weights and predictions; and what it refuses."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -15,8 +16,9 @@ from switch_tf.partitioning.distribute_engine import DistributeEngine
 from switch_tf.partitioning.engines import make_engine
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import PROCESS, PROCESSES
-from tests.partitioning.test_processes import free_addresses
-from tests.test_house import ROOT
+from tests.support.addresses import free_addresses
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run_replicas(files: list[str], *arguments: str) -> list[dict[str, np.ndarray]]:

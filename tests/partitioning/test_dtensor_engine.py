@@ -12,8 +12,8 @@ import pytest
 
 from switch_tf.partitioning.layout import Layout
 from switch_tf.planning.costs import layout_description
-from tests.partitioning.test_processes import free_addresses
 from tests.programs.mesh_program import CONFIG, rules_for
+from tests.support.addresses import free_addresses
 
 ROOT = pathlib.Path(__file__).parents[2]
 SINGLE = {"engine": "single"}
@@ -200,40 +200,9 @@ def test_two_processes_train_as_one(results, tmp_path):
     np.testing.assert_array_equal(first["losses"], second["losses"])
 
 
-MOVES = """
-import itertools, sys
-import numpy as np, tensorflow as tf
-from tensorflow.experimental import dtensor
-from switch_tf.partitioning.dtensor_engine import moved
-dtensor.initialize_accelerator_system("CPU", num_logical_cpu_devices=2)
-mesh = dtensor.create_distributed_mesh([("data", 2)], device_type="CPU")
-layout_of = lambda split: dtensor.Layout([name or dtensor.UNSHARDED for name in split], mesh)
-cases = 0
-for rank in (2, 3, 4, 5):
-    shape = [2, 4, 6, 8, 2][:rank]
-    array = np.random.default_rng(rank).normal(size=shape).astype(np.float32)
-    for i, j in itertools.permutations(range(rank), 2):
-        source = tuple("data" if k == i else None for k in range(rank))
-        target = tuple("data" if k == j else None for k in range(rank))
-        tensor = dtensor.relayout(tf.constant(array), layout_of(source))
-        def move(tensor):
-            with tf.GradientTape() as tape:
-                tape.watch(tensor)
-                out = moved(tensor, source, target, layout_of)
-                total = tf.reduce_sum(out * tf.square(out))
-            return out, tape.gradient(total, tensor)
-        out, gradient = (dtensor.relayout(result, layout_of((None,) * rank)) for result in tf.function(move)(tensor))
-        np.testing.assert_array_equal(out.numpy(), array, err_msg=f"{source} {target}")
-        np.testing.assert_allclose(gradient.numpy(), 3 * array**2, rtol=1e-5, err_msg=f"{source} {target}")
-        cases += 1
-print(cases)
-"""
-
-
 def test_every_move_of_a_mesh_dimension_is_right_also_in_the_gradient():
-    process = subprocess.run(
-        [sys.executable, "-c", MOVES], cwd=ROOT, capture_output=True, text=True, env={**os.environ}, timeout=600
-    )
+    command = [sys.executable, "-m", "tests.programs.mesh_relayouts"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout == "40\n"  # 2 + 6 + 12 + 20 pairs of different dimensions.
 

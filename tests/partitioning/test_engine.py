@@ -11,7 +11,7 @@ from switch_tf.partitioning.engine import SingleEngine
 from switch_tf.partitioning.engines import make_engine
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import Processes
-from tests.conftest import random_features
+from tests.support.features import random_features
 
 
 class RecordingEngine(SingleEngine):

@@ -13,35 +13,16 @@ import pytest
 
 from switch_tf.errors import SettingError
 from switch_tf.partitioning.processes import EXIT_LOST, PROCESS, PROCESSES, Processes
+from tests.support.addresses import free_addresses
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-MEMBER = """
-import sys, time
-from switch_tf.partitioning.processes import Processes
-processes = Processes.from_environment()
-processes.connect(timeout=20)
-"""
 
-
-def free_addresses(count: int) -> str:
-    """Addresses on this machine whose ports, and the one after them, were free a moment ago."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            first = stack.enter_context(socket.create_server(("", 0))).getsockname()[1]
-            try:
-                for port in range(first + 1, first + count + 1):
-                    stack.enter_context(socket.create_server(("", port)))
-            except (OSError, OverflowError):
-                continue
-            return ",".join(f"localhost:{first + index}" for index in range(count))
-
-
-def start(program: str, count: int = 3) -> list[subprocess.Popen]:
+def start(action: str, count: int = 3) -> list[subprocess.Popen]:
     addresses = free_addresses(count)
     return [
         subprocess.Popen(
-            [sys.executable, "-c", MEMBER + program],
+            [sys.executable, "-m", "tests.programs.process_group", action],
             cwd=ROOT,
             env={PROCESSES: addresses, PROCESS: str(index), "PATH": ""},
             stdout=subprocess.PIPE,
@@ -53,8 +34,7 @@ def start(program: str, count: int = 3) -> list[subprocess.Popen]:
 
 
 def test_what_one_says_all_hear():
-    said = "print([processes.any_process(processes.index == step) for step in range(4)]); processes.close()"
-    for process in start(said):
+    for process in start("report"):
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         assert out == "[True, True, True, False]\n"
@@ -62,7 +42,7 @@ def test_what_one_says_all_hear():
 
 @pytest.mark.parametrize("victim", [0, 2])
 def test_when_one_is_killed_the_others_end_with_a_sentence(victim):
-    members = start("processes.any_process(False); print('here', flush=True); time.sleep(600)")
+    members = start("wait")
     for member in members:
         assert member.stdout.readline() == "here\n"
     members[victim].kill()
@@ -77,16 +57,13 @@ def test_when_one_is_killed_the_others_end_with_a_sentence(victim):
 
 def test_an_error_of_all_keeps_its_own_sentence_and_status():
     """Whoever is first to end takes none of the others with it, if they are about to end by themselves."""
-    program = "processes.any_process(False); time.sleep(processes.index); sys.exit('mine')"
-    for member in start(program):
+    for member in start("fail"):
         _, err = member.communicate(timeout=60)
         assert (member.returncode, err) == (1, "mine\n")
 
 
 def test_all_go_by_what_the_first_sees():
-    for member in start(
-        "print(processes.broadcast_from_first([processes.index, 7][: 2 - processes.index])); processes.close()", 2
-    ):
+    for member in start("agree", 2):
         out, err = member.communicate(timeout=60)
         assert (member.returncode, out) == (0, "[0, 7]\n"), err
 
@@ -102,7 +79,7 @@ def test_a_stranger_at_the_port_is_let_go():
             stranger.sendall(greeting)
     second.connect(30)
     waiting.join()
-    said = threading.Thread(target=second.any, args=(True,))
+    said = threading.Thread(target=second.any_process, args=(True,))
     said.start()
     assert first.any_process(False)
     said.join()

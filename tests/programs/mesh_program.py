@@ -29,7 +29,7 @@ from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
 from switch_tf.training.step import make_evaluation_step, make_train_step
-from tests.conftest import random_features
+from tests.support.features import random_features
 
 RULES = {
     "data": "batch:data,experts:data",

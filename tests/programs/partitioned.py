@@ -27,7 +27,7 @@ from switch_tf.partitioning.layout import Layout
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
-from tests.conftest import random_features
+from tests.support.features import random_features
 from tpu.precompile import hlo
 from tpu.precompile.compiling import compile_options, text_of
 from tpu.precompile.lowering import PartitionedModule, sharding

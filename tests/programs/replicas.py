@@ -26,7 +26,7 @@ from switch_tf.runs.loop import make_update
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
-from tests.conftest import random_features
+from tests.support.features import random_features
 
 # Everything that could tell one device from many: noise of all kinds, several groups for each replica, padding.
 CONFIG = ModelConfig(

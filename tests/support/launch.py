@@ -15,13 +15,15 @@ def arguments(model_dir: pathlib.Path | str, *bindings: str) -> list[str]:
     return ["train", *TINY, f'--gin.MODEL_DIR="{model_dir}"', *(f"--gin.{binding}" for binding in bindings)]
 
 
+SWITCH_TF = "switch_tf.cli.main"
+
+
 def start(
-    *arguments: str, program: str | None = None, environment: Mapping[str, str] | None = None, **options
+    *arguments: str, program: str = SWITCH_TF, environment: Mapping[str, str] | None = None, **options
 ) -> subprocess.Popen:
-    """Starts `switch-tf` with arguments; `program` is Python to run before it in the same process."""
-    main = "from switch_tf.cli.main import main; main()"
+    """Starts `switch-tf` with arguments, or instead of it a module of tests/programs that runs it in its own way."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"{program or ''}\n{main}", *arguments],
+        [sys.executable, "-m", program, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -31,7 +33,7 @@ def start(
     )
 
 
-def run(*arguments: str, program: str | None = None) -> subprocess.CompletedProcess:
+def run(*arguments: str, program: str = SWITCH_TF) -> subprocess.CompletedProcess:
     """Runs `switch-tf` with arguments to its end."""
     process = start(*arguments, program=program)
     out, err = process.communicate(timeout=600)

@@ -4,12 +4,9 @@ import gzip
 import json
 import pathlib
 import random
-from collections.abc import Mapping, Sequence
-
-import tensorflow_datasets as tfds
 
 from tasks import c4, multilingual
-from tests.support import tiny_tfds
+from tools.offline_tfds import write_documents
 
 WORDS = ("the", "of", "and", "a", "language", "model", "learns", "words", "from", "text", "that", "people", "wrote")
 HELD_OUT = range(1000, 1008)
@@ -21,24 +18,12 @@ def document(code: str, index: int, words: int = 40) -> str:
     return " ".join(f"{code}_{word}" for word in chosen)
 
 
-def make(name: str, folder: pathlib.Path, splits: Mapping[str, Sequence[str]], num_files: int) -> None:
-    """Writes a TFDS data set with the splits' documents.
-
-    Args:
-      name: with its configuration and version.
-      folder: of all data sets.
-      splits: the documents of each.
-      num_files: of each split.
-    """
-    empty = dict.fromkeys(tfds.builder(name, data_dir=str(folder)).info.features, "")
-    examples = {split: [empty | {"text": text} for text in texts] for split, texts in splits.items()}
-    tiny_tfds.write(str(folder), {name: examples}, num_files)
-
-
 def make_c4(folder: pathlib.Path) -> None:
     """Writes C4: 200 documents and 8 held out, in 4 files each."""
     splits = {"train": range(200), "validation": HELD_OUT}
-    make(c4.TFDS_NAME, folder, {name: [document("en", index) for index in ids] for name, ids in splits.items()}, 4)
+    write_documents(
+        c4.TFDS_NAME, folder, {name: [document("en", index) for index in ids] for name, ids in splits.items()}, 4
+    )
 
 
 def make_c4_files(folder: pathlib.Path) -> None:
@@ -56,4 +41,4 @@ def make_mc4(folder: pathlib.Path, documents: int = 24, words: int = 40) -> None
     for code in multilingual.CODES:
         splits[code] = [document(code, index, words) for index in range(documents)]
         splits[f"{code}-validation"] = [document(code, index, words) for index in HELD_OUT]
-    make(multilingual.TFDS_NAME, folder, splits, 2)
+    write_documents(multilingual.TFDS_NAME, folder, splits, 2)

@@ -3,16 +3,14 @@
 The first example of most is the one that the T5 paper prints in its Appendix D (long ones cut short).
 """
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import seqio
-import tensorflow_datasets as tfds
 
 import tasks.all  # noqa: F401
 from tasks.tfds_source import PreparedTfds
+from tools.offline_tfds import write_examples
 
 Examples = list[dict[str, Any]]
 HIDDEN = -1
@@ -309,21 +307,8 @@ DATA_SETS: dict[str, dict[str, Examples]] = {
 def write(
     data_dir: str, data_sets: Mapping[str, Mapping[str, Examples]] = DATA_SETS, num_files: int | None = None
 ) -> None:
-    """Prepares data sets in `data_dir` as TensorFlow Datasets does, with the given examples in the place of downloads.
-
-    Args:
-      data_dir: what TFDS_DATA_DIR would be.
-      data_sets: name, configuration and version -> split -> raw examples.
-      num_files: of each split; None for as many as TensorFlow Datasets thinks good.
-    """
-    download = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=num_files)
-    tfds.disable_progress_bar()
-    for name, splits in data_sets.items():
-        builder = tfds.builder(name, data_dir=data_dir)
-        generators = {split: list(enumerate(examples)) for split, examples in splits.items()}
-        builder._split_generators = lambda *_, generators=generators: generators
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_config=download)
+    """Writes data sets, by default all of this module, into a folder; see `write_examples`."""
+    write_examples(data_dir, data_sets, num_files)
 
 
 def use(data_dir: str) -> None:

@@ -11,7 +11,7 @@ from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
 from switch_tf.training.step import make_evaluation_step, make_train_step, microbatch
-from tests.conftest import random_features
+from tests.support.features import random_features
 
 
 def prepare(config, num_microbatches=1, rate=0.02, balance_loss=1e-2):

@@ -15,8 +15,8 @@ from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.layout import Layout
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
-from tests.conftest import random_features
 from tests.partitioning.test_spmd import pytestmark  # noqa: F401 (skips with another version of JAX)
+from tests.support.features import random_features
 from tpu.precompile.program import Program, training_program
 
 
