@@ -26,7 +26,7 @@ ALLOWED = {
     ),
     "tpu.precompile": (
         *("tpu.topologies", "switch_tf.runs", "switch_tf.planning", "switch_tf.training", "switch_tf.decoding"),
-        *("switch_tf.models", "switch_tf.partitioning", "switch_tf.compat", "switch_tf.errors", "switch_tf.cli"),
+        *("switch_tf.models", "switch_tf.layers", "switch_tf.partitioning", "switch_tf.compat", "switch_tf.errors"),
     ),
     "tpu.topologies": ("switch_tf.errors",),
     "switch_tf.runs": (

@@ -9,7 +9,7 @@ import pytest
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
-from tests.conftest import random_features
+from tests.support.features import random_features
 
 
 def bind(config: ModelConfig, *bindings: str) -> None:
