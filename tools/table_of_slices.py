@@ -1,13 +1,15 @@
-"""Compiles what docs/tpu.md's table tells, and writes it: `python -m tools.table_of_slices [LAYOUT ...]`, by name.
+"""Compiles the layouts in docs/tpu.md's table, and writes it: `python -m tools.table_of_slices [LAYOUT ...]`.
 
-Each compilation takes minutes and up to 15 GB. Its report is kept in docs/precompiled; `--render` writes the
-page of those that are kept.
+Each compilation takes minutes and up to 15 GB. Reports are kept in docs/precompiled; `--render` only rewrites the page
+from the reports that are kept.
 """
 
 import json
 import pathlib
 import subprocess
 import sys
+
+from tabulate import tabulate
 
 from switch_tf.models.config import ModelConfig
 from switch_tf.runs import gin_config
@@ -17,9 +19,9 @@ DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "tpu.md"
 REPORTS = DOCS / "precompiled"
 BEGIN, END = "<!-- begin: python -m tools.table_of_slices -->", "<!-- end -->"
-# Whose report the page shows as an example.
+# The layout whose report the page shows as an example.
 EXAMPLE = "v3_32"
-# The model and the slice that each layout is for, and the compiler's effort.
+# The model and the slice of each layout, and the compiler's effort.
 LAYOUTS = {
     "v3_32": ("switch_base_128", "v3-32", "full"),
     "v5e_32": ("switch_base_128", "v5litepod-32", "full"),
@@ -34,8 +36,22 @@ LAYOUTS = {
     "v6e_256_switch_c": ("switch_c_2048", "v6e-256", "low"),
 }
 _HEADER = (
-    "| model | layout | slice | devices | mesh | microbatches | made again | weights, slots | needs | of | "
-    "all-to-alls | FLOPs | step, at least | effort | minutes | host |"
+    "model",
+    "layout",
+    "slice",
+    "devices",
+    "mesh",
+    "microbatches",
+    "recomputed",
+    "weights, slots",
+    "needs",
+    "of",
+    "all-to-alls",
+    "FLOPs",
+    "step, at least",
+    "effort",
+    "minutes",
+    "host",
 )
 _GIB = 2**30
 
@@ -54,7 +70,7 @@ def arguments(layout: str) -> list[str]:
 
 
 def compile_for(layout: str) -> None:
-    """Compiles the training step for a layout, which must fit, and keeps the report."""
+    """Compiles the training step for a layout, which must fit, and keeps its report."""
     command = [sys.executable, "-m", "switch_tf.cli.main", "tpu", "precompile", *arguments(layout), "--json"]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     (REPORTS / f"{layout}.json").write_text(printed)
@@ -62,20 +78,20 @@ def compile_for(layout: str) -> None:
 
 def table() -> str:
     """Renders the table of all reports that are kept."""
-    rows = [_HEADER, "|---" * 16 + "|"]
+    rows = []
     for layout, (model, accelerator_type, _) in LAYOUTS.items():
         report = json.loads((REPORTS / f"{layout}.json").read_text())
         gin_config.load([f"gin/models/{model}.gin"], [])
         rows.append(_row(layout, model, accelerator_type, report, ModelConfig().num_sparse_layers))
-    return "\n".join(rows)
+    return tabulate(rows, _HEADER, tablefmt="github", disable_numparse=True)
 
 
-def _row(layout: str, model: str, accelerator_type: str, report: dict, num_sparse_layers: int) -> str:
+def _row(layout: str, model: str, accelerator_type: str, report: dict, num_sparse_layers: int) -> list[str]:
     memory, flops, compilation = report["bytes_per_device"], report["flops_per_device"], report["compilation"]
-    exchanges = sum(row["number"] for row in report["exchanges"] if row["kind"] == "all-to-all")
+    all_to_alls = sum(row["number"] for row in report["collectives"] if row["kind"] == "all-to-all")
     minutes = (compilation["lowering_seconds"] + compilation["compiling_seconds"]) / 60
     host = max(compilation["lowering_host_bytes"], compilation["compiling_host_bytes"])
-    cells = [
+    return [
         f"`{model}`",
         f"`{layout}`",
         f"`{accelerator_type}`",
@@ -86,35 +102,34 @@ def _row(layout: str, model: str, accelerator_type: str, report: dict, num_spars
         f"{(memory['weights'] + memory['slots']) / _GIB:.2f} GiB",
         f"{memory['needed'] / _GIB:.2f} GiB",
         f"{memory['limit'] / _GIB:.2f} GiB",
-        f"{exchanges / (num_sparse_layers * report['num_microbatches']):g}",
-        f"{flops['compiled'] / flops['of_slots']:.2f}",
-        f"{report['seconds_at_least']['step']:.2f} s",
+        f"{all_to_alls / (num_sparse_layers * report['num_microbatches']):g}",
+        f"{flops['compiled'] / flops['all_slots']:.2f}",
+        f"{report['min_seconds']['step']:.2f} s",
         compilation["effort"],
         f"{minutes:.1f}",
         f"{host / _GIB:.1f} GiB",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def parts() -> list[str]:
-    """Returns what stands between the page's marks: the example's report, and the table."""
+def generated_sections() -> list[str]:
+    """Returns the text between each pair of the page's markers: the example's report, and the table."""
     report = json.loads((REPORTS / f"{EXAMPLE}.json").read_text())
     return [f"```\n{report_text(report)}\n```", table()]
 
 
-def written_parts(page: str) -> list[str]:
-    """Returns what stands between the marks of a page."""
-    return [part.split(END)[0].strip() for part in page.split(BEGIN)[1:]]
+def written_sections(page: str) -> list[str]:
+    """Returns the text between each pair of markers of a page."""
+    return [section.split(END)[0].strip() for section in page.split(BEGIN)[1:]]
 
 
 def main(*names: str) -> None:
-    """Compiles for the named layouts, for all without a name, and writes the page."""
+    """Compiles for the named layouts, or for all of them, and rewrites the page."""
     REPORTS.mkdir(exist_ok=True)
     for layout in [] if names == ("--render",) else names or LAYOUTS:
         compile_for(layout)
     page, *rest = PAGE.read_text().split(BEGIN)
-    for part, old in zip(parts(), rest, strict=True):
-        page += f"{BEGIN}\n{part}\n{END}{old.split(END, 1)[1]}"
+    for section, old in zip(generated_sections(), rest, strict=True):
+        page += f"{BEGIN}\n{section}\n{END}{old.split(END, 1)[1]}"
     PAGE.write_text(page)
 
 

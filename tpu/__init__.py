@@ -1,1 +1,1 @@
-"""Cloud TPUs: what a training step becomes when XLA compiles it, from shapes alone."""
+"""Cloud TPUs: jobs (`tpu.jobs`) and ahead-of-time compilation (`tpu.precompile`), which do not import each other."""

@@ -1,6 +1,6 @@
-"""Which TPU slices there are: what Cloud TPU calls them, and how many cores, chips, devices and machines they have.
+"""TPU slices: their names, and how many cores, chips, devices and hosts they have.
 
-Facts of Cloud TPU's public documentation (its pages on v2 to v6e, 2025).
+From Cloud TPU's public documentation (its pages on v2 to v6e, 2025).
 """
 
 import dataclasses
@@ -17,15 +17,15 @@ class Generation:
     """A generation of TPUs.
 
     Attributes:
-      name: as the names of topologies begin: "v5e".
-      accelerator: as the names of accelerator types begin: "v5litepod".
-      cores_per_chip: TensorCores.
-      devices_per_chip: what TensorFlow and XLA see: one for each core, or one for both of a chip ("megacore").
-      counts_cores: whether the number in an accelerator type is that of the cores, or of the chips.
-      runtime: the image of the machines; it brings drivers, and no TensorFlow.
-      shapes: chips of each slice along the dimensions of its torus, by size.
-      single_machine_chips: slices of so many chips have one machine.
-      chips_per_machine: of larger slices.
+      name: prefix of topology names: "v5e".
+      accelerator: prefix of accelerator types: "v5litepod".
+      cores_per_chip: TensorCores per chip.
+      devices_per_chip: devices that TensorFlow and XLA see: one per core, or one per chip ("megacore").
+      counts_cores: whether the number in an accelerator type counts cores; else it counts chips.
+      runtime: the default image of the hosts; it has drivers, but not TensorFlow.
+      shapes: chips along each dimension of the torus, for each slice, in the order of their size.
+      single_host_chips: chips of the slices that have one host.
+      chips_per_host: of the other slices.
     """
 
     name: str
@@ -35,20 +35,25 @@ class Generation:
     counts_cores: bool
     runtime: str
     shapes: tuple[Shape, ...]
-    single_machine_chips: tuple[int, ...] = (4,)
-    chips_per_machine: int = 4
+    single_host_chips: tuple[int, ...] = (4,)
+    chips_per_host: int = 4
 
     def slice(self, shape: Shape) -> "Slice":
         """Returns a slice of this generation, of any shape."""
         return Slice(self, shape)
 
+    def accelerator_types(self, num_devices: int) -> list[str]:
+        """Returns Cloud TPU's names of the slices with a number of devices."""
+        slices = map(self.slice, self.shapes)
+        return [slice_.accelerator_type for slice_ in slices if slice_.num_devices == num_devices]
+
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips of one generation, wired as a torus or a part of one.
+    """Chips of one generation, connected as a torus or a part of one.
 
     Attributes:
-      generation: of all of them.
+      generation: of the chips.
       shape: chips along each dimension.
     """
 
@@ -57,35 +62,35 @@ class Slice:
 
     @property
     def num_chips(self) -> int:
-        """How many chips there are."""
+        """The number of chips."""
         return math.prod(self.shape)
 
     @property
     def num_cores(self) -> int:
-        """How many TensorCores there are."""
+        """The number of TensorCores."""
         return self.num_chips * self.generation.cores_per_chip
 
     @property
     def num_devices(self) -> int:
-        """How many devices a mesh over the slice has."""
+        """The number of devices, which a mesh over the slice must have."""
         return self.num_chips * self.generation.devices_per_chip
 
     @property
-    def num_machines(self) -> int:
-        """How many virtual machines, and so processes, drive the slice."""
-        if self.num_chips in self.generation.single_machine_chips:
+    def num_hosts(self) -> int:
+        """The number of hosts (virtual machines), each of which runs one process."""
+        if self.num_chips in self.generation.single_host_chips:
             return 1
-        return math.ceil(self.num_chips / self.generation.chips_per_machine)
+        return math.ceil(self.num_chips / self.generation.chips_per_host)
 
     @property
     def accelerator_type(self) -> str:
-        """What Cloud TPU calls it: "v4-128", "v5litepod-32"."""
+        """Cloud TPU's name: "v4-128", "v5litepod-32"."""
         count = self.num_cores if self.generation.counts_cores else self.num_chips
         return f"{self.generation.accelerator}-{count}"
 
     @property
     def topology_name(self) -> str:
-        """What the compiler calls it: "v4:4x4x4"."""
+        """The compiler's name: "v4:4x4x4"."""
         return f"{self.generation.name}:{'x'.join(map(str, self.shape))}"
 
 
@@ -104,7 +109,7 @@ GENERATIONS = {
         Generation(
             *("v5e", "v5litepod", 1, 1, False, "v2-alpha-tpuv5-lite"),
             _shapes("1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"),
-            single_machine_chips=(1, 4, 8),
+            single_host_chips=(1, 4, 8),
         ),
         Generation(
             *("v5p", "v5p", 2, 1, True, "v2-alpha-tpuv5"),
@@ -113,7 +118,7 @@ GENERATIONS = {
         Generation(
             *("v6e", "v6e", 1, 1, False, "v2-alpha-tpuv6e"),
             _shapes("1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"),
-            single_machine_chips=(1, 4, 8),
+            single_host_chips=(1, 4, 8),
         ),
     )
 }
@@ -134,18 +139,18 @@ def find_accelerator(accelerator_type: str) -> Slice:
       The slice.
 
     Raises:
-      SettingError: if there is none, with those of its generation or the nearest name.
+      SettingError: if there is none; it suggests the slices of the same generation or the closest name.
     """
     if accelerator_type in SLICES:
         return SLICES[accelerator_type]
     kind = accelerator_type.rpartition("-")[0]
     of_kind = [name for name, slice_ in SLICES.items() if slice_.generation.accelerator == kind]
-    there = f" (there is: {', '.join(of_kind)})" if of_kind else nearest(accelerator_type, SLICES)
-    raise SettingError(f"accelerator_type = '{accelerator_type}' is no TPU slice{there}.")
+    available = f" (available: {', '.join(of_kind)})" if of_kind else nearest(accelerator_type, SLICES)
+    raise SettingError(f"accelerator_type = '{accelerator_type}' is not a TPU slice{available}.")
 
 
 def find_topology(name: str) -> Slice:
-    """Finds a slice, of a usual shape or not, by the compiler's name for it.
+    """Finds a slice by the compiler's name for it; its shape need not be one that Cloud TPU offers.
 
     Args:
       name: "v4:4x4x8", "v5e:4x8", ...
@@ -154,18 +159,19 @@ def find_topology(name: str) -> Slice:
       The slice.
 
     Raises:
-      SettingError: if it is not of that form, or has another number of dimensions than its generation.
+      SettingError: if the name does not parse, or its number of dimensions is not that of the generation.
     """
     generation, _, shape = name.partition(":")
     if generation not in GENERATIONS:
-        raise SettingError(f"topology = '{name}': there is no TPU '{generation}'{nearest(generation, GENERATIONS)}.")
+        suggestion = nearest(generation, GENERATIONS)
+        raise SettingError(f"topology = '{name}': there is no TPU generation '{generation}'{suggestion}.")
     known = GENERATIONS[generation]
     examples = [known.slice(shape).topology_name for shape in known.shapes]
     dimensions = len(known.shapes[0])
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != dimensions:
         raise SettingError(
             f"topology = '{name}' is not of the form {generation}:{'x'.join('ABC'[:dimensions])} "
-            f"(there is: {', '.join(examples)})."
+            f"(available: {', '.join(examples)})."
         )
     return known.slice(_shapes(shape)[0])
 

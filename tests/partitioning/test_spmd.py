@@ -1,7 +1,6 @@
 """The annotated training step, lowered by TensorFlow and split by XLA: TensorFlow's own losses, weights and slots."""
 
 import collections
-import importlib.metadata
 import json
 import re
 import subprocess
@@ -10,18 +9,14 @@ import sys
 import numpy as np
 import pytest
 
-from tests.test_house import ROOT
+from tests.support.compilers import needs_pinned_jax
+from tests.support.launch import ROOT
 
-# tpu/precompile/lowering.py goes private ways into it, and setup.py's [aot] pins it.
-JAX_VERSION = "0.10.2"
 EXPERTS = "batch:data,experts:data"
 HEADS = "heads:model,mlp:model,expert_mlp:model,vocab:model"
 NUM_SPARSE_LAYERS = 2
 
-pytestmark = pytest.mark.skipif(
-    importlib.metadata.version("jax") != JAX_VERSION,
-    reason=f"jax {importlib.metadata.version('jax')} is installed, and the ways into it are those of {JAX_VERSION}",
-)
+pytestmark = needs_pinned_jax
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import tensorflow as tf
-from jax._src.lib import xla_client  # Private.
 from jax.sharding import Mesh, NamedSharding
 
+from switch_tf import compat
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.layout import Layout
@@ -28,9 +28,8 @@ from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
 from tests.support.features import random_features
-from tpu.precompile import hlo
-from tpu.precompile.compiling import compile_options, text_of
-from tpu.precompile.lowering import PartitionedModule, sharding
+from tpu.precompile.hlo import HloProgram
+from tpu.precompile.lowering import LoweredModule, sharding
 from tpu.precompile.program import training_program
 
 CONFIG = ModelConfig(
@@ -54,13 +53,11 @@ STEPS = 3
 
 
 class Executable:
-    """A lowered program, compiled for devices that are there, which runs on whole arrays."""
+    """A lowered program, compiled for devices of this machine, which runs on whole arrays."""
 
-    def __init__(self, lowered: PartitionedModule, devices: Sequence[jax.Device]):
-        self._executable = devices[0].client.compile_and_load(
-            lowered.module, xla_client.DeviceList(tuple(devices)), compile_options(devices)
-        )
-        self.text = text_of(self._executable)
+    def __init__(self, lowered: LoweredModule, devices: Sequence[jax.Device]):
+        self._executable = compat.compile_and_load(lowered.module, devices)
+        self.text = compat.hlo_text(self._executable)
         layout = lowered.layout
         mesh = Mesh(np.array(devices).reshape(list(layout.mesh.values())), tuple(layout.mesh))
         self._argument_shardings = [sharding(mesh, layout, axes) for axes in lowered.argument_axes]
@@ -88,7 +85,7 @@ def main(file: str, mesh_shape: str, layout_rules: str, num_microbatches: str) -
     shapes = {name: feature.shape for name, feature in random_features(batch=BATCH).items()}
     program = training_program(model, optimizer, Objective(router_z_loss=1e-3), shapes, int(num_microbatches))
     layout = Layout.parse(mesh_shape, layout_rules)
-    partitioned = Executable(PartitionedModule(program, layout), jax.devices("cpu"))
+    partitioned = Executable(LoweredModule(program, layout), jax.devices("cpu"))
     # TensorFlow's own: no annotation, one device.
     compiled = tf.function(program.function, autograph=False)
 
@@ -98,7 +95,7 @@ def main(file: str, mesh_shape: str, layout_rules: str, num_microbatches: str) -
     weights = [weight.numpy() for weight in model.trainable_variables]
     slots = [np.zeros(spec.shape, np.float32) for spec in program.arguments[len(weights) : program.state_size]]
     found = {
-        "collectives": json.dumps([collective._asdict() for collective in hlo.Program(partitioned.text).collectives()])
+        "collectives": json.dumps([collective._asdict() for collective in HloProgram(partitioned.text).collectives()])
     }
     for name, run in {"partitioned": partitioned, "whole": whole}.items():
         state, losses = weights + slots, []

@@ -7,7 +7,7 @@ from tpu.topologies import SLICES, find_accelerator, find_topology
 
 
 @pytest.mark.parametrize(
-    ("accelerator_type", "topology", "cores", "chips", "devices", "machines"),
+    ("accelerator_type", "topology", "cores", "chips", "devices", "hosts"),
     [
         ("v2-8", "v2:2x2", 8, 4, 8, 1),
         ("v3-8", "v3:2x2", 8, 4, 8, 1),
@@ -25,34 +25,32 @@ from tpu.topologies import SLICES, find_accelerator, find_topology
         ("v6e-256", "v6e:16x16", 256, 256, 256, 64),
     ],
 )
-def test_slices(accelerator_type, topology, cores, chips, devices, machines):
+def test_slices(accelerator_type, topology, cores, chips, devices, hosts):
     found = find_accelerator(accelerator_type)
     assert found == find_topology(topology)
-    assert (found.num_cores, found.num_chips, found.num_devices, found.num_machines) == (
-        *(cores, chips, devices, machines),
-    )
+    assert (found.num_cores, found.num_chips, found.num_devices, found.num_hosts) == (*(cores, chips, devices, hosts),)
     assert (found.accelerator_type, found.topology_name) == (accelerator_type, topology)
 
 
-def test_no_two_slices_have_one_name():
+def test_slice_names_are_unique():
     assert len({slice_.topology_name for slice_ in SLICES.values()}) == len(SLICES) == 51
 
 
-def test_a_shape_that_is_not_usual_is_one():
+def test_unusual_shapes_are_allowed():
     assert find_topology("v4:4x4x12").accelerator_type == "v4-384"
 
 
 @pytest.mark.parametrize(
     ("find", "name", "message"),
     [
-        (find_accelerator, "v3-33", "'v3-33' is no TPU slice (there is: v3-8, v3-32, v3-64,"),
+        (find_accelerator, "v3-33", "'v3-33' is not a TPU slice (available: v3-8, v3-32, v3-64,"),
         (find_accelerator, "v5lite-32", "did you mean 'v5litepod-32'?"),
-        (find_topology, "v9:2x2", "there is no TPU 'v9'"),
-        (find_topology, "v4:4x4", "is not of the form v4:AxBxC (there is: v4:2x2x1,"),
+        (find_topology, "v9:2x2", "there is no TPU generation 'v9'"),
+        (find_topology, "v4:4x4", "is not of the form v4:AxBxC (available: v4:2x2x1,"),
         (find_topology, "v3:4xfour", "is not of the form v3:AxB"),
     ],
 )
-def test_unknown_ones_name_the_nearest(find, name, message):
+def test_unknown_names_are_errors_with_suggestions(find, name, message):
     with pytest.raises(SettingError) as caught:
         find(name)
     assert message in str(caught.value)

@@ -1,1 +1,1 @@
-"""A step through the compiler of TPUs that are not there."""
+"""Ahead-of-time compilation of one step of an experiment with the TPU compiler, without a TPU."""

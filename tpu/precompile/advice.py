@@ -1,4 +1,4 @@
-"""What would make a step fit that does not: microbatches, a mesh, rematerialization, a larger slice. By estimate."""
+"""Suggests a change that should make a step fit: microbatches, another mesh, rematerialization or a larger slice."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from tpu.topologies import Slice
 
 
 def advice(plan: Plan, slice_: Slice, needed: int) -> str:
-    """Names the smallest change after which the step should fit.
+    """Suggests the smallest change after which the step should fit. An estimate.
 
-    What is there on a device whatever the batch is (weights, slots, a gradient as large as the weights) is known for
-    every mesh; the rest of what was needed, the activations, is taken to shrink with the sequences in memory, and by
-    half where blocks make them again (of Switch-C's on v6e 0.43 stay).
+    The bytes that do not depend on the batch (weights, slots, gradients as large as the weights) are known for every
+    mesh. The rest of the peak, the activations, is assumed to be proportional to the sequences per device in memory,
+    and to halve when blocks are recomputed (for Switch-C on v6e, 0.43 of them remained).
 
     Args:
       plan: the step.
-      slice_: the TPUs.
-      needed: bytes on one device, by the compiler.
+      slice_: the TPU slice.
+      needed: peak bytes on one device, reported by the compiler.
 
     Returns:
-      A sentence.
+      A clause in the imperative: "raise NUM_MICROBATCHES to 4".
     """
     limit = chip_of(slice_.generation).device_bytes
     activations = max(needed - _fixed_bytes(plan), 0)
@@ -37,44 +37,45 @@ def advice(plan: Plan, slice_: Slice, needed: int) -> str:
         if _fixed_bytes(plan) + activations * plan.num_microbatches / num_microbatches <= limit:
             return f"raise NUM_MICROBATCHES to {num_microbatches}"
     for other in _other_meshes(plan):
-        # As many sequences on each device at a time as before.
+        # Its microbatches keep the sequences per device in memory as they were.
         if _fixed_bytes(other) + activations <= limit:
             return (
                 f"{_change(plan.layout, other.layout)} (MESH_SHAPE = '{_mesh_text(other.layout)}', NUM_MICROBATCHES = "
                 f"{other.num_microbatches})"
             )
-    for other in _by_blocks(plan):
-        kept = (needed - _held_bytes(plan)) / 2 * plan.num_microbatches / other.num_microbatches
-        if _held_bytes(other) + kept <= limit:
+    for other in _with_rematerialization(plan):
+        remaining = (needed - _minimal_bytes(plan)) / 2 * plan.num_microbatches / other.num_microbatches
+        if _minimal_bytes(other) + remaining <= limit:
             more = f" and NUM_MICROBATCHES = {other.num_microbatches}" if other is not plan else ""
             return f"set REMATERIALIZATION = 'blocks'{more}"
     for larger in _larger_slices(slice_):
         factor = larger.num_devices // slice_.num_devices
-        other = _with_data(plan, factor)
-        if other is not None and _fixed_bytes(other) + activations <= limit:
+        scaled = _with_data(plan, factor)
+        if scaled is not None and _fixed_bytes(scaled) + activations <= limit:
             return (
-                f"take {larger.accelerator_type}, with MESH_SHAPE = '{_mesh_text(other.layout)}' and "
-                f"NUM_MICROBATCHES = {other.num_microbatches}"
+                f"use {larger.accelerator_type}, with MESH_SHAPE = '{_mesh_text(scaled.layout)}' and "
+                f"NUM_MICROBATCHES = {scaled.num_microbatches}"
             )
-    held = "weights and gradients take" if plan.step == TRAIN else "weights take"
+    subject = "weights, slots and gradients take" if plan.step == TRAIN else "weights take"
     return (
-        f"no larger {slice_.generation.name} slice of this layout is sure to do: {held} "
+        f"no larger {slice_.generation.name} slice is certain to fit with this layout: {subject} "
         f"{_fixed_bytes(plan) / 2**30:.2f} GiB on each device"
     )
 
 
 def _fixed_bytes(plan: Plan) -> int:
+    """Bytes on one device that do not depend on the batch, with gradients of all weights."""
     held = layout_description(plan.config, plan.layout)["bytes_per_device"]
     return 2 * held["weights"] + held["slots"] if plan.step == TRAIN else held["weights"]
 
 
-def _held_bytes(plan: Plan) -> int:
-    """What is there in any case: gradients are whole only where microbatches add them up."""
+def _minimal_bytes(plan: Plan) -> int:
+    """The same, without gradients unless microbatches accumulate them: else they need not all exist at once."""
     held = layout_description(plan.config, plan.layout)["bytes_per_device"]
     return held["weights"] + held["slots"] + (held["weights"] if plan.num_microbatches > 1 else 0)
 
 
-def _fits(plan: Plan) -> bool:
+def _is_valid(plan: Plan) -> bool:
     lengths = {"inputs": plan.inputs_length, "targets": plan.targets_length}
     try:
         check_placement(plan.layout, plan.config, plan.batch_size, lengths, plan.num_microbatches)
@@ -86,7 +87,7 @@ def _fits(plan: Plan) -> bool:
 def _smaller_batches(plan: Plan) -> Iterator[int]:
     size = plan.batch_size // 2
     while plan.step != TRAIN and size >= 1:
-        if _fits(dataclasses.replace(plan, batch_size=size)):
+        if _is_valid(dataclasses.replace(plan, batch_size=size)):
             yield size
         size //= 2
 
@@ -94,40 +95,40 @@ def _smaller_batches(plan: Plan) -> Iterator[int]:
 def _more_microbatches(plan: Plan) -> Iterator[int]:
     number = 2 * plan.num_microbatches
     while plan.step == TRAIN and number <= plan.batch_size:
-        if _fits(dataclasses.replace(plan, num_microbatches=number)):
+        if _is_valid(dataclasses.replace(plan, num_microbatches=number)):
             yield number
         number *= 2
 
 
-def _by_blocks(plan: Plan) -> Iterator[Plan]:
-    """Yields the step with blocks that keep nothing, unless something is made again already."""
+def _with_rematerialization(plan: Plan) -> Iterator[Plan]:
+    """Yields the step with blocks recomputed in the backward pass, unless it recomputes something already."""
     if plan.step == TRAIN and plan.config.rematerialization == "none":
         yield plan
         for number in _more_microbatches(plan):
             yield dataclasses.replace(plan, num_microbatches=number)
 
 
-def _home(layout: Layout) -> str | None:
-    """The mesh dimension of the batch."""
+def _batch_dimension(layout: Layout) -> str | None:
+    """The mesh dimension over which the batch is sharded."""
     return layout.dimension_of(axes.BATCH)
 
 
-def _split_dimension(layout: Layout) -> str:
-    """The mesh dimension that splits layers."""
-    return next((name for name in layout.mesh if name != _home(layout)), "model")
+def _model_dimension(layout: Layout) -> str:
+    """The mesh dimension over which layers are sharded."""
+    return next((name for name in layout.mesh if name != _batch_dimension(layout)), "model")
 
 
 def _other_meshes(plan: Plan) -> Iterator[Plan]:
-    """Yields the step on as many devices, with more of them to each layer."""
-    home, split = _home(plan.layout), _split_dimension(plan.layout)
+    """Yields the step on as many devices, with each layer sharded over more of them."""
+    batch, model = _batch_dimension(plan.layout), _model_dimension(plan.layout)
     factor = 2
-    while home is not None and split in plan.layout.mesh and plan.layout.mesh[home] % factor == 0:
+    while batch is not None and model in plan.layout.mesh and plan.layout.mesh[batch] % factor == 0:
         mesh = dict(plan.layout.mesh)
-        mesh[home] //= factor
-        mesh[split] *= factor
+        mesh[batch] //= factor
+        mesh[model] *= factor
         number = plan.num_microbatches * factor if plan.step == TRAIN else 1
         other = dataclasses.replace(plan, layout=Layout(mesh, plan.layout.rules), num_microbatches=number)
-        if _fits(other):
+        if _is_valid(other):
             yield other
         factor *= 2
 
@@ -140,18 +141,18 @@ def _larger_slices(slice_: Slice) -> Iterator[Slice]:
 
 
 def _with_data(plan: Plan, factor: int) -> Plan | None:
-    """The step with so many times the devices along the batch's dimension."""
-    home = _home(plan.layout)
-    if home is None:
+    """The step with `factor` times the devices along the dimension of the batch; None if that is not valid."""
+    batch = _batch_dimension(plan.layout)
+    if batch is None:
         return None
     mesh = dict(plan.layout.mesh)
-    mesh[home] *= factor
+    mesh[batch] *= factor
     other = dataclasses.replace(
         plan,
         layout=Layout(mesh, plan.layout.rules),
         num_microbatches=max(plan.num_microbatches // factor, 1),
     )
-    return other if _fits(other) else None
+    return other if _is_valid(other) else None
 
 
 def _mesh_text(layout: Layout) -> str:
@@ -159,5 +160,5 @@ def _mesh_text(layout: Layout) -> str:
 
 
 def _change(before: Layout, after: Layout) -> str:
-    name = _split_dimension(before)
+    name = _model_dimension(before)
     return f"raise {name} to {after.mesh[name]}"

@@ -1,4 +1,4 @@
-"""How fast a compiled step could be at the very best: its products and its exchanges at the chip's published rates."""
+"""Lower bounds of a step's time: its matmuls and its collectives at the chip's published rates."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,15 +15,16 @@ from tpu.precompile.plan import DECODE, TRAIN, Plan
 from tpu.topologies import Slice
 
 
-class Exchange(NamedTuple):
+class CollectiveTotal(NamedTuple):
     """All collectives of one kind along the same mesh dimensions, in one step.
 
-    kind: "all-to-all", ...
-    dimension: along which dimensions of the mesh: "data", "data+model".
-    number: how many there are.
-    num_bytes: of all their results on one device.
-    seconds: that it takes at least, with all links of the chips busy.
-    largest: the largest array among them, as HLO writes it.
+    Attributes:
+      kind: "all-to-all", ...
+      dimension: the mesh dimensions along which they run: "data", "data+model".
+      number: how many the step executes.
+      num_bytes: of all their results on one device.
+      seconds: lower bound of their time, with all links of the chips busy.
+      largest: the shape of the largest array among them, in HLO's notation.
     """
 
     kind: str
@@ -34,7 +35,7 @@ class Exchange(NamedTuple):
     largest: str
 
 
-def exchanges(collectives: Sequence[Collective], layout: Layout, slice_: Slice) -> list[Exchange]:
+def total_collectives(collectives: Sequence[Collective], layout: Layout, slice_: Slice) -> list[CollectiveTotal]:
     """Adds collectives up by kind and mesh dimension.
 
     Args:
@@ -43,40 +44,40 @@ def exchanges(collectives: Sequence[Collective], layout: Layout, slice_: Slice) 
       slice_: whose links carry them.
 
     Returns:
-      One row for each kind and dimension, the largest first.
+      One total for each kind and dimension, the one with most bytes first.
     """
-    everybody = tuple(range(layout.num_devices))
+    all_devices = tuple(range(layout.num_devices))
     rows: dict[tuple[str, str], list[Collective]] = defaultdict(list)
     for collective in collectives:
-        rows[collective.kind, _dimension(_group(collective, everybody), layout)].append(collective)
-    found = [
-        Exchange(
+        rows[collective.kind, _dimension(_group(collective, all_devices), layout)].append(collective)
+    totals = [
+        CollectiveTotal(
             kind,
             dimension,
             sum(each.executions for each in row),
             sum(each.executions * each.num_bytes for each in row),
-            sum(each.executions * _seconds(each, _group(each, everybody), slice_) for each in row),
+            sum(each.executions * _seconds(each, _group(each, all_devices), slice_) for each in row),
             max(each.largest for each in row)[1],
         )
         for (kind, dimension), row in rows.items()
     ]
-    return sorted(found, key=lambda row: -row.num_bytes)
+    return sorted(totals, key=lambda total: -total.num_bytes)
 
 
-def _group(collective: Collective, everybody: tuple[int, ...]) -> tuple[int, ...]:
-    return collective.groups[0] if collective.groups else everybody
+def _group(collective: Collective, all_devices: tuple[int, ...]) -> tuple[int, ...]:
+    return collective.groups[0] if collective.groups else all_devices
 
 
 def _dimension(group: Sequence[int], layout: Layout) -> str:
     """Names the mesh dimensions along which the devices of a group differ."""
-    places = [layout.coordinates_of(device) for device in group]
-    return "+".join(name for name in layout.mesh if len({place[name] for place in places}) > 1) or "none"
+    coordinates = [layout.coordinates_of(device) for device in group]
+    return "+".join(name for name in layout.mesh if len({each[name] for each in coordinates}) > 1) or "none"
 
 
 def _seconds(collective: Collective, group: Sequence[int], slice_: Slice) -> float:
-    """Returns how long a collective takes at least: what each chip must send to others, over all of its links.
+    """Returns a lower bound of a collective's time: the bytes that each chip must send, over the rate of all its links.
 
-    All chips do the same at the same time. Devices of one chip need no link between them, and share those to others.
+    All chips send at the same time. Devices of one chip need no link between them, and share its links to other chips.
     """
     of_chip = slice_.generation.devices_per_chip
     chips = len({device // of_chip for device in group})
@@ -85,36 +86,40 @@ def _seconds(collective: Collective, group: Sequence[int], slice_: Slice) -> flo
     sent_by_chip = {
         "all-to-all": of_chip * size * others,
         "all-gather": of_chip * size * others,
-        # Added up inside of the chip first; each part is added up on one chip, and goes from there to all others.
+        # Reduced within each chip, then a reduce-scatter and an all-gather between chips.
         "all-reduce": of_chip / members * 2 * size * others,
-        # The result is one part of what went in.
+        # The result is one shard of the operand.
         "reduce-scatter": of_chip / members * size * len(group) * others,
         "collective-permute": of_chip * size * (chips > 1),
     }[collective.kind]
     return sent_by_chip / chip_of(slice_.generation).link_bytes
 
 
-class Flops(NamedTuple):
-    """Products of one step on one device, 2 FLOPs for each multiply-add.
+class StepFlops(NamedTuple):
+    """Matmul FLOPs of one step on one device, 2 for each multiply-add.
 
-    of_tokens: those of the model's own mathematics, each token through its experts alone.
-    of_slots: with every slot of every expert, taken or not: what a step that dispatches for nothing would take.
-    compiled: those of the program.
+    Attributes:
+      model: of the model, where each token goes through its own experts only.
+      all_slots: of the model, where each expert computes all of its slots, empty ones too: a step with a free dispatch.
+      compiled: of the compiled program.
     """
 
-    of_tokens: float
-    of_slots: float
+    model: float
+    all_slots: float
     compiled: float
 
 
-def step_flops(plan: Plan, compiled: float) -> Flops:
-    """Counts the FLOPs of one step on one device.
+def step_flops(plan: Plan, compiled: float) -> StepFlops:
+    """Counts the matmul FLOPs of one step on one device.
 
-    A training step takes three times the forward pass: the gradient has two products for each of its products.
+    A training step counts as three forward passes: the gradient has two matmuls for each matmul of the forward pass.
 
     Args:
       plan: the step.
-      compiled: those of the program.
+      compiled: FLOPs of the compiled program on one device.
+
+    Returns:
+      The FLOPs of the model and of the program.
     """
     config, passes = plan.config, 3 if plan.step == TRAIN else 1
     logits = 2 * plan.targets_length * config.d_model * config.vocab_size
@@ -122,12 +127,12 @@ def step_flops(plan: Plan, compiled: float) -> Flops:
     matrices = 3 if config.activation.startswith("gated") else 2
     empty = _empty_slots(plan) * matrices * 2 * config.d_model * config.d_ff
     devices = max(plan.layout.num_devices, 1)
-    return Flops(passes * tokens / devices, passes * (tokens + empty) / devices, compiled)
+    return StepFlops(passes * tokens / devices, passes * (tokens + empty) / devices, compiled)
 
 
 def _empty_slots(plan: Plan) -> float:
-    """Counts the slots of a step's sparse feed-forward layers beyond those that its tokens need."""
-    model, parts = plan.model(), plan.num_microbatches
+    """Counts the slots in the sparse feed-forward layers of a step that no token fills."""
+    model, num_microbatches = plan.model(), plan.num_microbatches
     context = ForwardContext(training=plan.step == TRAIN, dropless=plan.step == DECODE)
     empty = 0.0
     with placed_by(Partitioned(plan.layout)):
@@ -137,10 +142,11 @@ def _empty_slots(plan: Plan) -> float:
                 if not plan.config.is_sparse(index, is_decoder):
                     continue
                 if plan.step == DECODE:
-                    # The encoder takes whole sequences, the decoder one token of each after the other.
+                    # The encoder runs once on whole sequences, the decoder once for each token.
                     steps, size = (length, 1) if is_decoder else (1, length)
                     slots = steps * block.feed_forward.num_slots(plan.batch_size, size, context)
                 else:
-                    slots = parts * block.feed_forward.num_slots(plan.batch_size // parts, length, context)
+                    microbatch_size = plan.batch_size // num_microbatches
+                    slots = num_microbatches * block.feed_forward.num_slots(microbatch_size, length, context)
                 empty += slots - plan.batch_size * length * plan.config.experts_per_token(is_decoder)
     return empty

@@ -1,4 +1,4 @@
-"""What a chip can do at most, by its published figures: products, links, memory. For bounds, not for forecasts."""
+"""Published peak rates and usable memory of TPU chips: for lower bounds of a step's time, not for forecasts."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ from tpu.topologies import Generation
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Rates of one chip.
+    """Peak rates of one chip, and the memory of one of its devices.
 
     Attributes:
-      peak_flops: of bfloat16 products, FLOPs a second.
-      link_bytes: what all of its links to other chips together send, bytes a second; as much comes in.
-      device_bytes: memory that a program may use on one device, as the compiler says it (it keeps some of the 8 to 96
-        GiB for itself).
+      peak_flops: bfloat16 matmul FLOPs per second.
+      link_bytes: bytes per second that its inter-chip links send together, in one direction.
+      device_bytes: memory that a program may use on one device, as the compiler reports it (it reserves some of the 8
+        to 96 GiB).
     """
 
     peak_flops: float
@@ -25,8 +25,8 @@ def _gib(size: float) -> int:
     return round(size * 2**30)
 
 
-# Peak rates: Cloud TPU's documentation. Links: that of v5e, v5p and v6e (half of the "bidirectional" bandwidth); for v4
-# Jouppi et al. 2023 (6 links of 50 GB/s); for v2 and v3 Jouppi et al. 2020 (4 of 62 and of 82 GB/s).
+# Peak FLOPs: Cloud TPU's documentation. Links: the same for v5e, v5p and v6e (half of the "bidirectional" bandwidth);
+# Jouppi et al. 2023 for v4 (6 links of 50 GB/s); Jouppi et al. 2020 for v2 and v3 (4 links of 62 and of 82 GB/s).
 _CHIPS = {
     "v2": Chip(45e12, 248e9, _gib(7.48)),
     "v3": Chip(123e12, 328e9, _gib(15.48)),
@@ -38,5 +38,5 @@ _CHIPS = {
 
 
 def chip_of(generation: Generation) -> Chip:
-    """Returns the figures of a generation's chips."""
+    """Returns the rates of a generation's chips."""
     return _CHIPS[generation.name]

@@ -1,15 +1,15 @@
-"""The files by which the processes of a compilation hand over, and what both say of themselves."""
+"""Files through which the lowering and the compiling process pass their results on, in one temporary folder."""
 
 import resource
 
-REQUEST = "request.json"  # arguments of `plan.read_plan`
-LOWERED = "lowered.mlirbc"  # the program, for a mesh
-LOWERING = "lowering.json"  # what it took
-TARGET = "target.json"  # for which TPUs, with which effort
-COMPILED = "compiled.json"  # what the compiler says, or why it does not
-TEXT = "compiled.hlo"  # one device's program
+REQUEST = "request.json"  # Arguments of `plan.read_plan`.
+LOWERED = "lowered.mlirbc"  # The annotated program, as MLIR bytecode.
+LOWERING = "lowering.json"  # Seconds and host memory of lowering.
+TARGET = "target.json"  # The topology and the compiler's effort.
+COMPILED = "compiled.json"  # Memory statistics, or the compiler's error.
+TEXT = "compiled.hlo"  # The optimized program of one device, as HLO text.
 
 
 def peak_memory() -> int:
-    """Returns the most bytes that this process has had in memory."""
+    """Returns the peak resident memory of this process, in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

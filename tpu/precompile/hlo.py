@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its HLO text: which collectives, how many FLOPs, how often."""
+"""Reads optimized HLO text: which collectives and how many matmul FLOPs a program executes."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from switch_tf.errors import SettingError
 
-# The first half of these has what goes in beside what comes out.
+# The result of these asynchronous instructions is a tuple that starts with the operand.
 _STARTS_WITH_OPERAND = ("collective-permute-start", "all-gather-start")
 COLLECTIVES = ("all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute")
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
@@ -19,12 +19,13 @@ _SHAPE = re.compile(r"([a-z]+[0-9]+[a-z0-9]*|pred)\[([\d,]*)\]")
 
 
 class Instruction(NamedTuple):
-    """A line of a computation.
+    """An instruction of a computation.
 
-    name: unique in the program.
-    result: its shape, or shapes, as HLO writes them.
-    kind: "convolution", "all-to-all", ...
-    rest: operands and attributes, as HLO writes them.
+    Attributes:
+      name: unique in the program.
+      result: its shape, or tuple of shapes, in HLO's notation.
+      kind: the opcode: "convolution", "all-to-all", ...
+      rest: operands and attributes, in HLO's notation.
     """
 
     name: str
@@ -34,30 +35,36 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
-        """Names of the operands; shapes may stand before them."""
+        """Names of the operands; in the text each may follow its shape."""
         inside = self.rest[: _closing(self.rest)]
         return re.findall(r"%([\w.\-]+)", inside)
 
     @property
     def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Dtype and sizes of each array of the result."""
+        """Dtype and dimensions of each array of the result."""
         return [(dtype, _sizes(sizes)) for dtype, sizes in _SHAPE.findall(self.result)]
 
 
 def array_bytes(dtype: str, sizes: tuple[int, ...]) -> int:
-    """Returns the bytes of an array, by HLO's name of its dtype ("bf16")."""
+    """Returns the size of an array in bytes.
+
+    Args:
+      dtype: in HLO's notation: "bf16".
+      sizes: its dimensions.
+    """
     return _ITEM_BYTES.get(dtype, 4) * math.prod(sizes)
 
 
 class Collective(NamedTuple):
     """A collective of a program.
 
-    kind: "all-to-all", ...
-    shapes: of what a device gets from it, as HLO writes them: "f32[8,2,4,16]".
-    num_bytes: of that.
-    groups: the devices that talk to each other, one group after the other; () for all of them.
-    source: TensorFlow's name of the op that needs it.
-    executions: how often the program runs it.
+    Attributes:
+      kind: "all-to-all", ...
+      shapes: of its results on one device, in HLO's notation: "f32[8,2,4,16]".
+      num_bytes: of its results on one device.
+      groups: the replica groups; () for one group of all devices.
+      source: TensorFlow's name of the op that it belongs to.
+      executions: how often the program executes it.
     """
 
     kind: str
@@ -69,22 +76,27 @@ class Collective(NamedTuple):
 
     @property
     def largest(self) -> tuple[int, str]:
-        """The bytes of the largest of its arrays, and that array."""
-        arrays = [(array_bytes(dtype, _sizes(sizes)), f"{dtype}[{sizes}]") for dtype, sizes in map(_parts, self.shapes)]
-        return max(arrays)
+        """The bytes and the shape of its largest array."""
+        return max((array_bytes(*_parse_shape(shape)), shape) for shape in self.shapes)
 
 
-class Program:
-    """The text of one device's program, taken apart."""
+class HloProgram:
+    """The optimized program of one device.
+
+    Attributes:
+      computations: instructions of each computation, by its name.
+      executions: how often each computation that is executed at all is executed.
+    """
 
     def __init__(self, text: str):
-        """Reads the computations.
+        """Parses a program.
 
         Args:
-          text: HLO, as `HloModule.to_string` writes it.
+          text: HLO, in the notation of `HloModule.to_string`.
         """
         self.computations: dict[str, list[Instruction]] = {}
-        entry, current = "", []
+        entry = ""
+        current: list[Instruction] = []
         for line in text.splitlines():
             instruction = _INSTRUCTION.match(line)
             if instruction:
@@ -95,7 +107,7 @@ class Program:
         self.executions = self._count_executions(entry)
 
     def instructions(self) -> Iterator[tuple[Instruction, int]]:
-        """Yields every instruction that is run, and how often."""
+        """Yields each instruction that is executed, and how often."""
         for name, executions in self.executions.items():
             for instruction in self.computations[name]:
                 yield instruction, executions
@@ -103,7 +115,7 @@ class Program:
     def _count_executions(self, entry: str) -> dict[str, int]:
         executions = dict.fromkeys(self.computations, 0)
         executions[entry] = 1
-        # A computation stands before those that call it.
+        # HLO text defines a computation before its callers.
         for name in reversed(self.computations):
             for instruction in self.computations[name] if executions[name] else ():
                 for called, times in self._calls(instruction):
@@ -121,7 +133,7 @@ class Program:
                 yield name.removeprefix("%"), 1
 
     def _trip_count(self, loop: Instruction, condition: str) -> int:
-        """Returns how often a loop's body runs, at most: what its condition compares the counter with."""
+        """Returns how often a loop's body runs at most: the constant that its condition compares the counter with."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
         if known:
             return int(known[1])
@@ -131,16 +143,16 @@ class Program:
             if instruction.kind == "constant" and instruction.result.startswith("s32[]")
         ]
         if len(bounds) != 1:
-            raise SettingError(f"The loop {loop.name} has no bound that can be read from its condition {condition}.")
+            raise SettingError(f"The loop {loop.name} has no trip count that its condition {condition} shows.")
         return bounds[0]
 
     def collectives(self) -> list[Collective]:
         """Lists the collectives.
 
-        One that runs alongside other work is there in two halves, and (on TPUs) in several copies that share a channel:
-        it counts once.
+        An asynchronous collective appears as a start and a done instruction, and on TPUs as several clones with one
+        channel id; it is listed once.
         """
-        found = {}
+        found: dict[tuple[str, str], Collective] = {}
         for instruction, executions in self.instructions():
             kind = instruction.kind.removesuffix("-start")
             if kind not in COLLECTIVES:
@@ -161,7 +173,7 @@ class Program:
         return list(found.values())
 
     def matmul_flops(self) -> int:
-        """Counts the FLOPs of all products, 2 for each multiply-add (on TPUs products are convolutions)."""
+        """Counts matmul FLOPs, 2 for each multiply-add; the TPU compiler turns matmuls into convolutions."""
         shapes: Mapping[str, tuple[int, ...]] = {
             instruction.name: instruction.shapes[0][1]
             for computation in self.computations.values()
@@ -178,14 +190,14 @@ class Program:
 
 
 def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
-    """Reads which devices talk to each other.
+    """Parses the replica groups of a collective.
 
     Args:
-      attributes: of a collective: `replica_groups={{0,1},{2,3}}`, or `replica_groups=[2,2]<=[4]` (a reshaped range), or
+      attributes: `replica_groups={{0,1},{2,3}}`, or `replica_groups=[2,2]<=[4]` (a reshaped range), or
         `replica_groups=[2,2]<=[2,2]T(1,0)` (a transposed one); or a permutation's `source_target_pairs`.
 
     Returns:
-      The groups; () where all devices are one.
+      The groups; () for one group of all devices.
     """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
     if listed:
@@ -197,8 +209,8 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     dimensions = _sizes(ranged[3])
     order = _sizes(ranged[4]) if ranged[4] else tuple(range(len(dimensions)))
     strides = [math.prod(dimensions[i + 1 :]) for i in range(len(dimensions))]
-    places = itertools.product(*(range(dimensions[i]) for i in order))
-    devices = [sum(place * strides[i] for place, i in zip(at, order)) for at in places]
+    coordinates = itertools.product(*(range(dimensions[i]) for i in order))
+    devices = [sum(index * strides[i] for index, i in zip(each, order)) for each in coordinates]
     return tuple(tuple(devices[group * size : (group + 1) * size]) for group in range(number))
 
 
@@ -210,11 +222,12 @@ def _dot_flops(dot: Instruction, left: tuple[int, ...], right: tuple[int, ...]) 
 
 
 def _convolution_flops(convolution: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Counts as XLA does: a multiply-add for each place of the window that lies on an element, not on padding."""
+    """Counts as XLA does: a multiply-add for each position of the window that meets an element, not padding."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.rest)
-    left_labels, right_labels, result_labels = labels.groups()
+    left_labels, right_labels, result_labels = _match(labels, convolution.rest).groups()
     result = convolution.shapes[0][1]
-    window = dict(re.findall(r"(\w+)=([\w\-]+)", re.search(r"window=\{(.*?)\}|$", convolution.rest)[1] or ""))
+    found = re.search(r"window=\{(.*?)\}", convolution.rest)
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", found[1] if found else ""))
     count = result[result_labels.index("b")] * result[result_labels.index("f")] * right[right_labels.index("i")]
     for index, dimension in enumerate(label for label in result_labels if label.isdigit()):
 
@@ -222,7 +235,7 @@ def _convolution_flops(convolution: Instruction, left: tuple[int, ...], right: t
             return window[name].split("x")[index] if name in window else default
 
         low = int(setting("pad", "0_0").split("_")[0])
-        count *= _places_on_elements(
+        count *= _window_hits(
             left[left_labels.index(dimension)],
             right[right_labels.index(dimension)],
             result[result_labels.index(dimension)],
@@ -234,26 +247,33 @@ def _convolution_flops(convolution: Instruction, left: tuple[int, ...], right: t
     return 2 * count
 
 
-def _places_on_elements(
+def _window_hits(
     size: int, window: int, steps: int, stride: int, low: int, left_dilation: int, right_dilation: int
 ) -> int:
-    """Counts, along one dimension, the (step, place in the window) that meet an element of the input."""
+    """Counts, along one dimension, the pairs (step, position in the window) that meet an element of the input."""
     extent = (size - 1) * left_dilation + 1
-    met = 0
-    for place in range(window):
-        # The step at which this place of the window is on position `at`: at = step * stride + offset.
-        offset = place * right_dilation - low
-        met += sum(
+    hits = 0
+    for position in range(window):
+        # At a step, this position of the window is at step * stride + offset in the dilated input.
+        offset = position * right_dilation - low
+        hits += sum(
             1
             for step in range(steps)
             if 0 <= step * stride + offset < extent and (step * stride + offset) % left_dilation == 0
         )
-    return met
+    return hits
 
 
-def _parts(array: str) -> tuple[str, str]:
-    """Takes "f32[8,2]" apart: its dtype and its sizes."""
-    return _SHAPE.fullmatch(array).groups()
+def _parse_shape(array: str) -> tuple[str, tuple[int, ...]]:
+    """Splits "f32[8,2]" into dtype and dimensions."""
+    dtype, sizes = _match(_SHAPE.fullmatch(array), array).groups()
+    return dtype, _sizes(sizes)
+
+
+def _match(found: re.Match[str] | None, text: str) -> re.Match[str]:
+    if found is None:
+        raise SettingError(f"The compiler wrote HLO that switch_tf cannot parse: {text}")
+    return found
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -261,10 +281,10 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _closing(text: str) -> int:
-    """Returns where the parenthesis that was opened before `text` closes."""
+    """Returns the index of the parenthesis that closes one opened before `text`."""
     depth = 1
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         depth += (character == "(") - (character == ")")
         if not depth:
-            return place
+            return index
     return len(text)

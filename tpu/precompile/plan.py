@@ -1,4 +1,4 @@
-"""What an experiment's gin files say to a compiler: everything but its data and its directory."""
+"""What a compiler needs to know of an experiment: everything but its data and its model directory."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,18 +22,18 @@ _RUN = "gin/runs/pretrain.gin"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One step of an experiment, on a mesh.
+    """One step of an experiment on a mesh.
 
     Attributes:
       step: "train", "evaluate" or "decode".
       config: the model.
-      layout: the mesh, and what is split over it.
-      batch_size: sequences of a step.
-      inputs_length: encoder tokens of a sequence.
-      targets_length: decoder tokens of a sequence.
-      num_microbatches: parts of a batch for the gradient; 1 where there is none.
-      make_optimizer: makes the optimizer, whose schedule and settings are in the step.
-      objective: weights of the auxiliary losses.
+      layout: the mesh, and which axes are sharded over it.
+      batch_size: sequences per step.
+      inputs_length: encoder tokens per sequence.
+      targets_length: decoder tokens per sequence.
+      num_microbatches: into how many microbatches a training batch is split; 1 for other steps.
+      make_optimizer: makes the optimizer, whose schedule and settings are compiled into the step.
+      objective: weights of the losses.
     """
 
     step: str
@@ -47,7 +47,7 @@ class Plan:
     objective: Objective
 
     def model(self) -> EncoderDecoder:
-        """Returns the model, whose weights have shapes and no values."""
+        """Returns the model; its weights have shapes but no values."""
         with without_allocation():
             model = EncoderDecoder(self.config)
             model.build()
@@ -59,7 +59,7 @@ class Plan:
         inputs, targets = (self.batch_size, self.inputs_length), (self.batch_size, self.targets_length)
         if self.step == DECODE:
             return decoding_program(model, inputs, self.targets_length)
-        # What seqio's converter makes of examples that are not packed.
+        # The features of seqio's converter for unpacked examples.
         features = {"encoder_input_tokens": inputs} | dict.fromkeys(
             ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights"), targets
         )
@@ -78,7 +78,7 @@ def read_plan(gin_files: Sequence[str], bindings: Sequence[str], search_path: Se
       step: "train", "evaluate" or "decode".
 
     Raises:
-      SettingError: if they do not compose, or mesh and batch do not fit each other.
+      SettingError: if they do not compose, or the batch does not divide over the mesh.
     """
     gin_config.load(gin_files, bindings, search_path)
 

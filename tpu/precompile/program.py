@@ -1,4 +1,4 @@
-"""Training, evaluation and decoding as functions of flat arguments, which a compiler can lower from shapes alone."""
+"""Training, evaluation and decoding as pure functions of flat arguments, which can be lowered from shapes alone."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -23,9 +23,9 @@ class Program:
     Attributes:
       function: takes the arguments one by one and returns a flat list of tensors.
       arguments: their shapes and dtypes.
-      argument_axes: their axis names; () for one that every device has.
-      state_size: the first so many results are the next call's first arguments, split alike; every device has all of
-        the other results.
+      argument_axes: their axis names; () for a replicated argument.
+      state_size: how many leading results are the next call's leading arguments, sharded alike; the other results are
+        replicated.
     """
 
     function: Callable[..., list[tf.Tensor]]
@@ -65,15 +65,15 @@ def training_program(
     """Makes the training step's program.
 
     Args:
-      model: built; gives names, shapes and axes.
-      optimizer: gives the update rule and its slots.
-      objective: weights of the auxiliary losses.
+      model: built; defines names, shapes and axes of the weights.
+      optimizer: defines the update rule and its slots.
+      objective: weights of the losses.
       features: shape (B, L) of each feature of a batch.
-      num_microbatches: parts of a batch for the gradient.
+      num_microbatches: into how many microbatches a batch is split.
 
     Returns:
       A program of weights and slots (float32: the state), step (int32 []), features (int32 [B, L], by name) and seed
-      (int32 []), which returns weights and slots and then the step's metrics, all as `tf.nest` orders them.
+      (int32 []). It returns the new weights and slots, then the metrics of the step, in the order of `tf.nest`.
     """
     step = make_train_step(model, optimizer, objective, num_microbatches)
     weights, state_axes = _weights(model)
@@ -99,7 +99,7 @@ def evaluation_program(model: EncoderDecoder, features: Mapping[str, tuple[int, 
       features: shape (B, L) of each feature of a batch.
 
     Returns:
-      A program of weights (float32) and features (int32 [B, L], by name), which returns sums over the batch.
+      A program of weights (float32) and features (int32 [B, L], by name), that returns sums over the batch.
     """
     weights, weight_axes = _weights(model)
     arguments = (weights, _features(features))
@@ -107,15 +107,15 @@ def evaluation_program(model: EncoderDecoder, features: Mapping[str, tuple[int, 
 
 
 def decoding_program(model: EncoderDecoder, encoder_input_tokens: tuple[int, int], max_length: int) -> Program:
-    """Makes the program of greedy decoding, from the encoder to the last token.
+    """Makes the program of greedy decoding: the encoder, then `max_length` decoder steps.
 
     Args:
       model: built.
       encoder_input_tokens: shape (B, L).
-      max_length: the most tokens to decode.
+      max_length: how many tokens to decode at most.
 
     Returns:
-      A program of weights (float32) and input tokens (int32 [B, L]), which returns int32 [B, max_length].
+      A program of weights (float32) and input tokens (int32 [B, L]), that returns int32 [B, max_length].
     """
     weights, weight_axes = _weights(model)
 

@@ -1,13 +1,17 @@
-"""What `switch-tf tpu precompile` says: a JSON object, or a page for people."""
+"""The report of `switch-tf tpu precompile`: an object for JSON, and its text."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
 
 from switch_tf.errors import SettingError
 from switch_tf.planning.costs import layout_description
-from tpu.precompile import hlo
 from tpu.precompile.advice import advice
-from tpu.precompile.bounds import exchanges, step_flops
+from tpu.precompile.bounds import step_flops, total_collectives
 from tpu.precompile.chips import chip_of
+from tpu.precompile.hlo import HloProgram
 from tpu.precompile.plan import TRAIN, Plan
 from tpu.topologies import Slice
 
@@ -17,29 +21,35 @@ _NEEDED = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)|Used ([
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def report_of(plan: Plan, slice_: Slice, effort: str, lowering: dict, compiled: dict, text: str | None) -> dict:
-    """Puts together what was found.
+def make_report(
+    plan: Plan,
+    slice_: Slice,
+    effort: str,
+    lowering: dict[str, Any],
+    compiled: dict[str, Any],
+    hlo_text: str | None = None,
+) -> dict[str, Any]:
+    """Combines the results of lowering and compiling.
 
     Args:
       plan: the step.
-      slice_: the TPUs.
+      slice_: the TPU slice.
       effort: the compiler's, "full" or "low".
-      lowering: what the process that lowered says.
-      compiled: what the process that compiled says; with "error", where the compiler refused.
-      text: the compiled program, None where there is none.
+      lowering: seconds and host memory of the lowering process.
+      compiled: what the compiling process measured, or its "error".
+      hlo_text: the optimized program of one device; None after an error.
 
     Returns:
       An object for JSON; docs/tpu.md explains its keys.
 
     Raises:
-      SettingError: if the compiler refused for another reason than memory.
+      SettingError: if the compiler rejected the step for another reason than memory.
     """
-    chip = chip_of(slice_.generation)
     held = layout_description(plan.config, plan.layout)["bytes_per_device"]
-    memory = {
+    memory: dict[str, int] = {
         "weights": held["weights"],
         "slots": held["slots"] if plan.step == TRAIN else 0,
-        "limit": chip.device_bytes,
+        "limit": chip_of(slice_.generation).device_bytes,
     }
     report = {
         "topology": slice_.topology_name,
@@ -51,7 +61,7 @@ def report_of(plan: Plan, slice_: Slice, effort: str, lowering: dict, compiled: 
         "num_microbatches": plan.num_microbatches,
         "rematerialization": plan.config.rematerialization if plan.step == TRAIN else "none",
         "lengths": {"inputs": plan.inputs_length, "targets": plan.targets_length},
-        "fits": "error" not in compiled,
+        "fits": hlo_text is not None,
         "bytes_per_device": memory,
         "compilation": {
             "effort": effort,
@@ -61,118 +71,119 @@ def report_of(plan: Plan, slice_: Slice, effort: str, lowering: dict, compiled: 
             "compiling_host_bytes": compiled["host_bytes"],
         },
     }
-    if "error" in compiled:
+    if hlo_text is None:
         memory["needed"] = _needed_bytes(compiled["error"])
-        report["advice"] = advice(plan, slice_, memory["needed"])
-        return report
-    return report | _of_program(plan, slice_, memory, compiled, hlo.Program(text))
-
-
-def _of_program(plan: Plan, slice_: Slice, memory: dict, compiled: dict, program: hlo.Program) -> dict:
-    """Adds what only a compiled program tells."""
-    chip = chip_of(slice_.generation)
+        return report | {"advice": advice(plan, slice_, memory["needed"])}
     memory |= {
         "program": compiled["program_bytes"],
         "activations": compiled["peak_bytes"] - compiled["argument_bytes"],
         "padding": compiled["argument_bytes"] - memory["weights"] - memory["slots"],
-        "given_up": compiled["alias_bytes"],
+        "aliased": compiled["alias_bytes"],
         "needed": compiled["peak_bytes"] + compiled["program_bytes"],
     }
-    rows = exchanges(program.collectives(), plan.layout, slice_)
+    return report | _bounds(plan, slice_, HloProgram(hlo_text))
+
+
+def _bounds(plan: Plan, slice_: Slice, program: HloProgram) -> dict[str, Any]:
+    """What the program computes and communicates, and how long that takes at least."""
+    totals = total_collectives(program.collectives(), plan.layout, slice_)
     flops = step_flops(plan, program.matmul_flops())
-    products = flops.compiled * slice_.generation.devices_per_chip / chip.peak_flops
-    exchange = sum(row.seconds for row in rows)
-    tokens = plan.batch_size * (plan.inputs_length + plan.targets_length)
+    matmuls = flops.compiled * slice_.generation.devices_per_chip / chip_of(slice_.generation).peak_flops
+    collectives = sum(total.seconds for total in totals)
+    step = max(matmuls, collectives)
     return {
-        "exchanges": [row._asdict() for row in rows],
+        "collectives": [total._asdict() for total in totals],
         "flops_per_device": flops._asdict(),
-        "seconds_at_least": {
-            "products": products,
-            "exchange": exchange,
-            "step": max(products, exchange),
-        },
-        "tokens_per_second_at_most": tokens / max(products, exchange),
+        "min_seconds": {"matmuls": matmuls, "collectives": collectives, "step": step},
+        "max_tokens_per_second": plan.batch_size * (plan.inputs_length + plan.targets_length) / step,
     }
 
 
 def _needed_bytes(error: str) -> int:
-    """Reads how much memory the compiler wanted, arguments and program included, whatever it calls them."""
+    """Parses how much memory the program needs, arguments and code included, from the compiler's error."""
     found = _NEEDED.search(error)
     if "RESOURCE_EXHAUSTED" not in error or not found:
-        raise SettingError(f"The TPU's compiler refused the step, and not for its memory: {error.splitlines()[0]}")
+        raise SettingError(f"The TPU compiler rejected the step, but not for its memory: {error.splitlines()[0]}")
     number, unit = (group for group in found.groups() if group)
     return round(float(number) * _UNITS[unit])
 
 
-def report_text(report: dict) -> str:
-    """Renders a report for people."""
-    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items()) or "one device"
-    lengths = report["lengths"]
-    what = f"{report['step']} step of {report['batch_size']} sequences of {lengths['inputs']} + {lengths['targets']}"
-    parts = f" in {report['num_microbatches']} microbatches" if report["num_microbatches"] > 1 else ""
-    again = report["rematerialization"]
-    parts += f", {again} made again for the gradient" if again != "none" else ""
-    title = f"{what} tokens{parts}, on {report['topology']} ({report['accelerator_type']}; {mesh})"
+def report_text(report: dict[str, Any]) -> str:
+    """Renders a report as text."""
     memory = report["bytes_per_device"]
-    needed = f"needs {memory['needed'] / _GIB:.2f} of {memory['limit'] / _GIB:.2f} GiB on each device"
+    needed = f"needs {memory['needed'] / _GIB:.2f} of {memory['limit'] / _GIB:.2f} GiB per device"
     if not report["fits"]:
-        return f"{title}\ndoes not fit: {needed}; {report['advice']}"
+        return f"{_title(report)}\ndoes not fit: {needed}; {report['advice']}"
     compilation = report["compilation"]
     host = max(compilation["lowering_host_bytes"], compilation["compiling_host_bytes"])
-    lines = [
-        title,
-        f"fits: {needed}",
-        "",
-        *_memory_lines(memory),
-        "",
-        *_exchange_lines(report["exchanges"]),
-        "",
-        *_bound_lines(report),
-        "",
+    sections = [
+        f"{_title(report)}\nfits: {needed}",
+        _memory_table(memory),
+        _collectives_table(report["collectives"]),
+        _flops_table(report["flops_per_device"]),
+        _bounds_table(report),
         f"lowered in {compilation['lowering_seconds']:.0f} s, compiled in {compilation['compiling_seconds']:.0f} s "
-        f"({compilation['effort']} effort), with {host / _GIB:.1f} GiB of this machine's memory",
+        f"({compilation['effort']} effort), with {host / _GIB:.1f} GiB of host memory",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(sections)
 
 
-def _memory_lines(memory: dict) -> list[str]:
+def _title(report: dict[str, Any]) -> str:
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items()) or "one device"
+    lengths, recomputed = report["lengths"], report["rematerialization"]
+    details = f" in {report['num_microbatches']} microbatches" if report["num_microbatches"] > 1 else ""
+    details += f", {recomputed} recomputed in the backward pass" if recomputed != "none" else ""
+    return (
+        f"{report['step']} step of {report['batch_size']} sequences of {lengths['inputs']} + {lengths['targets']} "
+        f"tokens{details}, on {report['topology']} ({report['accelerator_type']}; {mesh})"
+    )
+
+
+def _table(headers: list[str], rows: Sequence[Sequence[str]]) -> str:
+    """Renders cells that are formatted already; columns of numbers are aligned to the right."""
+    alignment = ["right" if all(cell[:1].isdigit() for cell in column) else "left" for column in zip(*rows)]
+    return tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=alignment)
+
+
+def _memory_table(memory: dict[str, int]) -> str:
     rows = {
         "weights (float32)": memory["weights"],
-        "Adafactor's slots": memory["slots"],
-        "batch, and tiles that are not full": memory["padding"],
-        "activations, gradients": memory["activations"],
+        "Adafactor slots": memory["slots"],
+        "batch and tile padding": memory["padding"],
+        "activations and gradients": memory["activations"],
         "program": memory["program"],
-        "together": memory["needed"],
+        "total": memory["needed"],
     }
-    return [
-        f"{'memory of a device':<40}{'GiB':>12}",
-        *(f"{label:<40}{size / _GIB:>12.2f}" for label, size in rows.items()),
+    return _table(["memory per device", "GiB"], [(label, f"{size / _GIB:.2f}") for label, size in rows.items()])
+
+
+def _collectives_table(totals: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            *(total["kind"], total["dimension"], f"{total['number']:,}", f"{total['num_bytes'] / 2**20:,.1f}"),
+            f"{1000 * total['seconds']:,.1f}",
+        )
+        for total in totals
     ]
+    return _table(["collectives per device", "along", "number", "MiB", "ms at least"], rows)
 
 
-def _exchange_lines(rows: list[dict]) -> list[str]:
-    return [
-        f"{'exchange of a device':<24}{'along':<16}{'number':>8}{'MiB':>12}{'at least':>14}",
-        *(
-            f"{row['kind']:<24}{row['dimension']:<16}{row['number']:>8,}{row['num_bytes'] / 2**20:>12,.1f}"
-            f"{1000 * row['seconds']:>11,.1f} ms"
-            for row in rows
-        ),
+def _flops_table(flops: dict[str, float]) -> str:
+    rows = [
+        ("model", flops["model"] / flops["all_slots"], flops["model"]),
+        ("model, with empty expert slots", 1.0, flops["all_slots"]),
+        ("compiled program", flops["compiled"] / flops["all_slots"], flops["compiled"]),
     ]
+    cells = [(label, f"{count / 1e12:.3f}", f"{ratio:.2f}") for label, ratio, count in rows]
+    return _table(["matmul FLOPs per device", "TFLOP", "ratio"], cells)
 
 
-def _bound_lines(report: dict) -> list[str]:
-    flops, seconds = report["flops_per_device"], report["seconds_at_least"]
-    ratio = flops["compiled"] / flops["of_slots"]
-    return [
-        f"{'products of a device':<40}{'TFLOP':>12}",
-        f"{'of the model, token by token':<40}{flops['of_tokens'] / 1e12:>12.3f}",
-        f"{'with the slots that no token takes':<40}{flops['of_slots'] / 1e12:>12.3f}",
-        f"{'of the program':<40}{flops['compiled'] / 1e12:>12.3f}  ({ratio:.2f} times that)",
-        "",
-        "no step can be faster than this, by the chip's published rates; real ones are slower",
-        f"{'products':<40}{1000 * seconds['products']:>9,.1f} ms",
-        f"{'exchange':<40}{1000 * seconds['exchange']:>9,.1f} ms",
-        f"{'both at the same time':<40}{1000 * seconds['step']:>9,.1f} ms",
-        f"{'tokens a second, at most':<40}{report['tokens_per_second_at_most']:>12,.0f}",
+def _bounds_table(report: dict[str, Any]) -> str:
+    seconds = report["min_seconds"]
+    rows = [
+        ("matmuls", f"{1000 * seconds['matmuls']:,.1f}"),
+        ("collectives", f"{1000 * seconds['collectives']:,.1f}"),
+        ("step, if they overlap completely", f"{1000 * seconds['step']:,.1f}"),
     ]
+    table = _table(["lower bound of the time, by the chip's peak rates", "ms"], rows)
+    return f"{table}\nat most {report['max_tokens_per_second']:,.0f} tokens per second"

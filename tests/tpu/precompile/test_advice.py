@@ -1,8 +1,8 @@
-"""What is said when a step does not fit: the smallest change that helps, by name."""
+"""Advice for a step that does not fit: the smallest change that should help."""
 
 import pytest
 
-from tests.tpu.precompile.test_bounds import make_plan
+from tests.support.step_plans import make_plan
 from tpu.precompile.advice import advice
 from tpu.precompile.chips import chip_of
 from tpu.precompile.plan import read_plan
@@ -12,20 +12,20 @@ V4 = find_slice("v4:2x2x2")
 LIMIT = chip_of(V4.generation).device_bytes
 
 
-def test_activations_too_large_ask_for_microbatches():
+def test_large_activations_need_microbatches():
     assert advice(make_plan("data:4,model:2"), V4, needed=int(1.5 * LIMIT)) == "raise NUM_MICROBATCHES to 2"
     assert advice(make_plan("data:4,model:2"), V4, needed=int(3.5 * LIMIT)) == "raise NUM_MICROBATCHES to 4"
 
 
-def test_activations_that_microbatches_do_not_lessen_enough_are_made_again():
+def test_activations_that_microbatches_reduce_too_little_are_recomputed():
     plan = make_plan("data:4,model:2")
     assert advice(plan, V4, needed=5 * LIMIT) == "set REMATERIALIZATION = 'blocks' and NUM_MICROBATCHES = 4"
-    again = make_plan("data:4,model:2", rematerialization="blocks")
-    assert advice(again, V4, needed=5 * LIMIT).startswith("no larger v4 slice of this layout is sure to do")
+    recomputed = make_plan("data:4,model:2", rematerialization="blocks")
+    assert advice(recomputed, V4, needed=5 * LIMIT).startswith("no larger v4 slice is certain to fit with this layout")
 
 
-def test_switch_c_on_256_chips_is_to_make_activations_again():
-    """What the compiler wanted of v6e, when all activations were kept."""
+def test_switch_c_on_256_chips_recomputes_activations():
+    """32.9 GiB is what the compiler reported for v6e when all activations were stored."""
     plan = read_plan(
         ["gin/models/switch_c_2048.gin", "gin/runs/pretrain.gin", "gin/layouts/v6e_256_switch_c.gin"],
         ["REMATERIALIZATION = 'none'"],
@@ -36,35 +36,37 @@ def test_switch_c_on_256_chips_is_to_make_activations_again():
     assert advice(plan, slice_, needed=int(32.9 * 2**30)) == "set REMATERIALIZATION = 'blocks'"
 
 
-def weights_of(factor: float, **settings):
-    """A plan whose weights and gradients take so many times what there is, almost all of it in the token table."""
+def plan_with_large_weights(factor: float, **settings):
+    """A plan whose weights and gradients take `factor` times a device's memory, almost all in the embedding table."""
     rows = int(factor * LIMIT / (2 * 4 * 128))
     return make_plan(vocab_size=rows - rows % 128, d_model=128, **settings)
 
 
 @pytest.mark.parametrize(("factor", "model"), [(1.5, 2), (1.9, 2)])
-def test_weights_too_large_ask_for_more_of_the_mesh_to_each_layer(factor, model):
-    plan = weights_of(factor, mesh_shape="data:8,model:1", num_experts=8)
+def test_large_weights_need_a_larger_model_dimension(factor, model):
+    plan = plan_with_large_weights(factor, mesh_shape="data:8,model:1", num_experts=8)
     sentence = advice(plan, V4, needed=int(factor * LIMIT))
     assert sentence == f"raise model to {model} (MESH_SHAPE = 'data:4,model:2', NUM_MICROBATCHES = 2)"
 
 
-def test_weights_that_this_slice_cannot_hold_ask_for_a_larger_one():
-    # An expert table of 1.5 times the memory of eight devices; d_ff is the same for all.
+def test_weights_larger_than_the_slice_need_a_larger_slice():
+    # Expert weights of 1.5 times the memory of eight devices; dense layers have the same d_ff.
     experts = 64
     width = int(1.5 * 8 * LIMIT / (2 * 4 * 2 * 2 * 128 * experts))
     plan = make_plan("data:8,model:1", num_experts=experts, d_model=128, d_ff=width - width % 128, num_heads=1)
     sentence = advice(plan, V4, needed=int(1.6 * LIMIT))
-    assert sentence == "take v4-32, with MESH_SHAPE = 'data:16,model:1' and NUM_MICROBATCHES = 1"
+    assert sentence == "use v4-32, with MESH_SHAPE = 'data:16,model:1' and NUM_MICROBATCHES = 1"
 
 
-def test_evaluation_has_no_microbatches():
+def test_evaluation_needs_a_smaller_batch():
     assert advice(make_plan(step="evaluate"), V4, needed=int(1.5 * LIMIT)) == "lower BATCH_SIZE to 8"
 
 
-def test_what_no_slice_holds():
-    """Each of two experts is larger than all memory, and there are no more devices than experts."""
+def test_no_slice_is_large_enough():
+    """Each of two experts is larger than a device, and experts cannot be sharded further."""
     width = int(2 * LIMIT / (2 * 4 * 2 * 128))
     plan = make_plan("data:2,model:1", num_experts=2, d_model=128, d_ff=width - width % 128 + 1, num_heads=1)
     sentence = advice(plan, find_slice("v4:2x2x1"), needed=3 * LIMIT)
-    assert sentence.startswith("no larger v4 slice of this layout is sure to do: weights and gradients take ")
+    assert sentence.startswith(
+        "no larger v4 slice is certain to fit with this layout: weights, slots and gradients take "
+    )

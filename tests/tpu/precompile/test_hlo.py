@@ -1,10 +1,11 @@
-"""Reading compiled programs: against what XLA itself counts, and against groups written by hand."""
+"""Parsing HLO: against FLOPs that XLA counts, and against replica groups written by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from tpu.precompile.hlo import Program, replica_groups
+from switch_tf.errors import SettingError
+from tpu.precompile.hlo import HloProgram, replica_groups
 
 LOOP = """\
 HloModule step
@@ -40,13 +41,13 @@ ENTRY %main (x: f32[4,8]) -> f32[4,8] {
 """
 
 
-def test_collectives_and_products_in_a_loop_count_as_often_as_it_turns():
-    program = Program(LOOP)
-    exchange, everywhere = sorted(program.collectives(), reverse=True)
-    assert exchange.kind == "all-to-all" and exchange.executions == 6
-    assert exchange.groups == ((0, 2), (1, 3)) and exchange.shapes == ("bf16[4,8]",)
-    assert exchange.num_bytes == 2 * 4 * 8
-    assert (everywhere.kind, everywhere.executions, everywhere.num_bytes) == ("all-reduce", 1, 4 * (4 * 8 + 2))
+def test_collectives_and_matmuls_in_a_loop_count_once_per_iteration():
+    program = HloProgram(LOOP)
+    all_to_all, all_reduce = sorted(program.collectives(), reverse=True)
+    assert all_to_all.kind == "all-to-all" and all_to_all.executions == 6
+    assert all_to_all.groups == ((0, 2), (1, 3)) and all_to_all.shapes == ("bf16[4,8]",)
+    assert all_to_all.num_bytes == 2 * 4 * 8
+    assert (all_reduce.kind, all_reduce.executions, all_reduce.num_bytes) == ("all-reduce", 1, 4 * (4 * 8 + 2))
     assert program.matmul_flops() == 6 * 2 * 4 * 4 * 8
 
 
@@ -57,16 +58,16 @@ def test_collectives_and_products_in_a_loop_count_as_often_as_it_turns():
         ("(f32[4]{0}, f32[32]{0}) all-gather-start(%x)", "f32[32]", 128),
     ],
 )
-def test_what_goes_in_is_not_counted_with_what_comes_out(start, shape, num_bytes):
-    begun = f"%begun = {start}, channel_id=11, replica_groups={{{{0,1}}}}"
-    program = Program(LOOP.replace("  ROOT %result", f"  {begun}\n  ROOT %result"))
+def test_operands_of_asynchronous_collectives_are_not_counted(start, shape, num_bytes):
+    started = f"%started = {start}, channel_id=11, replica_groups={{{{0,1}}}}"
+    program = HloProgram(LOOP.replace("  ROOT %result", f"  {started}\n  ROOT %result"))
     (found,) = (each for each in program.collectives() if each.kind in start)
     assert (found.shapes, found.num_bytes) == ((shape,), num_bytes)
 
 
-def test_a_loop_without_a_bound_is_no_number():
-    with pytest.raises(ValueError, match="loop has no bound"):
-        Program(LOOP.replace("s32[]{:T(256)} constant(6)", "s32[]{:T(256)} parameter(1)"))
+def test_a_loop_without_a_constant_bound_is_an_error():
+    with pytest.raises(SettingError, match="The loop loop has no trip count that its condition condition shows"):
+        HloProgram(LOOP.replace("s32[]{:T(256)} constant(6)", "s32[]{:T(256)} parameter(1)"))
 
 
 @pytest.mark.parametrize(
@@ -93,18 +94,18 @@ def test_groups_in_all_notations(text, groups):
         ((3, 1, 1, 7), (1, 12, 7, 64), {"window_strides": (1, 1), "padding": ((0, 0), (11, 11))}),
     ],
 )
-def test_products_are_counted_as_xla_counts_them(left, right, settings):
+def test_convolution_flops_equal_xlas(left, right, settings):
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, dimension_numbers=("NHWC", "HWIO", "NHWC"), **settings)
 
     lowered = jax.jit(convolve).lower(jnp.zeros(left), jnp.zeros(right))
-    program = Program(lowered.compiler_ir("hlo").get_hlo_module().to_string())
+    program = HloProgram(lowered.compiler_ir("hlo").get_hlo_module().to_string())
     assert program.matmul_flops() == lowered.cost_analysis()["flops"]
 
 
-def test_a_batched_product_is_counted_as_xla_counts_it():
+def test_batched_matmul_flops_equal_xlas():
     lowered = jax.jit(lambda x, y: jnp.einsum("bnqk,bnsk->bnqs", x, y)).lower(
         jnp.zeros([2, 3, 5, 7]), jnp.zeros([2, 3, 4, 7])
     )
-    program = Program(lowered.compiler_ir("hlo").get_hlo_module().to_string())
+    program = HloProgram(lowered.compiler_ir("hlo").get_hlo_module().to_string())
     assert program.matmul_flops() == lowered.cost_analysis()["flops"] == 2 * 2 * 3 * 5 * 4 * 7

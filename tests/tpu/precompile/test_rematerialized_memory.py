@@ -1,4 +1,4 @@
-"""What XLA needs for activations that are made again for the gradient, and for those that are kept."""
+"""How much memory XLA needs for activations that are recomputed in the backward pass, and for stored ones."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from switch_tf import compat
 from switch_tf.layers.context import ForwardContext
 from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.initializers import weights_from_seed
@@ -15,29 +16,26 @@ from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.layout import Layout
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
-from tests.partitioning.test_spmd import pytestmark  # noqa: F401 (skips with another version of JAX)
+from tests.support.compilers import needs_pinned_jax
 from tests.support.features import random_features
 from tpu.precompile.program import Program, training_program
 
+pytestmark = needs_pinned_jax
+
 
 def temporary_bytes(program: Program) -> int:
-    """What XLA, compiling for a CPU, needs beside the arguments."""
+    """Temporary memory of a program that XLA compiles for a CPU: what it needs in addition to its arguments."""
     import jax
-    from jax._src.lib import xla_client  # Private.
 
-    from tpu.precompile.compiling import compile_options
-    from tpu.precompile.lowering import PartitionedModule
+    from tpu.precompile.lowering import LoweredModule
 
-    module = PartitionedModule(program, Layout.parse("data:1", "batch:data,experts:data")).module
-    devices = jax.devices("cpu")[:1]
-    executable = devices[0].client.compile_and_load(
-        module, xla_client.DeviceList(tuple(devices)), compile_options(devices)
-    )
-    return executable.get_compiled_memory_stats().temp_size_in_bytes
+    module = LoweredModule(program, Layout.parse("data:1", "batch:data,experts:data")).module
+    executable = compat.compile_and_load(module, jax.devices("cpu")[:1])
+    return compat.memory_stats(executable).temp_size_in_bytes
 
 
 def bytes_of_layers(make, shape: tuple[int, ...], rematerialize: bool) -> int:
-    """Of the gradient of sixteen layers one after the other."""
+    """Temporary memory of the gradient of a chain of sixteen layers."""
     settings = {"d_model": 16, "d_ff": 512, "dropout_rate": 0.4, "rematerialize": rematerialize}
     settings |= {"num_experts": shape[0]} if make is Experts else {}
     layers = [make(**settings, name=f"layer_{index}") for index in range(16)]
@@ -61,7 +59,7 @@ def bytes_of_layers(make, shape: tuple[int, ...], rematerialize: bool) -> int:
 
 
 @pytest.mark.parametrize(("make", "shape"), [(Experts, (2, 4, 32, 16)), (FeedForward, (4, 64, 16))])
-def test_hidden_activations_are_there_one_layer_at_a_time(make, shape):
+def test_recomputed_hidden_activations_exist_for_one_layer_at_a_time(make, shape):
     hidden = 4 * math.prod(shape[:-1]) * 512
     assert bytes_of_layers(make, shape, rematerialize=False) > 16 * hidden
     assert bytes_of_layers(make, shape, rematerialize=True) < 6 * hidden
@@ -69,7 +67,7 @@ def test_hidden_activations_are_there_one_layer_at_a_time(make, shape):
 
 @pytest.mark.slow
 def test_a_training_step_needs_less_memory(tiny_config):
-    """Of eight blocks whose hidden activations are sixteen times as wide as what goes from block to block."""
+    """A step of eight blocks whose hidden activations are sixteen times as wide as their inputs."""
     config = dataclasses.replace(
         tiny_config, d_model=32, d_ff=512, num_encoder_layers=4, num_decoder_layers=4, sparse_every=1, group_size=256
     )

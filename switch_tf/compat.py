@@ -1,0 +1,151 @@
+"""Private APIs of other packages, all in one place: a function for each use, with the exact version it is true of.
+
+Packages are imported when a function needs them: a process that compiles for a TPU does without TensorFlow, and one
+that trains does without JAX's compiler.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
+    from jaxlib.mlir import ir
+
+# JAX: true of jax 0.10.2 and jaxlib 0.10.2, which the [aot] extra pins. Its public API compiles programs that JAX has
+# traced; ours were traced by TensorFlow, so we hand StableHLO to jaxlib's compiler ourselves.
+JAX_VERSION = "0.10.2"
+
+
+def stablehlo_of_hlo(hlo: bytes) -> ir.Module:
+    """Converts a serialized `HloModuleProto`, as TensorFlow lowers a function, to StableHLO (`jax._src.lib._jax`)."""
+    from jax._src.interpreters import mlir
+    from jax._src.lib import _jax
+    from jaxlib.mlir import ir
+
+    with mlir.make_ir_context():
+        return ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
+
+
+def stablehlo_bytecode(module: ir.Module) -> bytes:
+    """Serializes a module as MLIR bytecode."""
+    buffer = io.BytesIO()
+    module.operation.write_bytecode(buffer)
+    return buffer.getvalue()
+
+
+def parse_stablehlo(bytecode: bytes) -> ir.Module:
+    """Parses MLIR bytecode in a context that knows JAX's dialects (`jax._src.interpreters.mlir.make_ir_context`)."""
+    from jax._src.interpreters import mlir
+    from jaxlib.mlir import ir
+
+    with mlir.make_ir_context():
+        return ir.Module.parse(bytecode)
+
+
+def num_results(module: ir.Module) -> int:
+    """The number of results of the module's main function."""
+    return len(_main_function(module).type.results)
+
+
+def annotate_partitions(
+    module: ir.Module,
+    num_partitions: int,
+    argument_shardings: Sequence[str],
+    result_shardings: Sequence[str],
+    num_donated: int,
+) -> None:
+    """Annotates a module so that XLA partitions it.
+
+    Args:
+      module: with shardings inside of it, but none of its arguments and results.
+      num_partitions: the number of devices of the mesh.
+      argument_shardings: for each argument, from `hlo_sharding`.
+      result_shardings: for each result.
+      num_donated: how many leading arguments are donated: results of the same index are written into their buffers.
+    """
+    from jaxlib.mlir import ir
+
+    with module.context, ir.Location.unknown(module.context):
+        attributes, integer = module.operation.attributes, ir.IntegerType.get_signless(32)
+        # TensorFlow records the layouts of arguments and results of the unpartitioned program.
+        for name in ("mhlo.xla_entry_computation_parameter_layouts", "mhlo.xla_entry_computation_result_layout"):
+            if name in attributes:
+                del attributes[name]
+        attributes["mhlo.num_replicas"] = ir.IntegerAttr.get(integer, 1)
+        attributes["mhlo.num_partitions"] = ir.IntegerAttr.get(integer, num_partitions)
+        arguments = [{"mhlo.sharding": ir.StringAttr.get(sharding)} for sharding in argument_shardings]
+        for index, argument in enumerate(arguments[:num_donated]):
+            argument["tf.aliasing_output"] = ir.IntegerAttr.get(integer, index)
+        results = [{"mhlo.sharding": ir.StringAttr.get(sharding)} for sharding in result_shardings]
+        main = _main_function(module)
+        for name, dictionaries in (("arg_attrs", arguments), ("res_attrs", results)):
+            main.attributes[name] = ir.ArrayAttr.get([ir.DictAttr.get(entries) for entries in dictionaries])
+
+
+def _main_function(module: ir.Module) -> Any:
+    operations: Iterable[Any] = module.body.operations
+    return next(operation for operation in operations if operation.attributes["sym_name"].value == "main")
+
+
+def hlo_sharding(sharding: jax.sharding.NamedSharding, num_dimensions: int) -> str:
+    """Writes a sharding as an HLO attribute (`NamedSharding._to_xla_hlo_sharding`)."""
+    return str(sharding._to_xla_hlo_sharding(num_dimensions))
+
+
+def _spmd_options(devices: Sequence[jax.Device], exec_time_effort: float) -> Any:
+    """Options that partition one program over devices, in the order of the mesh (`xla_client.CompileOptions`)."""
+    import numpy as np
+    from jax._src.lib import xla_client
+
+    options = xla_client.CompileOptions()
+    build = options.executable_build_options
+    options.num_partitions = build.num_partitions = len(devices)
+    build.exec_time_optimization_effort = exec_time_effort
+    build.use_spmd_partitioning = True
+    # TensorFlow writes annotations for GSPMD; Shardy would ignore them.
+    build.use_shardy_partitioner = False
+    ids = np.array([[device.id for device in devices]])
+    options.device_assignment = build.device_assignment = xla_client.DeviceAssignment.create(ids)
+    return options
+
+
+def compile_ahead_of_time(module: ir.Module, devices: Sequence[jax.Device], exec_time_effort: float = 0.0) -> Any:
+    """Compiles for devices that may exist only as a topology (`Client.compile`).
+
+    Args:
+      module: the program, with `mhlo.num_partitions` and a sharding for each argument and result.
+      devices: one for each coordinate of the mesh.
+      exec_time_effort: -1.0 to compile faster, 0.0 for XLA's default.
+
+    Returns:
+      An executable for `hlo_text` and `memory_stats`; it cannot be run.
+
+    Raises:
+      jax.errors.JaxRuntimeError: if the compiler rejects the program.
+    """
+    from jax._src.lib import xla_client
+
+    options = _spmd_options(devices, exec_time_effort)
+    device_list = xla_client.DeviceList(tuple(devices))
+    return devices[0].client.compile(module, executable_devices=device_list, compile_options=options)
+
+
+def compile_and_load(module: ir.Module, devices: Sequence[jax.Device]) -> Any:
+    """Compiles for devices of this machine; returns an executable that runs (`Client.compile_and_load`)."""
+    from jax._src.lib import xla_client
+
+    device_list = xla_client.DeviceList(tuple(devices))
+    return devices[0].client.compile_and_load(module, device_list, _spmd_options(devices, 0.0))
+
+
+def hlo_text(executable: Any) -> str:
+    """The program of one device as optimized HLO text (`Executable.hlo_modules`)."""
+    return "\n".join(module.to_string() for module in executable.hlo_modules())
+
+
+def memory_stats(executable: Any) -> Any:
+    """Bytes of arguments, aliases, code and the peak (`Executable.get_compiled_memory_stats`)."""
+    return executable.get_compiled_memory_stats()
