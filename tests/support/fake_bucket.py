@@ -1,6 +1,6 @@
-"""Cloud Storage on loopback, over a local folder: what Google's own client needs of its JSON API.
+"""A fake of Cloud Storage on localhost, over a local folder: the part of the JSON API that Google's client calls.
 
-(tests/support/bucket_server.py is that for TensorFlow's client, which knows no emulator.)
+(tests/support/bucket_server.py is the fake for TensorFlow's client, which does not support emulators.)
 """
 
 import contextlib
@@ -14,7 +14,8 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 
-_SENTENCES = {404: "Not found.", 412: "At least one of the pre-conditions did not hold.", 416: "No such range."}
+MODEL_DIR = "gs://the-bucket/runs/mine"
+_MESSAGES = {404: "Not found.", 412: "At least one of the pre-conditions did not hold.", 416: "No such range."}
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -26,7 +27,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, code: int, content: bytes | dict | None = None, **headers: str) -> None:
         if content is None:
-            content = {"error": {"code": code, "message": _SENTENCES[code]}} if code in _SENTENCES else b""
+            content = {"error": {"code": code, "message": _MESSAGES[code]}} if code in _MESSAGES else b""
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(code)
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
@@ -45,7 +46,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     @staticmethod
     def _generation(path: pathlib.Path) -> str:
-        # Machines write into the folder as well, and times are too coarse.
+        # Hosts write into the folder directly, and file times are too coarse.
         return str(int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:7])) if path.is_file() else "0"
 
     def _parts(self, pattern: str) -> tuple[str, ...] | None:
@@ -120,7 +121,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(root: pathlib.Path) -> Iterator[str]:
-    """Serves the folders in `root` as buckets; yields what STORAGE_EMULATOR_HOST is to be."""
+    """Serves the folders in `root` as buckets; yields the value for STORAGE_EMULATOR_HOST."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"root": root}))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Cloud TPU's queued resources and nodes on loopback, over gRPC, from the client's own protos; faults on demand."""
+"""A fake of Cloud TPU on localhost, over gRPC: queued resources and nodes, with faults on demand."""
 
 import collections
 import concurrent.futures
@@ -13,19 +13,22 @@ from google.longrunning import operations_pb2
 from google.protobuf import any_pb2, empty_pb2
 from google.rpc import status_pb2
 
+# An error message of Cloud TPU.
+QUOTA = "Quota limit 'TPUV3CoresPerProjectPerZone' has been exceeded. Limit: 8"
 State = tpu_v2.QueuedResourceState.State
 NodeState = tpu_v2.Node.State
 
 
 class FakeCloud:
-    """A zone with room for everything, unless told otherwise.
+    """A zone that accepts every request, unless told otherwise.
 
     Attributes:
-      resources: queued resources by name; nodes: nodes by name.
-      calls: names of the methods that were called, those that failed included.
-      faults: for each method, what happens at its next calls: called with the gRPC context before the method is served
-        ("before"), or after, in the place of the answer ("after").
-      refusal: (code, message) with which an operation ends, instead of a queued resource; None for none.
+      resources: queued resources by name.
+      nodes: nodes by name.
+      calls: names of the methods that were called, failed calls included.
+      faults: functions of the gRPC context by (method, "before" or "after"): each is called once, before the method is
+        served, or after it and instead of the response.
+      refusal: (code, message) with which the creation of queued resources fails; None if it succeeds.
     """
 
     def __init__(self):
@@ -38,19 +41,19 @@ class FakeCloud:
         self._operations: dict[str, operations_pb2.Operation] = {}
         self._lock = threading.RLock()
 
-    # What tests do.
+    # For tests.
 
     def fail(self, method: str, code: grpc.StatusCode, message: str, times: int = 1, when: str = "before") -> None:
-        """Lets the next calls of a method fail; `when="after"`: they are served, and the answer is lost."""
+        """Makes the next calls of a method fail; with `when="after"` they are served, and the response is lost."""
         self.faults[method, when].extend([lambda context: context.abort(code, message)] * times)
 
     def id_states(self) -> dict[str, str]:
-        """State of each queued resource by the last part of its name."""
+        """State of each queued resource, by its id."""
         with self._lock:
             return {name.rpartition("/")[2]: found.state.state.name for name, found in self.resources.items()}
 
     def set_state(self, resource_id: str, state: State, error: str = "") -> None:
-        """Moves a queued resource; ACTIVE brings its node, SUSPENDED takes it away."""
+        """Changes a queued resource's state; ACTIVE creates its node, SUSPENDED deletes it."""
         with self._lock:
             name = next(name for name in self.resources if name.endswith("/" + resource_id))
             resource = self.resources[name]
@@ -69,12 +72,12 @@ class FakeCloud:
                     self.nodes.pop(node_name, None)
 
     def script_of(self, resource_id: str) -> str:
-        """The start-up script that a queued resource's machines would run."""
+        """The startup script of a queued resource's hosts."""
         with self._lock:
             name = next(name for name in self.resources if name.endswith("/" + resource_id))
             return self.resources[name].tpu.node_spec[0].node.metadata["startup-script"]
 
-    # The services.
+    # The services, by the names of their methods.
 
     def CreateQueuedResource(self, request, context):
         request = tpu_v2.CreateQueuedResourceRequest.wrap(request)
@@ -102,7 +105,7 @@ class FakeCloud:
         del context
         parent = request.parent.removesuffix("-")
         found = [tpu_v2.QueuedResource.pb(each) for name, each in self.resources.items() if name.startswith(parent)]
-        # Two on a page.
+        # Two per page.
         start = int(request.page_token or 0)
         answer = tpu_v2.ListQueuedResourcesResponse.pb()()
         answer.queued_resources.extend(found[start : start + 2])
@@ -135,7 +138,7 @@ class FakeCloud:
         return there[name]
 
     def _operation(self, response=None, error=None) -> operations_pb2.Operation:
-        """Makes an operation that is not done yet when it is returned, and is when it is asked for."""
+        """Makes an operation that is pending when it is returned, and done when it is polled."""
         name = f"projects/p/locations/z/operations/{len(self._operations)}"
         finished = operations_pb2.Operation(name=name, error=error)
         if response is not None:

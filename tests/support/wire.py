@@ -1,4 +1,4 @@
-"""A wire that can be cut."""
+"""A TCP relay whose connections can be cut."""
 
 import contextlib
 import socket
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 
 class Wire:
-    """Relays connections to a port, until they are cut; new ones may come after that.
+    """Relays connections to a port until they are cut; accepts new ones after that.
 
     Attributes:
       port: to connect to.
-      cuts: how often it has been cut.
+      cuts: how often connections were cut.
     """
 
     def __init__(self, port: int):
-        """Begins to relay to a port of this machine."""
+        """Starts to relay to a local port."""
         self._target = port
         self._ends: list[socket.socket] = []
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -39,7 +39,7 @@ class Wire:
                 target.sendall(data)
 
     def cut(self) -> None:
-        """Ends all connections there are."""
+        """Closes all open connections."""
         self.cuts += 1
         for end in self._ends:
             with contextlib.suppress(OSError):
@@ -47,14 +47,14 @@ class Wire:
         self._ends.clear()
 
     def close(self) -> None:
-        """Ends everything."""
+        """Stops the relay."""
         self.cut()
         self._server.close()
 
 
 @contextlib.contextmanager
 def wire_to(endpoint: str) -> Iterator[Wire]:
-    """Lays a wire to "http://host:port"."""
+    """Relays to "http://host:port"."""
     wire = Wire(int(endpoint.rpartition(":")[2]))
     try:
         yield wire

@@ -1,1 +1,1 @@
-"""Jobs on Cloud TPUs."""
+"""Training jobs on Cloud TPUs: submitting, watching, restarting and cancelling them."""

@@ -1,4 +1,4 @@
-"""What the machines of a job fetch from its bucket: the code, the versions to install, and the experiment."""
+"""The bundle that a job's hosts download from its bucket: code, pinned versions, and the experiment."""
 
 import gzip
 import hashlib
@@ -15,24 +15,29 @@ from tpu.jobs.record import FOLDER
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _DISTRIBUTION = "switch-tf"
-# What of a checkout setup.py needs.
+# The parts of a checkout that setup.py needs.
 _SOURCES = ("setup.py", "pyproject.toml", "README.md", "switch_tf", "tasks", "tpu", "gin")
 EXPERIMENT, CONSTRAINTS, MODULES = "experiment.gin", "constraints.txt", "modules.tar.gz"
 
 
-class Files:
-    """Files by name, and the folder of the model directory that they go to: named after what is in them."""
+class Bundle:
+    """Files to upload.
+
+    Attributes:
+      contents: the bytes of each file, by name.
+      folder: where they go, relative to the model directory; its name contains a digest of the contents.
+    """
 
     def __init__(self, experiment: str, code: str | None = None, modules: Sequence[str] = ()):
-        """Packs everything; sends nothing.
+        """Packs the files.
 
         Args:
           experiment: the whole configuration, as one gin file.
-          code: a checkout, or an archive that pip can install; None for the code that runs here.
+          code: a checkout, or an archive that pip can install; None for the code of this process.
           modules: Python files and folders that the gin file imports.
 
         Raises:
-          SettingError: if a file is not there.
+          SettingError: if a file does not exist or is of the wrong kind.
         """
         archive, packed, constraints = _code(code)
         self.contents = {f"code/{archive}": packed, CONSTRAINTS: constraints, EXPERIMENT: experiment.encode()}
@@ -44,17 +49,17 @@ class Files:
         self.folder = f"{FOLDER}/files-{digest.hexdigest()[:12]}"
 
     def upload(self, storage: Storage) -> None:
-        """Writes the files that are not there yet; they never change, since their folder is named after them."""
-        there = set(storage.names(self.folder + "/"))
+        """Uploads the files that are not in the folder yet; files there never change, as its name is their digest."""
+        uploaded = set(storage.names(self.folder + "/"))
         for name, data in self.contents.items():
-            if f"{self.folder}/{name}" not in there:
+            if f"{self.folder}/{name}" not in uploaded:
                 storage.write(f"{self.folder}/{name}", data)
 
 
 def _existing(setting: str, name: str) -> pathlib.Path:
     path = pathlib.Path(name)
     if not path.exists():
-        raise SettingError(f"{setting} = '{name}' is not there.")
+        raise SettingError(f"{setting} = '{name}' does not exist.")
     return path
 
 
@@ -67,7 +72,7 @@ def _modules(names: Sequence[str]) -> Iterator[tuple[str, pathlib.Path]]:
 
 
 def _code(code: str | None) -> tuple[str, bytes, bytes]:
-    """Returns the archive's name, its bytes, and the versions that go with it."""
+    """Returns the archive's name, its bytes, and the constraints file for it."""
     if code is None:
         return _checkout(_ROOT) if (_ROOT / "setup.py").is_file() else _installed()
     path = _existing("code", code)
@@ -76,7 +81,9 @@ def _code(code: str | None) -> tuple[str, bytes, bytes]:
             raise SettingError(f"code = '{code}' has no setup.py: give a checkout of switch_tf, or a wheel.")
         return _checkout(path)
     if not path.name.endswith((".whl", ".tar.gz", ".zip")):
-        raise SettingError(f"code = '{code}' is nothing that pip installs: give a checkout of switch_tf, or a wheel.")
+        raise SettingError(
+            f"code = '{code}' is not something that pip can install: give a checkout of switch_tf, or a wheel."
+        )
     return path.name, path.read_bytes(), _constraints(_ROOT)
 
 
@@ -86,7 +93,7 @@ def _checkout(root: pathlib.Path) -> tuple[str, bytes, bytes]:
 
 
 def _constraints(root: pathlib.Path) -> bytes:
-    """Returns a checkout's own versions; where there is no checkout, those that are installed here."""
+    """Returns a checkout's constraints.txt; without one, the versions that are installed here."""
     path = root / "constraints.txt"
     if path.is_file():
         return path.read_bytes()
@@ -96,7 +103,7 @@ def _constraints(root: pathlib.Path) -> bytes:
 
 
 def _walk(name: str, path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-    """Lists a file, or the files of a folder, each under its name in an archive."""
+    """Lists a file, or the files of a folder, each with its name in an archive."""
     if path.is_file():
         yield name, path
     for file in sorted(path.rglob("*")):
@@ -105,7 +112,7 @@ def _walk(name: str, path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
 
 
 def _tar(files: Iterable[tuple[str, pathlib.Path]]) -> bytes:
-    """Packs files, with neither times nor owners: the same files make the same bytes."""
+    """Packs files reproducibly: without times and owners."""
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
         for name, file in files:
@@ -117,12 +124,12 @@ def _tar(files: Iterable[tuple[str, pathlib.Path]]) -> bytes:
 
 
 def _installed() -> tuple[str, bytes, bytes]:
-    """Makes a wheel of the package as it is installed here."""
+    """Builds a wheel from the installed package."""
     distribution = importlib.metadata.distribution(_DISTRIBUTION)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as wheel:
         for path in sorted(distribution.files or [], key=str):
-            # Scripts lie outside, and pip makes them anew.
+            # Scripts are outside of site-packages; pip generates them again.
             if ".." not in path.parts and "__pycache__" not in path.parts:
                 wheel.writestr(zipfile.ZipInfo(path.as_posix()), path.read_binary())
     name = f"{_DISTRIBUTION.replace('-', '_')}-{distribution.version}-py3-none-any.whl"

@@ -1,15 +1,19 @@
-"""Cloud TPU's API: what the jobs need of it, tried again where that may help, and its refusals in one sentence."""
+"""A client for the part of Cloud TPU's API that jobs need: it retries, and turns errors into one sentence."""
 
 import concurrent.futures
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from switch_tf.errors import SettingError
-from tpu.jobs.cloud_extra import need_extra
+from tpu.jobs.cloud_extra import require_cloud_extra
 from tpu.jobs.object_store import missing_credentials
-from tpu.jobs.request import RECORD_KEY
+from tpu.jobs.request import MODEL_DIR_KEY
 from tpu.jobs.spec import JOB_LABEL
+
+if TYPE_CHECKING:
+    from google.api_core.operation import Operation
+    from google.cloud import tpu_v2
 
 
 class Resource(NamedTuple):
@@ -17,12 +21,12 @@ class Resource(NamedTuple):
 
     Attributes:
       name: "projects/.../locations/.../queuedResources/...".
-      job: its job's name.
-      model_dir: where that has its record.
+      job: the name of its job; empty if it is not ours.
+      model_dir: of the job.
       accelerator_type: of its node.
       provisioning: "on-demand", "spot" or "reserved".
-      state: Cloud TPU's word: "WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDED", ...
-      reason: what Cloud TPU says of a failure; empty where it does not.
+      state: as Cloud TPU names it: "WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDED", ...
+      reason: Cloud TPU's message about a failure; may be empty.
       create_time: RFC 3339.
     """
 
@@ -37,17 +41,17 @@ class Resource(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The last part of the name."""
+        """The last component of the name."""
         return self.name.rpartition("/")[2]
 
     @property
     def parent(self) -> str:
-        """Project and zone."""
+        """Project and zone: "projects/.../locations/..."."""
         return self.name.rpartition("/queuedResources/")[0]
 
 
 class NodeState(NamedTuple):
-    """How a node does: Cloud TPU's words for its state ("READY", "PREEMPTED", ...) and its health ("HEALTHY", ...)."""
+    """A node's state ("READY", "PREEMPTED", ...) and health ("HEALTHY", ...), as Cloud TPU names them."""
 
     state: str
     health: str
@@ -55,29 +59,29 @@ class NodeState(NamedTuple):
 
 
 class Refused(SettingError):
-    """Cloud TPU has answered, and said no."""
+    """Cloud TPU has rejected a request."""
 
 
-class AlreadyThere(Exception):
-    """There is a queued resource of that name."""
+class AlreadyExists(Exception):
+    """A queued resource of that name exists."""
 
 
 class Cloud:
-    """A connection."""
+    """A connection to Cloud TPU."""
 
     def __init__(self, endpoint: str | None = None, timeout: float = 300.0, first_pause: float = 1.0):
         """Connects.
 
         Args:
-          endpoint: "host:port" of a private endpoint, or "http://host:port" of an emulator, without encryption and
-            credentials; None for Google's own.
-          timeout: seconds to try again in.
-          first_pause: seconds before the first of these tries; pauses double.
+          endpoint: "host:port" of a private endpoint, or "http://host:port" of an emulator, which is called without
+            encryption and credentials; None for Google's public endpoint.
+          timeout: seconds after which retries end.
+          first_pause: seconds before the first retry; each pause is twice as long as the one before.
 
         Raises:
           SettingError: without credentials or the [cloud] extra.
         """
-        with need_extra():
+        with require_cloud_extra():
             import grpc
             from google.api_core import exceptions, retry
             from google.auth import exceptions as auth_exceptions
@@ -88,10 +92,10 @@ class Cloud:
         self._retry = retry.Retry(
             # A connection that was cut off is a ServiceUnavailable, too.
             predicate=retry.if_exception_type(
-                exceptions.ServiceUnavailable,
+                exceptions.ServiceUnavailable,  # Lost connections too.
                 exceptions.DeadlineExceeded,
                 exceptions.Aborted,
-                # No way to where access tokens are had.
+                # The server of access tokens cannot be reached.
                 auth_exceptions.TransportError,
             ),
             initial=first_pause,
@@ -109,54 +113,57 @@ class Cloud:
             raise missing_credentials() from error
 
     @contextlib.contextmanager
-    def _sentences(self, doing: str) -> Iterator[None]:
+    def _translate_errors(self, failure: str) -> Iterator[None]:
+        """Turns the client's errors into a SettingError that starts with `failure`."""
         exceptions, auth_exceptions = self._exceptions, self._auth_exceptions
         try:
             yield
         except exceptions.RetryError as error:
-            raise self._sentence(doing, error.cause or error) from error
+            raise self._translated(failure, error.cause or error) from error
         except (exceptions.GoogleAPICallError, auth_exceptions.TransportError) as error:
-            raise self._sentence(doing, error) from error
+            raise self._translated(failure, error) from error
         except auth_exceptions.GoogleAuthError as error:
             raise missing_credentials() from error
 
-    def _sentence(self, doing: str, error: Exception) -> SettingError:
-        said = explain(getattr(error, "message", "") or str(error))
-        unanswered = (
+    def _translated(self, failure: str, error: Exception) -> SettingError:
+        message = explain(getattr(error, "message", "") or str(error))
+        no_response = (
             self._exceptions.ServiceUnavailable,
             self._exceptions.DeadlineExceeded,
             self._auth_exceptions.TransportError,
         )
-        if isinstance(error, unanswered):
+        if isinstance(error, no_response):
             return SettingError(
-                f"{doing}: Cloud TPU does not answer ({said}), and did not for {self._timeout:.0f} seconds: give the "
-                "same command again, nothing is done twice."
+                f"{failure}: Cloud TPU did not respond for {self._timeout:.0f} seconds ({message}): run the same "
+                "command again; it is safe to repeat."
             )
         if isinstance(error, self._exceptions.Unauthenticated):
             return missing_credentials()
         if isinstance(error, self._exceptions.PermissionDenied):
-            return Refused(f"{doing}: {said}: give the account TPU Admin, and enable tpu.googleapis.com.")
-        return Refused(f"{doing}: {said}.")
+            return Refused(
+                f"{failure}: {message}: grant the account the role TPU Admin, and enable tpu.googleapis.com."
+            )
+        return Refused(f"{failure}: {message}.")
 
-    def create(self, request) -> None:
-        """Asks for a queued resource, and waits until Cloud TPU has taken it into its queue.
+    def create(self, request: "tpu_v2.CreateQueuedResourceRequest") -> None:
+        """Requests a queued resource, and waits until Cloud TPU has accepted it.
 
         Args:
-          request: what `create_request` made.
+          request: from `create_request`.
 
         Raises:
-          AlreadyThere: if there is one of that name, perhaps by a request whose answer was lost.
-          SettingError: if it is refused.
+          AlreadyExists: if one of that name exists, perhaps from a request whose response was lost.
+          SettingError: if it is rejected.
         """
-        with self._sentences(f"{request.queued_resource_id} was not queued"):
+        with self._translate_errors(f"{request.queued_resource_id} was not queued"):
             try:
-                self._done(self._client.create_queued_resource(request, retry=self._retry))
+                self._wait(self._client.create_queued_resource(request, retry=self._retry))
             except self._exceptions.AlreadyExists as error:
-                raise AlreadyThere(request.queued_resource_id) from error
+                raise AlreadyExists(request.queued_resource_id) from error
 
     def get(self, parent: str, resource_id: str) -> Resource | None:
-        """Finds a queued resource by its name, whoever made it; None where there is none."""
-        with self._sentences(f"The state of {resource_id} cannot be had"):
+        """Gets a queued resource, ours or not, by its id; None if there is none."""
+        with self._translate_errors(f"The state of {resource_id} could not be read"):
             try:
                 name = f"{parent}/queuedResources/{resource_id}"
                 return self._resource(self._client.get_queued_resource(name=name, retry=self._retry))
@@ -164,18 +171,18 @@ class Cloud:
                 return None
 
     def jobs(self, parent: str) -> list[Resource]:
-        """Lists the queued resources that jobs of this tool have, oldest first.
+        """Lists the queued resources of our jobs, oldest first.
 
         Args:
-          parent: "projects/P/locations/Z".
+          parent: "projects/P/locations/Z"; Z may be "-" for all zones.
         """
-        with self._sentences("Jobs cannot be listed"):
+        with self._translate_errors("Jobs could not be listed"):
             found = map(self._resource, self._client.list_queued_resources(parent=parent, retry=self._retry))
             return sorted((resource for resource in found if resource.job), key=lambda resource: resource.create_time)
 
     def node(self, parent: str, node_id: str) -> NodeState | None:
-        """Looks at a node; None where there is none (yet, or any more)."""
-        with self._sentences(f"The state of {node_id} cannot be had"):
+        """Gets the state of a node; None if it does not exist (yet, or any more)."""
+        with self._translate_errors(f"The state of {node_id} could not be read"):
             try:
                 node = self._client.get_node(name=f"{parent}/nodes/{node_id}", retry=self._retry)
             except self._exceptions.NotFound:
@@ -183,23 +190,23 @@ class Cloud:
         return NodeState(node.state.name, node.health.name, node.health_description)
 
     def delete(self, parent: str, resource_id: str) -> None:
-        """Deletes a queued resource with its node, and waits until it has gone; one that is not there is no error."""
-        with self._sentences(f"{resource_id} was not deleted"), contextlib.suppress(self._exceptions.NotFound):
+        """Deletes a queued resource with its node, if it exists, and waits for it."""
+        with self._translate_errors(f"{resource_id} was not deleted"), contextlib.suppress(self._exceptions.NotFound):
             request = self._tpu.DeleteQueuedResourceRequest(name=f"{parent}/queuedResources/{resource_id}", force=True)
-            self._done(self._client.delete_queued_resource(request, retry=self._retry))
+            self._wait(self._client.delete_queued_resource(request, retry=self._retry))
 
-    def _done(self, operation) -> None:
-        # One that takes longer goes on without us, and the resource's state tells of it.
+    def _wait(self, operation: "Operation") -> None:
+        # A slower operation continues without us; the state of the resource will show its result.
         with contextlib.suppress(concurrent.futures.TimeoutError):
             operation.result(timeout=self._timeout)
 
-    def _resource(self, found) -> Resource:
+    def _resource(self, found: "tpu_v2.QueuedResource") -> Resource:
         nodes = found.tpu.node_spec
         node = nodes[0].node if nodes else self._tpu.Node()
         return Resource(
             found.name,
             node.labels.get(JOB_LABEL, ""),
-            node.metadata.get(RECORD_KEY, ""),
+            node.metadata.get(MODEL_DIR_KEY, ""),
             node.accelerator_type,
             "spot" if "spot" in found else "reserved" if "guaranteed" in found else "on-demand",
             found.state.state.name,
@@ -209,11 +216,11 @@ class Cloud:
 
 
 def explain(message: str) -> str:
-    """Adds the mend to what Cloud TPU says of a refusal; returns it as one phrase without a full stop."""
-    said = " ".join(message.split()).rstrip(".")
-    lower = said.lower()
+    """Adds a remedy to an error message of Cloud TPU; returns one clause without a full stop."""
+    text = " ".join(message.split()).rstrip(".")
+    lower = text.lower()
     if "capacity" in lower or "stockout" in lower:
-        return f"{said}: try another zone, provisioning, or a smaller slice; or wait"
+        return f"{text}: try another zone, other provisioning or a smaller slice, or wait"
     if "quota" in lower:
-        return f"{said}: ask for quota of this TPU type in this zone (spot has its own), or take a smaller slice"
-    return said
+        return f"{text}: request quota for this TPU type in this zone (spot has its own), or use a smaller slice"
+    return text

@@ -1,4 +1,4 @@
-"""The packages of the [cloud] extra, which are imported when they are needed."""
+"""The optional dependencies of the [cloud] extra."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from switch_tf.errors import SettingError
 
 
 @contextlib.contextmanager
-def need_extra() -> Iterator[None]:
-    """Turns an import that fails into the line that mends it.
+def require_cloud_extra() -> Iterator[None]:
+    """Turns an ImportError inside the block into a sentence that says what to install.
 
     Raises:
       SettingError: if a package of the extra is not installed.

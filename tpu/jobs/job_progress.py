@@ -1,4 +1,4 @@
-"""How far a job has come, read from its model directory alone: checkpoints, metrics, logs, outcomes."""
+"""The progress of a job, read from its model directory: checkpoints, metrics, logs, outcomes."""
 
 import csv
 import json
@@ -8,30 +8,30 @@ from typing import NamedTuple
 from tpu.jobs.object_store import Storage
 from tpu.jobs.request import attempt_folder
 
-# An exit status after which another attempt may go on: another process has ended (75), a signal has killed this one, or
-# the machine never came as far as training (74), which the others then call a mistake of theirs.
+# Exit statuses after which another attempt may succeed: another process was lost (75), a host never started training
+# (74; training on the other hosts then fails with a misleading status), or a signal killed the process (128 + n).
 _LOST, _UNPREPARED, _FIRST_SIGNAL = 75, 74, 128
 _FIRST_WORKER = "worker-000"
-_BLOCK = 65536
+_BLOCK_BYTES = 65536
 
 
 def last_checkpoint(storage: Storage) -> int | None:
-    """Returns the step of the newest complete checkpoint; None where there is none."""
+    """Returns the step of the newest complete checkpoint; None if there is none."""
     pattern = re.compile(r"checkpoints/step_(\d+)/manifest\.json")
     steps = [int(found[1]) for found in map(pattern.fullmatch, storage.names("checkpoints/step_")) if found]
     return max(steps, default=None)
 
 
 def last_metrics(storage: Storage) -> dict[str, float] | None:
-    """Returns the last row of metrics.csv by column; None where there is none."""
+    """Returns the last row of metrics.csv by column; None if there is none."""
     size = storage.size("metrics.csv")
     head = b""
     while b"\n" not in head and len(head) < size:
-        head += storage.read_part("metrics.csv", len(head), len(head) + _BLOCK)
-    # A row is no longer than a few of the header's lines.
-    start = max(0, size - max(_BLOCK, 8 * head.find(b"\n")))
+        head += storage.read_part("metrics.csv", len(head), len(head) + _BLOCK_BYTES)
+    # A row is not much longer than the header.
+    start = max(0, size - max(_BLOCK_BYTES, 8 * head.find(b"\n")))
     tail = storage.read_part("metrics.csv", start, size) if size else b""
-    # What a kill cut off has no end; what the start of the block cut off has no beginning.
+    # The last row may be incomplete after a kill, and the first one starts before the block.
     rows = tail[: tail.rfind(b"\n") + 1].decode().splitlines()[1:]
     if not rows:
         return None
@@ -40,12 +40,12 @@ def last_metrics(storage: Storage) -> dict[str, float] | None:
 
 
 class Outcome(NamedTuple):
-    """How an attempt ended on its machines.
+    """How an attempt ended.
 
     Attributes:
-      exit_status: of training, on the machine that tells most.
-      worker: which machine.
-      is_final: whether trying again would not help, as after success.
+      exit_status: of training, on the host that explains the end best.
+      worker: that host: "worker-000".
+      is_final: whether another attempt would be pointless: after success, or after an error.
     """
 
     exit_status: int
@@ -54,14 +54,17 @@ class Outcome(NamedTuple):
 
 
 def outcome_of(storage: Storage, attempt: int) -> Outcome | None:
-    """Returns how an attempt ended; None while it goes on, or where nobody could write it down.
+    """Combines the outcomes of an attempt's hosts.
 
     Args:
       storage: the model directory.
       attempt: 1, 2, ...
+
+    Returns:
+      The outcome; None while the attempt runs, or if its hosts were lost before they could write one.
     """
     folder = f"{attempt_folder(attempt)}/outcomes/"
-    statuses = {}
+    statuses: dict[str, int] = {}
     for name in storage.names(folder):
         file = storage.read(name)
         if file is not None:
@@ -81,23 +84,23 @@ def outcome_of(storage: Storage, attempt: int) -> Outcome | None:
 
 
 def log_name(attempt: int, worker: int) -> str:
-    """Names the log of a machine in the model directory."""
+    """Returns the name of a host's log, relative to the model directory."""
     return f"{attempt_folder(attempt)}/logs/worker-{worker:03}.txt"
 
 
 def log_tail(storage: Storage, name: str, num_lines: int) -> tuple[str, int]:
-    """Reads a log's last lines.
+    """Reads the last lines of a log.
 
     Args:
       storage: the model directory.
       name: of the log.
-      num_lines: at most.
+      num_lines: how many lines at most.
 
     Returns:
-      The text, and the place in the log that it ends at.
+      The text, and the offset in bytes at which it ends.
     """
     size, text = storage.size(name), b""
     while text.count(b"\n") <= num_lines and len(text) < size:
-        start = max(0, size - len(text) - _BLOCK)
+        start = max(0, size - len(text) - _BLOCK_BYTES)
         text = storage.read_part(name, start, size - len(text)) + text
     return b"".join(text.splitlines(keepends=True)[-num_lines:]).decode(errors="replace"), size

@@ -1,14 +1,16 @@
-"""Submitting, watching, finding and cancelling jobs.
+"""Submitting, advancing, finding and cancelling jobs.
 
-Nobody has to watch for a job to run; but one that was preempted is queued again by whoever watches, on any machine, and
-by as many as like to: the record says who was first.
+A job runs without being watched, but a preempted one is requeued only by a watcher. Any number of machines may watch:
+the record, whose versions are compared on each write, decides between them.
 """
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from switch_tf.errors import SettingError
-from tpu.jobs.bundle import Files
-from tpu.jobs.cloud_api import AlreadyThere, Cloud, Refused, Resource
+from tpu.jobs.bundle import Bundle
+from tpu.jobs.cloud_api import AlreadyExists, Cloud, Refused, Resource
 from tpu.jobs.job_progress import outcome_of
 from tpu.jobs.object_store import Changed, Storage
 from tpu.jobs.record import (
@@ -19,45 +21,47 @@ from tpu.jobs.record import (
     SUBMITTING,
     Record,
     read_record,
+    require_record,
     update_record,
     write_record,
 )
 from tpu.jobs.request import attempt_folder, create_request, startup_script
 from tpu.jobs.spec import Job
 
-_GONE = ("PREEMPTED", "TERMINATED", "STOPPED")
+# Node states after which its hosts are lost.
+_LOST_NODE_STATES = ("PREEMPTED", "TERMINATED", "STOPPED")
 
 
-def submit(cloud: Cloud, storage: Storage, job: Job, files: Files) -> Record:
-    """Sends a job's files and queues its first attempt; goes on where a submission of the same job was cut off.
+def submit(cloud: Cloud, storage: Storage, job: Job, bundle: Bundle) -> Record:
+    """Uploads a job's bundle and queues its first attempt; continues an interrupted submission of the same job.
 
     Args:
       cloud: where to queue it.
       storage: its model directory.
       job: with its model directory.
-      files: what its machines fetch.
+      bundle: the files that its hosts download.
 
     Returns:
       The record, as it is in the model directory now.
 
     Raises:
-      SettingError: if another job goes on in that model directory, or Cloud TPU refuses or does not answer.
+      SettingError: if another job runs in that model directory, or Cloud TPU rejects the request or does not respond.
     """
     record, version = read_record(storage)
     if record is None or record.state != RUNNING:
-        # The new job may have another name, project or zone, under which the ended one's TPU would not be found.
-        for attempt in record.attempts if record else ():
-            _delete(cloud, record, attempt["queued_resource"])
-        record = Record.begin(job, files.folder, storage, record)
-        files.upload(storage)
+        # The new job may have another name, project or zone, under which a TPU of the ended one would not be found.
+        if record is not None:
+            _delete_all(cloud, record, record.attempts)
+        record = Record.begin(job, bundle.folder, storage, record)
+        bundle.upload(storage)
         try:
             write_record(storage, record, version)
         except Changed as error:
-            raise SettingError(f"{storage.url}: another machine submits a job here at this moment.") from error
-    elif json.dumps(record.job.to_dict()) != json.dumps(job.to_dict()) or record.files != files.folder:
+            raise SettingError(f"{storage.url}: another machine is submitting a job here: try again.") from error
+    elif json.dumps(record.job.to_dict()) != json.dumps(job.to_dict()) or record.files != bundle.folder:
         raise SettingError(
-            f"{storage.url} has job '{record.job.name}' with other settings or code, and it has not ended: `switch-tf "
-            f"tpu cancel {record.job.name}` first, or take another model_dir."
+            f"{storage.url} has job '{record.job.name}' with other settings or code, and it has not ended: cancel it "
+            f"with `switch-tf tpu cancel {record.job.name}`, or choose another model_dir."
         )
     if record.attempt_state != SUBMITTING:
         return record
@@ -76,29 +80,25 @@ def submit(cloud: Cloud, storage: Storage, job: Job, files: Files) -> Record:
 
 
 def _is_due(record: Record, number: int) -> bool:
-    """Whether an attempt is still to be queued: another machine may have gone on, or ended the job, in the meantime."""
+    """Whether an attempt is still to be queued: another machine may have queued it, or ended the job, since."""
     return record.state == RUNNING and record.attempt["number"] == number and record.attempt_state == SUBMITTING
 
 
 def _queue(cloud: Cloud, storage: Storage, record: Record) -> Record:
-    """Asks for the newest attempt's queued resource, in the place of the one before; again, if need be."""
+    """Requests the queued resource of the newest attempt, after deleting those of earlier attempts. Idempotent."""
     job, number = record.job, record.attempt["number"]
-    for attempt in record.attempts[:-1]:
-        _delete(cloud, record, attempt["queued_resource"])
-    # Deleting takes minutes, in which the job may have been cancelled.
-    now, _ = read_record(storage)
-    if now is None:
-        raise _no_record(storage)
-    if not _is_due(now, number):
-        return now
+    _delete_all(cloud, record, record.attempts[:-1])
+    # Deletion takes minutes, in which the job may have been cancelled.
+    current, _ = require_record(storage)
+    if not _is_due(current, number):
+        return current
     name = job.queued_resource_id(number)
     try:
         cloud.create(create_request(job, startup_script(job, record.files, number), number))
-    except AlreadyThere:
+    except AlreadyExists:
         if not _is_of(cloud.get(job.parent, name), record):
             raise Refused(
-                f"There is a queued resource '{name}' in {job.zone} already, and it is not this job's: choose another "
-                "name."
+                f"A queued resource '{name}' exists in {job.zone}, and it is not this job's: choose another name."
             ) from None
     resource = cloud.get(job.parent, name)
     state = resource.state if resource is not None else "CREATING"
@@ -107,17 +107,17 @@ def _queue(cloud: Cloud, storage: Storage, record: Record) -> Record:
         if _is_due(record, number):
             record.observe(state)
 
-    now = update_record(storage, change)
-    # Whoever went on, or ended the job, found nothing to delete while Cloud TPU was being asked.
-    if now.attempt["number"] != number:
+    current = update_record(storage, change)
+    # A machine that advanced or ended the job during the request could not have deleted this resource yet.
+    if current.attempt["number"] != number:
         _delete(cloud, record, name)
-    elif now.state != RUNNING:
-        _release(cloud, now)
-    return now
+    elif current.state != RUNNING:
+        _release(cloud, current)
+    return current
 
 
 def _is_of(resource: Resource | None, record: Record) -> bool:
-    """Whether a queued resource is one of a job's: its label and the job's record both say so."""
+    """Whether a queued resource belongs to a job, by its label and by the job's record."""
     return (
         resource is not None
         and resource.job == record.job.name
@@ -131,8 +131,13 @@ def _delete(cloud: Cloud, record: Record, name: str) -> None:
         cloud.delete(record.job.parent, name)
 
 
+def _delete_all(cloud: Cloud, record: Record, attempts: Sequence[Mapping[str, Any]]) -> None:
+    for attempt in attempts:
+        _delete(cloud, record, attempt["queued_resource"])
+
+
 def advance(cloud: Cloud, storage: Storage) -> Record:
-    """Looks at a job once, notes what has changed, and does what it needs: queues it again, or gives its TPU back.
+    """Checks a job once, records what has changed, and acts on it: requeues the job, or releases its TPU.
 
     Args:
       cloud: where it is queued.
@@ -142,11 +147,9 @@ def advance(cloud: Cloud, storage: Storage) -> Record:
       The record, as it is in the model directory now.
 
     Raises:
-      SettingError: if Cloud TPU refuses or does not answer; looking again goes on from there.
+      SettingError: if Cloud TPU rejects a request or does not respond; the next call continues from there.
     """
-    record, version = read_record(storage)
-    if record is None:
-        raise _no_record(storage)
+    record, version = require_record(storage)
     if record.state != RUNNING:
         _release(cloud, record)
         return record
@@ -154,14 +157,14 @@ def advance(cloud: Cloud, storage: Storage) -> Record:
     if resource is None and record.attempt_state == SUBMITTING:
         return _queue(cloud, storage, record)
     before = record.to_json()
-    _note(cloud, storage, record, resource)
+    _update(cloud, storage, record, resource)
     if record.to_json() == before:
         return record
     try:
         write_record(storage, record, version)
     except Changed:
-        # Another machine watches as well, and was faster.
-        return read_record(storage)[0]
+        # Another watcher was faster.
+        return require_record(storage)[0]
     if record.state != RUNNING:
         _release(cloud, record)
     elif record.attempt_state == SUBMITTING:
@@ -170,41 +173,40 @@ def advance(cloud: Cloud, storage: Storage) -> Record:
 
 
 def _release(cloud: Cloud, record: Record) -> None:
-    """Gives the TPU of a job that has ended back."""
-    # One that ended while it was still to be queued has trained nothing, and there is nothing to keep.
+    """Deletes the TPU of a job that has ended, unless it is to be kept."""
+    # A job that ended before it was queued has trained nothing, so there is nothing to keep.
     if not record.job.keep or record.state == CANCELLED or record.attempt_state == SUBMITTING:
-        for attempt in record.attempts:
-            if attempt["number"] >= record.first_attempt:
-                _delete(cloud, record, attempt["queued_resource"])
+        attempts = [attempt for attempt in record.attempts if attempt["number"] >= record.first_attempt]
+        _delete_all(cloud, record, attempts)
 
 
-def _note(cloud: Cloud, storage: Storage, record: Record, resource: Resource | None) -> None:
-    """Notes in the record what has become of the newest attempt."""
+def _update(cloud: Cloud, storage: Storage, record: Record, resource: Resource | None) -> None:
+    """Records what has become of the newest attempt."""
     outcome = outcome_of(storage, record.attempt["number"])
     if outcome is not None:
-        said = f"training on {outcome.worker} ended with exit status {outcome.exit_status}"
+        reason = f"training on {outcome.worker} ended with exit status {outcome.exit_status}"
         if not outcome.is_final:
-            _restart(record, said)
+            _restart(record, reason)
         elif outcome.exit_status == 0:
             _end(record, FINISHED)
         else:
-            _end(record, FAILED, f"{said}: see its log")
+            _end(record, FAILED, f"{reason}: see its log")
     elif resource is None:
-        _end(record, FAILED, f"{record.attempt['queued_resource']} was deleted, and not by this tool")
+        _end(record, FAILED, f"{record.attempt['queued_resource']} was deleted, but not by switch-tf")
     elif not _is_of(resource, record):
-        _end(record, FAILED, f"{resource.id} is not this job's")
+        _end(record, FAILED, f"{resource.id} belongs to another job")
     elif resource.state == "SUSPENDED":
-        _restart(record, "Cloud TPU took the machines back (preempted, or maintenance)")
+        _restart(record, "Cloud TPU reclaimed the TPU (preemption or maintenance)")
     elif resource.state == "FAILED":
-        said = resource.reason or "the queued resource failed"
+        reason = resource.reason or "the queued resource failed"
         if record.has_been("ACTIVE") or storage.names(attempt_folder(record.attempt["number"]) + "/"):
-            _restart(record, said)
+            _restart(record, reason)
         else:
-            # Refused before it ever ran: it would be refused again.
-            _end(record, FAILED, said)
+            # Rejected before it ever ran: it would be rejected again.
+            _end(record, FAILED, reason)
     elif resource.state == "ACTIVE":
         node = cloud.node(record.job.parent, resource.id)
-        if node is None or node.state in _GONE:
+        if node is None or node.state in _LOST_NODE_STATES:
             _restart(record, f"the node is {'gone' if node is None else node.state}")
         else:
             record.observe(resource.state, "" if node.state == "READY" else f"the node is {node.state}")
@@ -221,13 +223,13 @@ def _restart(record: Record, reason: str) -> None:
     limit = record.job.max_restarts
     if record.restarts < limit:
         record.observe("LOST", reason)
-        record.add_attempt("queued again")
+        record.add_attempt("requeued")
     else:
-        _end(record, FAILED, f"{reason}, and max_restarts = {limit} is used up: submit the job again to go on")
+        _end(record, FAILED, f"{reason}, and max_restarts = {limit} is reached: submit the job again to continue")
 
 
 def cancel(cloud: Cloud, storage: Storage) -> Record:
-    """Ends a job and gives its TPU back; what it has trained stays.
+    """Ends a job and deletes its TPU; its model directory stays.
 
     Args:
       cloud: where it is queued.
@@ -242,13 +244,8 @@ def cancel(cloud: Cloud, storage: Storage) -> Record:
             _end(record, CANCELLED)
 
     record = update_record(storage, change)
-    for attempt in record.attempts:
-        _delete(cloud, record, attempt["queued_resource"])
+    _delete_all(cloud, record, record.attempts)
     return record
-
-
-def _no_record(storage: Storage) -> SettingError:
-    return SettingError(f"{storage.url} has no record of a job: it was not submitted by `switch-tf tpu submit`.")
 
 
 def find(cloud: Cloud, name: str, parent: str) -> Resource:
@@ -257,34 +254,42 @@ def find(cloud: Cloud, name: str, parent: str) -> Resource:
     Args:
       cloud: where it is queued.
       name: of the job.
-      parent: "projects/P/locations/Z".
+      parent: "projects/P/locations/Z"; Z may be "-" for all zones.
+
+    Returns:
+      The queued resource.
 
     Raises:
-      SettingError: if there is none, or one in each of several zones.
+      SettingError: if there is none, or there are some in several zones.
     """
-    there = cloud.jobs(parent)
-    found = [resource for resource in there if resource.job == name]
+    resources = cloud.jobs(parent)
+    found = [resource for resource in resources if resource.job == name]
     if not found:
-        others = sorted({resource.job for resource in there})
+        others = sorted({resource.job for resource in resources})
         raise SettingError(
-            f"No TPU of {parent} belongs to a job '{name}' (there is: {', '.join(others) or 'none'}): for one that has "
-            "ended, give --model_dir=gs://..."
+            f"No TPU in {parent} belongs to a job '{name}' (jobs there: {', '.join(others) or 'none'}): for a job that "
+            "has ended, give --model_dir=gs://..."
         )
     zones = sorted({resource.parent.rpartition("/")[2] for resource in found})
     if len(zones) > 1:
-        raise SettingError(f"There is a job '{name}' in {' and in '.join(zones)}: say which with --zone=...")
+        raise SettingError(f"There is a job '{name}' in {' and in '.join(zones)}: choose one with --zone=...")
     return found[-1]
 
 
 def record_of(storage: Storage, name: str) -> Record:
     """Reads the record of a job.
 
+    Args:
+      storage: the model directory.
+      name: of the job.
+
+    Returns:
+      The record.
+
     Raises:
       SettingError: if there is none, or it is another job's.
     """
-    record, _ = read_record(storage)
-    if record is None:
-        raise _no_record(storage)
+    record, _ = require_record(storage)
     if record.job.name != name:
         raise SettingError(f"{storage.url} has the record of job '{record.job.name}', not of '{name}'.")
     return record

@@ -1,4 +1,4 @@
-"""Files of a model directory: in a bucket or in a local folder, through one interface."""
+"""Files of a model directory, in a bucket or in a local folder, through one interface; without TensorFlow."""
 
 import contextlib
 import hashlib
@@ -7,59 +7,63 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from switch_tf.errors import SettingError
-from tpu.jobs.cloud_extra import need_extra
+from tpu.jobs.cloud_extra import require_cloud_extra
 
 
 class File(NamedTuple):
-    """A file as it was read: its bytes, and the version that `write` takes to find out whether it has changed since."""
+    """The bytes of a file, and their version: `write` compares it to find out whether the file has changed since."""
 
     data: bytes
     version: int
 
 
-# Of a file that is not there.
+# The version of a file that does not exist.
 ABSENT = 0
 
 
 class Changed(Exception):
-    """Somebody else has written the file in the meantime."""
+    """Another machine has written the file since its version was read."""
 
 
 class Storage(Protocol):
-    """A folder."""
+    """A folder.
+
+    Attributes:
+      url: its path or address.
+    """
 
     url: str
 
     def read(self, name: str) -> File | None:
-        """Reads a file; None where it is not there."""
+        """Reads a file; None if it does not exist."""
 
     def read_part(self, name: str, start: int, end: int | None = None) -> bytes:
-        """Reads the bytes from `start` to before `end`; none where the file is not there or shorter."""
+        """Reads bytes [start, end); fewer or none if the file is shorter or does not exist."""
 
     def size(self, name: str) -> int:
-        """The bytes of a file; 0 where it is not there."""
+        """The size of a file in bytes; 0 if it does not exist."""
 
     def write(self, name: str, data: bytes, version: int | None = None) -> None:
-        """Writes a file, all of it or nothing.
+        """Writes a file atomically.
 
         Args:
           name: of the file.
           data: its bytes.
-          version: what is to be there before, ABSENT for nothing; None for whatever is.
+          version: the version to replace, ABSENT to create the file; None to write unconditionally.
 
         Raises:
-          Changed: if there is another version.
+          Changed: if the file has another version.
         """
 
     def names(self, prefix: str) -> list[str]:
-        """Names of all files, in folders below as well, that begin with a prefix; in order."""
+        """Sorted names of all files, in subfolders too, that start with a prefix."""
 
 
 class Folder:
-    """A local folder: a model directory that has been copied home."""
+    """A local folder, such as a copy of a model directory."""
 
     def __init__(self, path: str):
-        """Opens the folder, which need not be there."""
+        """Opens the folder, which need not exist."""
         self.url = path
         self._path = pathlib.Path(path)
 
@@ -80,8 +84,8 @@ class Folder:
 
     def write(self, name: str, data: bytes, version: int | None = None) -> None:
         path = self._path / name
-        there = self.read(name)
-        if version is not None and version != (there.version if there else ABSENT):
+        current = self.read(name)
+        if version is not None and version != (current.version if current else ABSENT):
             raise Changed(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".writing")
@@ -94,7 +98,7 @@ class Folder:
 
 
 class Bucket:
-    """A folder in a bucket of Cloud Storage, or of an emulator (STORAGE_EMULATOR_HOST)."""
+    """A folder in a bucket of Cloud Storage, or of an emulator at STORAGE_EMULATOR_HOST."""
 
     def __init__(self, url: str):
         """Opens the folder.
@@ -105,23 +109,24 @@ class Bucket:
         Raises:
           SettingError: without credentials or the [cloud] extra.
         """
-        with need_extra():
+        with require_cloud_extra():
+            import google.cloud.storage as storage
             from google.api_core import exceptions
             from google.auth.exceptions import DefaultCredentialsError
-            from google.cloud import storage
         self.url = url
         self._exceptions = exceptions
         name, _, folder = url.removeprefix("gs://").partition("/")
         self._prefix = folder.strip("/") + "/"
         try:
-            # The project only matters for making buckets.
+            # Only creating buckets needs a project.
             self._client = storage.Client(project="none")
         except DefaultCredentialsError as error:
             raise missing_credentials() from error
         self._bucket = self._client.bucket(name)
 
     @contextlib.contextmanager
-    def _sentences(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
+        """Turns the client's errors into `Changed` or a SettingError."""
         from google.auth.exceptions import GoogleAuthError, TransportError
         from requests.exceptions import RequestException
 
@@ -131,27 +136,27 @@ class Bucket:
             raise Changed(self.url) from error
         except (self._exceptions.Forbidden, self._exceptions.Unauthorized) as error:
             raise SettingError(
-                f"{self.url} may not be read or written with these credentials: give the account Storage Object "
-                "Admin on the bucket."
+                f"These credentials may not read or write {self.url}: grant the account the role Storage Object Admin "
+                "on the bucket."
             ) from error
         except self._exceptions.NotFound as error:
-            raise SettingError(f"There is no bucket {self._bucket.name}: make it, in the TPU's region.") from error
+            raise SettingError(f"There is no bucket {self._bucket.name}: create it in the TPU's region.") from error
         except (self._exceptions.GoogleAPIError, RequestException, TransportError) as error:
-            raise SettingError(f"{self.url} does not answer: give the command again ({_first_line(error)}).") from error
+            raise SettingError(f"{self.url} does not respond ({_first_line(error)}): run the command again.") from error
         except GoogleAuthError as error:
             raise missing_credentials() from error
 
     def read(self, name: str) -> File | None:
-        with self._sentences():
+        with self._translate_errors():
             while blob := self._bucket.get_blob(self._prefix + name):
                 version = blob.generation
-                # What is read must be what the version belongs to.
+                # The file may be replaced between the two requests: read it again.
                 with contextlib.suppress(self._exceptions.PreconditionFailed, self._exceptions.NotFound):
                     return File(blob.download_as_bytes(if_generation_match=version), version)
             return None
 
     def read_part(self, name: str, start: int, end: int | None = None) -> bytes:
-        with self._sentences():
+        with self._translate_errors():
             try:
                 blob = self._bucket.blob(self._prefix + name)
                 return blob.download_as_bytes(start=start, end=None if end is None else end - 1, checksum=None)
@@ -159,28 +164,28 @@ class Bucket:
                 return b""
 
     def size(self, name: str) -> int:
-        with self._sentences():
+        with self._translate_errors():
             blob = self._bucket.get_blob(self._prefix + name)
             return blob.size if blob else 0
 
     def write(self, name: str, data: bytes, version: int | None = None) -> None:
-        with self._sentences():
+        with self._translate_errors():
             self._bucket.blob(self._prefix + name).upload_from_string(
                 data, content_type="application/octet-stream", if_generation_match=version
             )
 
     def names(self, prefix: str) -> list[str]:
-        with self._sentences():
+        with self._translate_errors():
             blobs = self._client.list_blobs(self._bucket, prefix=self._prefix + prefix)
-            # TensorFlow makes empty objects that stand for folders.
+            # TensorFlow creates empty objects for folders.
             names = (blob.name.removeprefix(self._prefix) for blob in blobs if not blob.name.endswith("/"))
             return sorted(names)
 
 
 def missing_credentials() -> SettingError:
-    """Returns the error for a machine that nobody has signed in on."""
+    """Returns the error for a machine without Google Cloud credentials."""
     return SettingError(
-        "There are no Google Cloud credentials here: run `gcloud auth application-default login`, or set "
+        "No Google Cloud credentials were found: run `gcloud auth application-default login`, or set "
         "GOOGLE_APPLICATION_CREDENTIALS to a key file."
     )
 

@@ -1,19 +1,18 @@
-"""The experiment of a job, checked before anything is sent: a pod finds out hours later, and is paid for."""
+"""Checks a job's experiment before anything is sent: on a pod, mistakes show hours later and cost money."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import gin
 
-import switch_tf.runs.loop  # noqa: F401 (registers what gin files bind)
+import switch_tf.runs.loop  # noqa: F401 (registers everything that gin files bind)
 from switch_tf.errors import SettingError
-from switch_tf.models.config import ModelConfig
 from switch_tf.runs import gin_config
-from switch_tf.runs.experiment import configured_layout
+from switch_tf.runs.experiment import Experiment, configured_layout
 from tpu.jobs.spec import Job, check_bucket
 
 
-def checked(job: Job, more_bindings: Sequence[str] = ()) -> tuple[Job, str]:
+def check_job(job: Job, more_bindings: Sequence[str] = ()) -> tuple[Job, str]:
     """Checks a job's gin files, its model directory and its mesh.
 
     Args:
@@ -24,8 +23,8 @@ def checked(job: Job, more_bindings: Sequence[str] = ()) -> tuple[Job, str]:
       The job with its model directory, and the whole configuration as one gin file.
 
     Raises:
-      SettingError: if gin files do not compose, a macro has no value, the model directory is in no bucket, or the mesh
-        does not fit the slice.
+      SettingError: if gin files do not compose, a macro has no value, the model directory is not in a bucket, or the
+        mesh does not fit the slice, the model or the batch.
     """
     if not job.gin_files:
         raise SettingError("The job has no gin_files: set them in --job=FILE or with --gin_file=...")
@@ -34,30 +33,40 @@ def checked(job: Job, more_bindings: Sequence[str] = ()) -> tuple[Job, str]:
         bindings.append(f"MODEL_DIR = {job.model_dir.rstrip('/')!r}")
     gin_config.load(job.gin_files, bindings, job.gin_search_path)
     gin_config.check_required()
-    model_dir = gin_config.macro("MODEL_DIR")
-    if not isinstance(model_dir, str):
-        raise SettingError("The job has no model_dir: set it in --job=FILE or with --model_dir=gs://BUCKET/FOLDER.")
+    # As `train` makes it: all bindings, by macro or by parameter, with references resolved.
+    experiment = _make_experiment()
+    model_dir = experiment.model_dir.rstrip("/")
+    if job.model_dir is not None and model_dir != job.model_dir.rstrip("/"):
+        raise SettingError(f"model_dir = '{job.model_dir}', but gin binds '{model_dir}': leave one of them out.")
     check_bucket("model_dir", model_dir)
-    _check_mesh(job)
-    return dataclasses.replace(job, model_dir=model_dir.rstrip("/")), gin.config_str(max_line_length=120)
+    _check_devices(job, experiment)
+    return dataclasses.replace(job, model_dir=model_dir), gin.config_str(max_line_length=120)
 
 
-def _check_mesh(job: Job) -> None:
+def _make_experiment() -> Experiment:
+    try:
+        return Experiment()
+    except RuntimeError as error:  # gin's, for a parameter without a value.
+        raise SettingError(f"{str(error).splitlines()[0]}: add --gin_file=gin/runs/pretrain.gin.") from error
+
+
+def _check_devices(job: Job, experiment: Experiment) -> None:
     slice_ = job.slice
-    if gin_config.macro("NUM_LOGICAL_DEVICES") is not None:
-        raise SettingError("NUM_LOGICAL_DEVICES cuts a CPU into devices: leave it out, or take another layout file.")
-    engine = gin_config.macro("ENGINE", "single")
-    if slice_.num_machines > 1 and engine != "dtensor":
+    if experiment.num_logical_devices is not None:
         raise SettingError(
-            f"ENGINE = '{engine}' runs in one process, and {job.accelerator_type} has {slice_.num_machines} machines: "
-            "add a file of gin/layouts whose ENGINE is 'dtensor'."
+            f"NUM_LOGICAL_DEVICES = {experiment.num_logical_devices} splits a CPU into devices: leave it out, or "
+            "choose another layout file."
         )
-    layout = configured_layout(ModelConfig())
-    if layout.num_devices != slice_.num_devices:
-        fitting = [slice_.generation.slice(shape) for shape in slice_.generation.shapes]
-        names = [other.accelerator_type for other in fitting if other.num_devices == layout.num_devices]
+    if slice_.num_hosts > 1 and experiment.engine != "dtensor":
         raise SettingError(
-            f"MESH_SHAPE = '{gin_config.macro('MESH_SHAPE', '')}' has {layout.num_devices} devices, and "
-            f"{job.accelerator_type} has {slice_.num_devices}: make them equal"
-            + (f", or take accelerator_type = '{names[0]}'." if names else ".")
+            f"ENGINE = '{experiment.engine}' runs in one process, but {job.accelerator_type} has {slice_.num_hosts} "
+            "hosts: add a file of gin/layouts whose ENGINE is 'dtensor'."
+        )
+    num_devices = configured_layout(experiment.model).num_devices
+    if num_devices != slice_.num_devices:
+        fitting = slice_.generation.accelerator_types(num_devices)
+        raise SettingError(
+            f"MESH_SHAPE = '{experiment.mesh_shape}' has {num_devices} devices, but {job.accelerator_type} has "
+            f"{slice_.num_devices}: make them equal"
+            + (f", or use accelerator_type = '{fitting[0]}'." if fitting else ".")
         )

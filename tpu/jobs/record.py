@@ -1,9 +1,10 @@
-"""A job's record: `job/record.json` in its model directory, which outlives the machine that submitted it."""
+"""A job's record: `job/record.json` in its model directory, shared by all machines that submit, watch or cancel it."""
 
 import datetime
 import json
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from switch_tf.errors import SettingError
 from tpu.jobs.object_store import ABSENT, Changed, Storage
@@ -13,30 +14,32 @@ FOLDER = "job"
 RECORD = f"{FOLDER}/record.json"
 _FORMAT = 1
 
-# States of a job. The first is one that goes on.
+# States of a job; all but the first are final.
 RUNNING, FINISHED, FAILED, CANCELLED = "RUNNING", "FINISHED", "FAILED", "CANCELLED"
-# State of an attempt whose queued resource may not have been asked for yet; the others are Cloud TPU's own.
+# State of an attempt whose queued resource may not have been requested yet; the other states are Cloud TPU's.
 SUBMITTING = "SUBMITTING"
 
 
 def now() -> str:
-    """Returns the time, as records have it."""
+    """Returns the current UTC time in ISO 8601, as records store it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 class Record:
-    """A job, and what has become of it.
+    """A job and its history.
 
     Attributes:
       job: the description.
-      files: the folder, in the model directory, that code and gin file are in.
+      files: the folder of the job's bundle, relative to the model directory.
       state: RUNNING, FINISHED, FAILED or CANCELLED.
-      reason: of the state; a sentence, or empty.
+      reason: why it is in that state; may be empty.
       attempts: each {"number": 1, "queued_resource": its id, "states": [{"state": ..., "time": ..., "reason": ...}]}.
-      first_attempt: the number with which this submission began: a job that has ended may be submitted again.
+      first_attempt: number of the first attempt of this submission: a job that has ended may be submitted again.
     """
 
-    def __init__(self, job: Job, files: str, attempts: list[dict], state: str, reason: str, first_attempt: int):
+    def __init__(
+        self, job: Job, files: str, attempts: list[dict[str, Any]], state: str, reason: str, first_attempt: int
+    ):
         self.job = job
         self.files = files
         self.attempts = attempts
@@ -50,12 +53,12 @@ class Record:
 
         Args:
           job: with its model directory.
-          files: the folder, in the model directory, that code and gin file are in.
-          storage: the model directory, which may have outcomes of attempts that no record tells of any more.
-          before: the record of a job there that has ended.
+          files: the folder of its bundle, relative to the model directory.
+          storage: the model directory; it may hold files of attempts whose record was deleted.
+          before: the record of an earlier job there, which has ended.
 
         Returns:
-          The record, with one attempt after all those before.
+          The record, with one new attempt, whose number follows all earlier ones.
         """
         attempts = list(before.attempts) if before else []
         numbers = [attempt["number"] for attempt in attempts]
@@ -66,7 +69,7 @@ class Record:
         return record
 
     def add_attempt(self, reason: str) -> None:
-        """Adds an attempt that is about to be queued."""
+        """Adds an attempt that is to be queued next."""
         self._add_attempt(self.attempt["number"] + 1, reason)
 
     def _add_attempt(self, number: int, reason: str) -> None:
@@ -76,38 +79,36 @@ class Record:
         self.observe(SUBMITTING, reason)
 
     @property
-    def attempt(self) -> dict:
+    def attempt(self) -> dict[str, Any]:
         """The newest attempt."""
         return self.attempts[-1]
 
     @property
     def attempt_state(self) -> str:
-        """The state in which the newest attempt was seen last."""
+        """The last known state of the newest attempt."""
         return self.attempt["states"][-1]["state"]
 
     @property
     def restarts(self) -> int:
-        """How often the job has been queued again."""
+        """How often this submission has been requeued."""
         return self.attempt["number"] - self.first_attempt
 
     def has_been(self, state: str) -> bool:
-        """Whether the newest attempt has been seen in a state."""
+        """Whether the newest attempt was ever observed in a state."""
         return any(seen["state"] == state for seen in self.attempt["states"])
 
-    def observe(self, state: str, reason: str = "") -> bool:
-        """Notes a state of the newest attempt; returns whether it is news."""
+    def observe(self, state: str, reason: str = "") -> None:
+        """Records the state of the newest attempt, unless it is in that state already."""
         states = self.attempt["states"]
-        if states and (states[-1]["state"], states[-1]["reason"]) == (state, reason):
-            return False
-        states.append({"state": state, "time": now(), "reason": reason})
-        return True
+        if not states or (states[-1]["state"], states[-1]["reason"]) != (state, reason):
+            states.append({"state": state, "time": now(), "reason": reason})
 
     def end(self, state: str, reason: str) -> None:
-        """Ends the job."""
+        """Moves the job to a final state."""
         self.state, self.reason = state, reason
 
     def to_json(self) -> bytes:
-        """The record as its file has it."""
+        """The content of the record's file."""
         content = {
             "format": _FORMAT,
             "job": self.job.to_dict(),
@@ -120,8 +121,8 @@ class Record:
         return json.dumps(content, indent=2).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, content: Mapping) -> "Record":
-        """Reads what `to_json` wrote."""
+    def from_json(cls, content: Mapping[str, Any]) -> "Record":
+        """Inverse of `to_json`, from the parsed file."""
         return cls(
             make_job(content["job"]),
             *(content["files"], content["attempts"], content["state"], content["reason"], content["first_attempt"]),
@@ -135,10 +136,10 @@ def read_record(storage: Storage) -> tuple[Record | None, int]:
       storage: the model directory.
 
     Returns:
-      The record (None where there is none), and the version for `write_record`.
+      The record (None if there is none), and its version for `write_record`.
 
     Raises:
-      SettingError: if it is damaged, or of another version of switch_tf.
+      SettingError: if it is damaged, or was written by another version of switch_tf.
     """
     file = storage.read(RECORD)
     if file is None:
@@ -151,37 +152,57 @@ def read_record(storage: Storage) -> tuple[Record | None, int]:
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, SettingError):
             raise
-        raise SettingError(f"{storage.url}/{RECORD} is damaged: delete it to give the job up.") from error
+        raise SettingError(f"{storage.url}/{RECORD} is damaged: delete it to abandon the job.") from error
+
+
+def require_record(storage: Storage) -> tuple[Record, int]:
+    """Reads a model directory's record like `read_record`.
+
+    Raises:
+      SettingError: if there is none.
+    """
+    record, version = read_record(storage)
+    if record is None:
+        raise SettingError(f"{storage.url} has no record of a job: it was not submitted by `switch-tf tpu submit`.")
+    return record, version
 
 
 def write_record(storage: Storage, record: Record, version: int) -> None:
-    """Writes a record in the place of the version that was read.
+    """Replaces the version of a record that was read.
+
+    Args:
+      storage: the model directory.
+      record: the new record.
+      version: of the record that it replaces, from `read_record`.
 
     Raises:
-      Changed: if another machine has written it in the meantime.
+      Changed: if another machine has written it since.
     """
     data = record.to_json()
     try:
         storage.write(RECORD, data, version)
     except Changed:
-        # A write whose answer was lost is made twice.
-        there = storage.read(RECORD)
-        if there is None or there.data != data:
+        # A write whose response was lost is retried, and then fails against its own first try.
+        current = storage.read(RECORD)
+        if current is None or current.data != data:
             raise
 
 
 def update_record(storage: Storage, change: Callable[[Record], None]) -> Record:
-    """Changes a record, whoever else does so at the same time.
+    """Changes a record atomically.
 
     Args:
-      storage: the model directory, which has one.
-      change: makes the change; called again where another machine was faster.
+      storage: the model directory.
+      change: changes the record; called again on a new copy if another machine wrote the record first.
 
     Returns:
       The record as it was written.
+
+    Raises:
+      SettingError: if there is no record.
     """
     while True:
-        record, version = read_record(storage)
+        record, version = require_record(storage)
         change(record)
         try:
             write_record(storage, record, version)

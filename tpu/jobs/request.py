@@ -1,27 +1,31 @@
-"""What is asked of Cloud TPU for one attempt: a queued resource, and the script that its machines run at boot."""
+"""The request for the queued resource of one attempt, and the startup script of its hosts."""
 
 import pathlib
 import shlex
 import uuid
+from typing import TYPE_CHECKING
 
-from tpu.jobs.cloud_extra import need_extra
+from tpu.jobs.cloud_extra import require_cloud_extra
 from tpu.jobs.record import FOLDER
 from tpu.jobs.spec import ATTEMPT_LABEL, JOB_LABEL, Job
 
-# Where a node's metadata say which model directory has the job's record; a label could not hold it.
-RECORD_KEY = "switch-tf-model-dir"
-# The last TensorFlow with a wheel for TPUs, and the only libtpu that it was found to start with.
-_PACKAGES = "tensorflow-tpu==2.20.0 libtpu==0.0.14"
-_NIGHTLIES = "tfds-nightly seqio-nightly"
-_RELEASES = "tensorflow-datasets==4.9.10 seqio==0.0.20"
+if TYPE_CHECKING:
+    from google.cloud import tpu_v2
+
+# Metadata key for the job's model directory; a label may not contain a URL.
+MODEL_DIR_KEY = "switch-tf-model-dir"
+# The last TensorFlow with a wheel for TPUs, and the only libtpu with which it was found to start.
+PACKAGES = "tensorflow-tpu==2.20.0 libtpu==0.0.14"
+NIGHTLIES = "tfds-nightly seqio-nightly"
+RELEASES = "tensorflow-datasets==4.9.10 seqio==0.0.20"
 
 
 def startup_script(job: Job, files: str, attempt: int) -> str:
-    """Writes the script.
+    """Generates the startup script.
 
     Args:
       job: with its model directory.
-      files: the folder, in the model directory, that code and gin file are in.
+      files: the folder of the job's bundle, relative to the model directory.
       attempt: 1, 2, ...
 
     Returns:
@@ -35,9 +39,9 @@ def startup_script(job: Job, files: str, attempt: int) -> str:
         "QUEUED_RESOURCE": job.queued_resource_id(attempt),
         "STORE": f"{job.model_dir}/{attempt_folder(attempt)}",
         "FILES": f"{job.model_dir}/{files}",
-        "PACKAGES": _PACKAGES,
-        "NIGHTLIES": _NIGHTLIES,
-        "RELEASES": _RELEASES,
+        "PACKAGES": PACKAGES,
+        "NIGHTLIES": NIGHTLIES,
+        "RELEASES": RELEASES,
         "KEEP": str(int(job.keep)),
     }
     lines = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
@@ -45,23 +49,22 @@ def startup_script(job: Job, files: str, attempt: int) -> str:
 
 
 def attempt_folder(attempt: int) -> str:
-    """Where, in the model directory, the machines of an attempt leave `logs/` and `outcomes/`."""
+    """The folder of an attempt's `logs/` and `outcomes/`, relative to the model directory."""
     return f"{FOLDER}/attempt-{attempt}"
 
 
-def create_request(job: Job, script: str, attempt: int):
-    """Makes the request.
+def create_request(job: Job, script: str, attempt: int) -> "tpu_v2.CreateQueuedResourceRequest":
+    """Makes the request for a queued resource.
 
     Args:
       job: with its model directory.
-      script: what the machines run when they boot.
+      script: the startup script of the hosts.
       attempt: 1, 2, ...
 
     Returns:
-      A `tpu_v2.CreateQueuedResourceRequest`. Made again of the same job it is equal, its id included, so that Cloud TPU
-      answers it once.
+      The request. Equal arguments give an equal request id, so that Cloud TPU serves a repeated request once.
     """
-    with need_extra():
+    with require_cloud_extra():
         from google.cloud import tpu_v2
 
     name = job.queued_resource_id(attempt)
@@ -73,7 +76,7 @@ def create_request(job: Job, script: str, attempt: int):
             network=job.network, subnetwork=job.subnetwork, enable_external_ips=job.external_ips
         ),
         labels={**job.labels, JOB_LABEL: job.name, ATTEMPT_LABEL: str(attempt)},
-        metadata={"startup-script": script, RECORD_KEY: job.model_dir},
+        metadata={"startup-script": script, MODEL_DIR_KEY: job.model_dir},
     )
     if job.service_account is not None:
         node.service_account = tpu_v2.ServiceAccount(email=job.service_account)

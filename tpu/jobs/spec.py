@@ -1,15 +1,17 @@
-"""What a job is: its description, from a YAML file, flags, or both."""
+"""The description of a job: from a YAML file, flags, or both."""
 
 import dataclasses
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from switch_tf.errors import SettingError, nearest
+from tpu.jobs.cloud_extra import require_cloud_extra
 from tpu.topologies import Slice, find_accelerator
 
 PROVISIONING = ("on-demand", "spot", "reserved")
-# Labels that say which resources are this tool's.
+# Labels that mark the resources of our jobs.
 JOB_LABEL, ATTEMPT_LABEL = "switch-tf-job", "switch-tf-attempt"
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -23,26 +25,26 @@ class Job:
     """A training job on a TPU slice.
 
     Attributes:
-      name: 40 small letters, digits and - at most.
-      project: of Google Cloud.
+      name: at most 40 lower-case letters, digits and hyphens.
+      project: the Google Cloud project.
       zone: "us-central2-b".
       accelerator_type: "v4-128", "v5litepod-32", ...
-      model_dir: "gs://bucket/folder"; None where MODEL_DIR says it.
-      runtime_version: the machines' image; None for the generation's own.
+      model_dir: "gs://bucket/folder"; None if gin sets it.
+      runtime_version: the image of the hosts; None for the default of the TPU generation.
       provisioning: "on-demand", "spot" (cheaper, may be preempted) or "reserved".
-      reservation: which reservation; None for any.
-      network: of the machines; None for the project's default.
-      subnetwork: of the machines; None for the network's in this region.
-      external_ips: whether machines have addresses on the internet; without, the network needs Cloud NAT.
-      service_account: whose rights the machines have; None for the project's default.
-      labels: for bills and searches.
+      reservation: its name; None for any reservation of the project.
+      network: of the hosts; None for the project's default.
+      subnetwork: of the hosts; None for the network's subnetwork in the region.
+      external_ips: whether hosts have external IP addresses; without them, the network needs Cloud NAT.
+      service_account: its e-mail address; None for the project's default.
+      labels: of the node, for billing reports and filters.
       gin_files: the experiment, as `switch-tf train` takes it.
-      gin: macros and parameters by name; a string that begins with @ or % is a reference.
+      gin: macros and parameters by name; a string that starts with @ or % is a reference.
       gin_search_path: folders to look for gin files in.
-      code: a checkout, or an archive that pip can install; None for the code that runs here.
+      code: a checkout, or an archive that pip can install; None for the code of this process.
       modules: Python files and folders that the gin files import.
-      max_restarts: how often a job is queued again.
-      keep: whether the machines stay, and cost, when the job has ended.
+      max_restarts: how often the job is requeued at most.
+      keep: whether to keep the TPU, and pay for it, when the job has ended.
     """
 
     name: str
@@ -66,47 +68,47 @@ class Job:
     max_restarts: int = 10
     keep: bool = False
 
-    def __post_init__(self):
-        _check_pattern("name", self.name, _NAME, "small letters, digits and -, 40 at most, a letter first")
+    def __post_init__(self) -> None:
+        _check_pattern("name", self.name, _NAME, "at most 40 lower-case letters, digits and hyphens, a letter first")
         _check_pattern("project", self.project, _PROJECT, "the id of a Google Cloud project")
         _check_pattern("zone", self.zone, _ZONE, "a zone such as 'us-central2-b'")
         find_accelerator(self.accelerator_type)
         if self.provisioning not in PROVISIONING:
             known = ", ".join(PROVISIONING)
-            raise SettingError(f"provisioning = '{self.provisioning}' is none of {known}.")
+            raise SettingError(f"provisioning = '{self.provisioning}' is not one of {known}.")
         if self.reservation is not None and self.provisioning != "reserved":
             raise SettingError(f"reservation = '{self.reservation}' needs provisioning = 'reserved'.")
         if self.max_restarts < 0:
-            raise SettingError(f"max_restarts = {self.max_restarts} must be 0 or more.")
+            raise SettingError(f"max_restarts = {self.max_restarts} must be at least 0.")
         if self.model_dir is not None:
             check_bucket("model_dir", self.model_dir)
         for key, value in self.labels.items():
-            _check_pattern("labels: key", key, _LABEL_KEY, "small letters, digits, _ and -, a letter first")
-            _check_pattern(f"labels: {key}", value, _LABEL_VALUE, "small letters, digits, _ and -, 63 at most")
+            _check_pattern("labels: key", key, _LABEL_KEY, "lower-case letters, digits, _ and -, a letter first")
+            _check_pattern(f"labels: {key}", value, _LABEL_VALUE, "at most 63 lower-case letters, digits, _ and -")
             if key in (JOB_LABEL, ATTEMPT_LABEL):
-                raise SettingError(f"labels: '{key}' is what marks this tool's own resources: choose another.")
+                raise SettingError(f"labels: '{key}' is reserved for switch-tf: choose another key.")
 
     @property
     def slice(self) -> Slice:
-        """The chips."""
+        """The TPU slice."""
         return find_accelerator(self.accelerator_type)
 
     @property
     def parent(self) -> str:
-        """Where Cloud TPU keeps the job's resources."""
+        """The parent of the job's resources in Cloud TPU's API."""
         return f"projects/{self.project}/locations/{self.zone}"
 
     @property
     def bindings(self) -> list[str]:
-        """`gin` as gin's own lines."""
+        """`gin` as lines of a gin file."""
         return [f"{name} = {_gin_value(value)}" for name, value in self.gin.items()]
 
     def queued_resource_id(self, attempt: int) -> str:
-        """The name of an attempt's queued resource and of its node."""
+        """The id of an attempt's queued resource, and of its node."""
         return f"{self.name}-{attempt}"
 
-    def to_dict(self) -> dict[str, object]:
-        """The description as JSON has it."""
+    def to_dict(self) -> dict[str, Any]:
+        """The description as an object for JSON."""
         return dataclasses.asdict(self) | {"gin": dict(self.gin), "labels": dict(self.labels)}
 
 
@@ -120,14 +122,18 @@ def _check_pattern(setting: str, value: str, pattern: re.Pattern, words: str) ->
 
 
 def check_bucket(setting: str, url: str) -> None:
-    """Checks that a folder is in a bucket, where all machines of a pod and the next attempt find it.
+    """Checks that a folder is in a bucket, which all hosts and the next attempt can reach.
+
+    Args:
+      setting: its name, for the error.
+      url: the folder.
 
     Raises:
-      SettingError: if it is not.
+      SettingError: if it is not `gs://BUCKET/FOLDER`.
     """
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+/[^?#*\s][^?#*\n]*", url):
         raise SettingError(
-            f"{setting} = '{url}' is not in a bucket, where all machines find it: make it gs://BUCKET/FOLDER."
+            f"{setting} = '{url}' is not in a bucket, which all hosts must reach: make it gs://BUCKET/FOLDER."
         )
 
 
@@ -138,25 +144,25 @@ _MAPPINGS = ("gin", "labels")
 _FROM_ENVIRONMENT = {"project": "GOOGLE_CLOUD_PROJECT", "zone": "CLOUDSDK_COMPUTE_ZONE"}
 
 
-def make_job(*sources: Mapping[str, object]) -> Job:
-    """Makes a job of descriptions, of which later ones override earlier ones; `labels` and `gin` are merged.
+def make_job(*sources: Mapping[str, Any]) -> Job:
+    """Makes a job from several sources: later ones override earlier ones; `labels` and `gin` are merged.
 
     Args:
-      sources: settings by name; None where a source does not have one.
+      sources: settings by name; None for one that a source does not set.
 
     Returns:
       The job.
 
     Raises:
-      SettingError: if a setting is unknown, absent, of another type or wrong.
+      SettingError: if a setting is unknown, missing, of the wrong type or invalid.
     """
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         name: os.environ[variable] for name, variable in _FROM_ENVIRONMENT.items() if os.environ.get(variable)
     }
     for source in sources:
         for name, value in source.items():
             if name not in _FIELDS:
-                raise SettingError(f"'{name}' is no setting of a job{_nearest_settings(name)}.")
+                raise SettingError(f"'{name}' is not a setting of a job{_nearest_settings(name)}.")
             if value is None:
                 continue
             value = _typed(name, value)
@@ -169,10 +175,10 @@ def make_job(*sources: Mapping[str, object]) -> Job:
 
 
 def _nearest_settings(name: str) -> str:
-    return nearest(name, _FIELDS) or f" (there is: {', '.join(_FIELDS)})"
+    return nearest(name, _FIELDS) or f" (available: {', '.join(_FIELDS)})"
 
 
-def _typed(name: str, value: object) -> object:
+def _typed(name: str, value: Any) -> Any:
     """Checks a value's type against the field's; lists become tuples."""
     if name in _LISTS:
         values = [value] if isinstance(value, str) else value
@@ -190,8 +196,8 @@ def _typed(name: str, value: object) -> object:
     return value
 
 
-def read_job_file(path: str) -> dict[str, object]:
-    """Reads a YAML file.
+def read_job_file(path: str) -> dict[str, Any]:
+    """Reads a job's YAML file.
 
     Args:
       path: of the file.
@@ -200,11 +206,9 @@ def read_job_file(path: str) -> dict[str, object]:
       Settings by name.
 
     Raises:
-      SettingError: if it cannot be read, or is no mapping.
+      SettingError: if it cannot be read, or is not a mapping.
     """
-    from tpu.jobs.cloud_extra import need_extra
-
-    with need_extra():
+    with require_cloud_extra():
         import yaml
 
     try:
@@ -215,7 +219,9 @@ def read_job_file(path: str) -> dict[str, object]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise SettingError(f"--job={path} is no YAML{where}: {getattr(error, 'problem', 'unreadable')}.") from error
+        raise SettingError(
+            f"--job={path} is not valid YAML{where}: {getattr(error, 'problem', 'unreadable')}."
+        ) from error
     if not isinstance(settings, dict):
         raise SettingError(f"--job={path} is not of the form NAME: value, one setting on each line.")
     return {str(name): value for name, value in settings.items()}

@@ -1,13 +1,13 @@
-# What each machine of a job runs, as root, whenever it boots. The lines above were written by `switch-tf tpu`:
+# Startup script of each host of a job, run as root at every boot. `switch-tf tpu submit` puts these variables before it:
 # JOB ATTEMPT PROJECT ZONE QUEUED_RESOURCE STORE FILES PACKAGES NIGHTLIES RELEASES KEEP.
 
 WORK=${SWITCH_TF_WORK:-/var/lib/switch-tf}/$QUEUED_RESOURCE
-PAUSE=${SWITCH_TF_PAUSE:-30}            # seconds between tries, and between copies of the log to the bucket
+PAUSE=${SWITCH_TF_PAUSE:-30}            # seconds between tries, and between uploads of the log
 METADATA=http://metadata.google.internal/computeMetadata/v1/instance
 PORT=12470
 TRIES=5
-LOST=75                                 # the exit status of a process that ends because another one has
-UNPREPARED=74                           # ... of a machine on which training never began
+LOST=75                                 # exit status of training when another process was lost
+UNPREPARED=74                           # exit status of a host on which training never started
 
 export HOME=${HOME:-/root}
 mkdir -p "$WORK"
@@ -18,7 +18,8 @@ say() { echo "switch-tf: $(date -u +%FT%TZ) $*"; }
 
 metadata() { curl --silent --fail --retry 10 --retry-delay 3 -H 'Metadata-Flavor: Google' "$METADATA/$1"; }
 
-retried() {
+retry() {
+  local try
   for try in 1 2 3 4 5; do
     "$@" && return
     say "failed ($try of 5): $1 $2"
@@ -27,29 +28,29 @@ retried() {
   return 1
 }
 
-copy_log() {
+upload_log() {
   local size
   size=$(stat -c %s log.txt)
-  [ "$size" = "${copied:-}" ] || { gsutil -q cp log.txt "$STORE/logs/$RANK.txt" && copied=$size; }
+  [ "$size" = "${uploaded:-}" ] || { gsutil -q cp log.txt "$STORE/logs/$RANK.txt" && uploaded=$size; }
 }
 
-# $1: the exit status of the job on this machine, for good.
+# $1: the final exit status of the job on this host.
 record_outcome() {
-  say "the outcome on this machine: exit status $1"
+  say "outcome of this host: exit status $1"
   printf '{"exit_status": %d, "time": "%s"}\n' "$1" "$(date -u +%FT%TZ)" >outcome.json
-  copy_log
-  retried gsutil -q cp outcome.json "$STORE/outcomes/$RANK.json"
+  upload_log
+  retry gsutil -q cp outcome.json "$STORE/outcomes/$RANK.json"
 }
 
-# Gives the TPU back. The first machine does it at the end, any machine after an error that trying again does not mend.
+# Deletes the TPU: the first host does it after success, any host after an error that retries cannot fix.
 release() {
   if [ "$KEEP" = 1 ]; then return; fi
-  sleep "$PAUSE" "$PAUSE"               # the other machines copy their logs meanwhile
+  sleep "$PAUSE" "$PAUSE"               # lets the other hosts upload their logs
   local token
   token=$(metadata service-accounts/default/token | sed 's/.*"access_token": *"\([^"]*\)".*/\1/')
   curl --silent --fail -X DELETE -H "Authorization: Bearer $token" \
     "https://tpu.googleapis.com/v2/projects/$PROJECT/locations/$ZONE/queuedResources/$QUEUED_RESOURCE?force=true" ||
-    { say "the TPU could not be given back from here: switch-tf tpu watch $JOB, or cancel"; copy_log; }
+    { say "this host could not delete the TPU: run switch-tf tpu watch $JOB, or cancel"; upload_log; }
 }
 
 give_up() {
@@ -67,8 +68,8 @@ find_python() {
     command -v python3.11
 }
 
-# Plain tensorflow comes with tensorflow-text, and nightlies of two more packages with t5: out, and what they have
-# overwritten in again.
+# tensorflow-text depends on plain tensorflow, and t5 on nightlies of two packages: this removes them, and installs again
+# what they have overwritten.
 install() {
   [ -e installed ] && return
   local python
@@ -77,7 +78,7 @@ install() {
   gsutil -q -m cp -r "$FILES/*" files || return 1
   if [ -e files/modules.tar.gz ]; then tar -xzf files/modules.tar.gz -C modules || return 1; fi
   python=$(find_python) || return 1
-  # PACKAGES, NIGHTLIES, RELEASES: lists of words.
+  # PACKAGES, NIGHTLIES and RELEASES are lists, to be split.
   # shellcheck disable=SC2086
   "$python" -m venv venv &&
     venv/bin/python -m pip install --quiet -c files/constraints.txt files/code/* &&
@@ -92,7 +93,7 @@ find_processes() {
   worker=$(metadata attributes/agent-worker-number) || return 1
   endpoints=$(metadata attributes/worker-network-endpoints) || return 1
   RANK=$(printf 'worker-%03d' "$worker")
-  # Each is an address, or id:port:address.
+  # Each endpoint is an address, or id:port:address.
   for endpoint in ${endpoints//,/ }; do
     processes+=${processes:+,}${endpoint##*:}:$PORT
     ((++COUNT))
@@ -102,22 +103,23 @@ find_processes() {
   fi
 }
 
-# Machines need different times to boot and install; training waits ten minutes for another process, and then fails.
-meet() {
-  retried gsutil -q cp installed "$STORE/ready/$RANK" || return 1
+# Hosts take different times to boot and install, and training waits only ten minutes for other processes.
+wait_for_hosts() {
+  retry gsutil -q cp installed "$STORE/ready/$RANK" || return 1
+  local try
   for ((try = 0; try < 60; try++)); do
     if (($(gsutil ls "$STORE/ready/*" | wc -l) >= COUNT)); then return; fi
     sleep "$PAUSE"
   done
-  say "not all of the $COUNT machines are ready"
+  say "not all of the $COUNT hosts are ready"
   return 1
 }
 
-# A shutdown stops training, which saves a checkpoint; the next boot, or the next attempt, goes on from there.
+# At shutdown, training saves a checkpoint and stops; the next boot or the next attempt continues from it.
 stop() {
-  say "told to stop"
+  say "received a signal to stop"
   if [ -n "${training:-}" ]; then kill -TERM "$training"; wait "$training"; fi
-  copy_log
+  upload_log
   exit 0
 }
 
@@ -131,7 +133,7 @@ train() {
     pause=$!
     wait -n "$training" "$pause"
     kill "$pause" 2>/dev/null
-    copy_log
+    upload_log
   done
   wait "$training"
   status=$?
@@ -142,8 +144,8 @@ if [ -e outcome.json ]; then exit 0; fi
 say "job $JOB, attempt $ATTEMPT"
 find_processes || { say "no metadata"; exit 1; }
 trap stop TERM INT
-{ retried install && meet; } || give_up "$UNPREPARED"
-copy_log
+{ retry install && wait_for_hosts; } || give_up "$UNPREPARED"
+upload_log
 
 tries=0
 while true; do
@@ -156,13 +158,13 @@ while true; do
       if [ "$RANK" = worker-000 ]; then release; fi
       exit 0
       ;;
-    "$LOST" | 12[89] | 1[3-9][0-9] | 2[0-9][0-9]) ;;    # another process has ended, or a signal killed this one: again
+    "$LOST" | 12[89] | 1[3-9][0-9] | 2[0-9][0-9]) ;;    # another process was lost, or a signal killed this one: retry
     *) give_up "$status" ;;
   esac
   if ((SECONDS - began > 3600)); then tries=0; fi
   if ((++tries >= TRIES)) || gsutil -q ls "$STORE/outcomes/*.json" >/dev/null 2>&1; then
     give_up "$status"
   fi
-  copy_log
+  upload_log
   sleep "$PAUSE"
 done

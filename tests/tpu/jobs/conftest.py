@@ -1,30 +1,29 @@
-"""A zone and a bucket on loopback."""
+"""Fixtures: a fake zone, a fake bucket, and a job for them."""
 
 import pytest
 
 from tests.support import fake_bucket
+from tests.support.fake_bucket import MODEL_DIR
 from tests.support.fake_cloud import FakeCloud
-from tpu.jobs.bundle import Files
+from tpu.jobs.bundle import Bundle
 from tpu.jobs.cloud_api import Cloud
 from tpu.jobs.object_store import open_storage
 from tpu.jobs.spec import Job
 
-MODEL_DIR = "gs://the-bucket/runs/mine"
-
 
 class Zone(FakeCloud):
-    """A fake zone, and the way to it."""
+    """A fake zone, and connections to it."""
 
     endpoint: str
 
     def connect(self, timeout: float = 20.0) -> Cloud:
-        """Connects as a command would, but for the length of pauses."""
+        """Connects as a command does, with shorter pauses between retries."""
         return Cloud(self.endpoint, timeout, first_pause=0.01)
 
 
 @pytest.fixture
 def zone():
-    """A zone without a job."""
+    """A zone without jobs."""
     fake = Zone()
     with fake.serving() as endpoint:
         fake.endpoint = endpoint
@@ -33,7 +32,7 @@ def zone():
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """The folder that the emulator serves as gs://the-bucket."""
+    """The local folder that the emulator serves as gs://the-bucket."""
     folder = tmp_path / "buckets" / "the-bucket"
     folder.mkdir(parents=True)
     with fake_bucket.serving(folder.parent) as endpoint:
@@ -43,7 +42,7 @@ def bucket(tmp_path, monkeypatch):
 
 @pytest.fixture
 def storage(bucket):
-    """The job's model directory, through Google's own client."""
+    """The job's model directory, opened with Google's client."""
     return open_storage(MODEL_DIR)
 
 
@@ -61,6 +60,6 @@ def job() -> Job:
 
 
 @pytest.fixture
-def files() -> Files:
-    """What the job uploads."""
-    return Files("TRAIN_STEPS = 3\n")
+def bundle() -> Bundle:
+    """The job's bundle."""
+    return Bundle("TRAIN_STEPS = 3\n")

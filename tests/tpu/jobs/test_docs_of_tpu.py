@@ -1,4 +1,4 @@
-"""docs/tpu.md says what the commands do."""
+"""docs/tpu.md agrees with the commands."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ COMMANDS = [line.strip() for line in re.findall(r"^ *(switch-tf [^\n]+)$", TEXT.
 
 @pytest.fixture
 def job_file(tmp_path, monkeypatch):
-    """The document's job.yaml, in the current folder."""
+    """The page's job.yaml, in the current folder."""
     (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     (tmp_path / "job.yaml").write_text(re.sub("^   ", "", block, flags=re.MULTILINE))
     monkeypatch.chdir(tmp_path)
@@ -31,7 +31,7 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
-def test_commands_can_be_given(command):
+def test_commands_parse(command):
     _, words = flags.split_bindings(shlex.split(command)[1:])
     command_line.make_parser().parse_args(words)
 
@@ -49,25 +49,25 @@ def test_slices_and_images_are_those_of_the_table():
         assert f"`{generation.runtime}`" in TEXT
 
 
-def test_the_job_of_the_document_is_checked_and_shown(job_file, capsys):
+def test_the_job_on_the_page_passes_the_checks(job_file, capsys):
     command_line.main(["tpu", "submit", "--job=job.yaml", "--dry_run"])
     out = capsys.readouterr().out
     assert '"acceleratorType": "v3-32"' in out
     assert "STORE=gs://my-bucket/base/job/attempt-1\n" in out
 
 
-def test_submit_prints_what_the_document_says(job_file, zone, bucket, capsys):
+def test_submit_prints_what_the_page_shows(job_file, zone, bucket, capsys):
     (bucket.parent / "my-bucket").mkdir()
     command_line.main(["tpu", "submit", "--job=job.yaml", f"--endpoint={zone.endpoint}"])
-    (said,) = re.findall(r"`submit` prints\n\n```\n(.*?)```", TEXT, re.DOTALL)
-    assert capsys.readouterr().out == said
+    (shown,) = re.findall(r"`submit` prints\n\n```\n(.*?)```", TEXT, re.DOTALL)
+    assert capsys.readouterr().out == shown
     zone.set_state("base-1", State.ACTIVE)
     place = ["--project=my-project", "--zone=europe-west4-a", f"--endpoint={zone.endpoint}"]
     command_line.main(["tpu", "watch", "base", "--once", *place])
     assert "ACTIVE" in capsys.readouterr().out
 
 
-def test_tables_are_whole():
+def test_table_rows_have_equally_many_cells():
     for above, below in itertools.pairwise(TEXT.splitlines()):
         if above.startswith("|") and below.startswith("|"):
             assert above.count("|") == below.count("|"), below

@@ -1,4 +1,4 @@
-"""`switch-tf tpu ...` as it is typed."""
+"""The commands `switch-tf tpu ...` for jobs, as a user types them."""
 
 import builtins
 import json
@@ -10,8 +10,9 @@ import grpc
 import pytest
 
 from switch_tf.cli import main as command_line
+from tests.support.fake_bucket import MODEL_DIR
 from tests.support.fake_cloud import State
-from tests.tpu.jobs.conftest import MODEL_DIR
+from tests.support.launch import ROOT
 from tpu.jobs import cloud_api
 
 PLACE = ["--project=the-project", "--zone=europe-west4-a"]
@@ -24,7 +25,7 @@ SUBMIT = [
 
 @pytest.fixture
 def run(zone, bucket, capsys):
-    """Gives a command; returns its exit status, standard output and standard error."""
+    """Runs a command; returns its exit status, standard output and standard error."""
 
     def give(*words: str) -> tuple[int, str, str]:
         status = 0
@@ -43,8 +44,8 @@ def test_submit_says_what_it_did_and_what_is_next(run, zone):
     assert status == 0
     assert out.splitlines() == [
         "job mine, attempt 1: WAITING_FOR_RESOURCES; restarts 0/10",
-        f"v3-32: 16 chips, 32 devices, 4 machines; spot, in europe-west4-a of the-project; {MODEL_DIR}",
-        "Follow it, and have it queued again when its TPU is taken away:",
+        f"v3-32: 16 chips, 32 devices, 4 hosts; spot, in europe-west4-a of the-project; {MODEL_DIR}",
+        "Follow it, and have it requeued after a preemption:",
         "  switch-tf tpu watch mine --project=the-project --zone=europe-west4-a",
     ]
     (resource,) = zone.resources.values()
@@ -64,8 +65,8 @@ def test_submit_reads_a_file_and_flags_win(run, tmp_path, zone):
     assert list(zone.id_states()) == ["of-the-file-1"]
 
 
-def test_a_dry_run_needs_nobody(capsys, monkeypatch):
-    """Neither a zone nor a bucket nor credentials, and it prints what `submit` sends."""
+def test_a_dry_run_needs_no_connection(capsys, monkeypatch):
+    """Neither a zone nor a bucket nor credentials."""
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setattr(cloud_api, "Cloud", None)
     command_line.main([*SUBMIT, "--dry_run", "--json"])
@@ -78,13 +79,13 @@ def test_a_dry_run_needs_nobody(capsys, monkeypatch):
     assert out.endswith(values["startup_script"] + "\n")
 
 
-def test_what_a_dry_run_prints_is_what_is_sent(run, zone):
+def test_a_dry_run_prints_what_submit_sends(run, zone):
     _, out, _ = run(*SUBMIT, "--dry_run", "--json")
     run(*SUBMIT)
     assert zone.script_of("mine-1") == json.loads(out)["startup_script"]
 
 
-def test_list_knows_this_tools_jobs_alone(run, zone):
+def test_list_shows_our_jobs(run, zone):
     assert run("tpu", "list", *PLACE)[1] == "No job has a TPU or waits for one.\n"
     run(*SUBMIT)
     rows = run("tpu", "list", "--project=the-project")[1].splitlines()
@@ -102,7 +103,7 @@ def test_status_reads_the_model_directory(run, zone, storage):
     assert "checkpoint       none yet\nmetrics          none yet\n" in out
     for step in (100, 200):
         storage.write(f"checkpoints/step_{step:08}/manifest.json", b"{}")
-    storage.write("checkpoints/step_00000300/state.index", b"cut off")
+    storage.write("checkpoints/step_00000300/state.index", b"interrupted")
     storage.write("metrics.csv", b"step,loss,encoder/layer_1/x\n1,3.5,0\n212,2.25,1\n213,2.")
     _, out, _ = run("tpu", "status", "mine", *PLACE)
     assert "checkpoint       step 200\nmetrics          step 212: loss 2.25\n" in out
@@ -123,7 +124,7 @@ def test_metrics_of_long_runs_are_read_at_their_end(run, storage):
     assert len(values["metrics"]) == 9001
 
 
-def test_watch_tells_news_queues_again_and_ends(run, zone, storage):
+def test_watch_prints_changes_requeues_and_ends(run, zone, storage):
     run(*SUBMIT)
     assert "WAITING_FOR_RESOURCES" in run("tpu", "watch", "mine", "--once", *PLACE)[1]
     zone.set_state("mine-1", State.ACTIVE)
@@ -135,14 +136,14 @@ def test_watch_tells_news_queues_again_and_ends(run, zone, storage):
     status, out, _ = run("tpu", "watch", "mine", *PLACE)
     assert (status, zone.id_states()) == (0, {})
     assert "job mine, attempt 2: FINISHED; restarts 1/10" in out
-    # No TPU is left to find it by.
+    # There is no TPU any more through which to find the job.
     status, _, err = run("tpu", "status", "mine", *PLACE)
     assert status == 2
-    assert "for one that has ended, give --model_dir=gs://..." in err
+    assert "for a job that has ended, give --model_dir=gs://..." in err
     assert "FINISHED" in run("tpu", "status", "mine", f"--model_dir={MODEL_DIR}")[1]
 
 
-def test_watch_goes_on_after_a_refusal(run, zone, storage, monkeypatch):
+def test_watch_continues_after_a_rejection(run, zone, storage, monkeypatch):
     run(*SUBMIT)
     zone.set_state("mine-1", State.SUSPENDED)
     zone.fail("CreateQueuedResource", grpc.StatusCode.RESOURCE_EXHAUSTED, "There is no more capacity in the zone")
@@ -156,7 +157,7 @@ def test_watch_goes_on_after_a_refusal(run, zone, storage, monkeypatch):
     monkeypatch.setattr("time.sleep", passes)
     status, _, err = run("tpu", "watch", "mine", f"--model_dir={MODEL_DIR}")
     assert status == 0
-    assert "mine-2 was not queued: There is no more capacity in the zone: try another zone" in err
+    assert "mine-2 was not queued: There is no more capacity in the zone: try another zone, other provisioning" in err
     assert rounds == [{}, {"mine-2": "WAITING_FOR_RESOURCES"}]
 
 
@@ -171,7 +172,10 @@ def test_watch_fails_with_the_job(run, zone, storage):
 def test_logs(run, storage, monkeypatch):
     run(*SUBMIT)
     status, _, err = run("tpu", "logs", "mine", *PLACE)
-    assert (status, "attempt 1 is WAITING_FOR_RESOURCES; it comes when the machines have started" in err) == (2, True)
+    assert (status, "attempt 1 is WAITING_FOR_RESOURCES; the log appears when the hosts have started" in err) == (
+        2,
+        True,
+    )
     name = "job/attempt-1/logs/worker-000.txt"
     lines = [f"line {index} of the log\n" for index in range(9000)]
     storage.write(name, "".join(lines).encode())
@@ -206,7 +210,7 @@ def test_cancel_asks(run, zone, monkeypatch, answer, is_cancelled):
     assert ("was not cancelled: answer y, or give --yes" in err) != is_cancelled
 
 
-def test_cancel_need_not_ask(run, zone, storage):
+def test_cancel_without_asking(run, zone, storage):
     run(*SUBMIT)
     assert "CANCELLED" in run("tpu", "cancel", "mine", *PLACE, "--yes")[1]
     assert zone.id_states() == {}
@@ -234,7 +238,7 @@ def test_another_jobs_model_directory_is_refused(run):
         (["submit", "--label=team"], "--label=team is not of the form KEY=VALUE."),
         (["submit", "--name=mine"], "The job has no project: set it in --job=FILE or with --project="),
         (["submit", "--job=nowhere.yaml"], "--job=nowhere.yaml cannot be read: No such file or directory."),
-        ([*SUBMIT[1:], "--accelerator_type=v9-8"], "accelerator_type = 'v9-8' is no TPU slice"),
+        ([*SUBMIT[1:], "--accelerator_type=v9-8"], "accelerator_type = 'v9-8' is not a TPU slice"),
     ],
 )
 def test_mistakes_are_one_line(run, monkeypatch, words, message):
@@ -247,12 +251,16 @@ def test_mistakes_are_one_line(run, monkeypatch, words, message):
 @pytest.mark.parametrize(
     ("code", "said", "message"),
     [
-        (grpc.StatusCode.PERMISSION_DENIED, "Permission 'tpu.nodes.list' denied", "give the account TPU Admin"),
-        (grpc.StatusCode.UNAUTHENTICATED, "Invalid token", "There are no Google Cloud credentials here: run `gcloud"),
-        (grpc.StatusCode.INVALID_ARGUMENT, "Zone 'x' is none.", "Jobs cannot be listed: Zone 'x' is none."),
+        (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "Permission 'tpu.nodes.list' denied",
+            "grant the account the role TPU Admin",
+        ),
+        (grpc.StatusCode.UNAUTHENTICATED, "Invalid token", "No Google Cloud credentials were found: run `gcloud"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "Zone 'x' is none.", "Jobs could not be listed: Zone 'x' is none."),
     ],
 )
-def test_refusals_are_one_line(run, zone, code, said, message):
+def test_rejections_are_one_line(run, zone, code, said, message):
     zone.fail("ListQueuedResources", code, said)
     status, _, err = run("tpu", "list", *PLACE)
     assert (status, len(err.splitlines())) == (2, 1)
@@ -266,7 +274,7 @@ def test_without_credentials(monkeypatch, capsys):
     monkeypatch.setattr("google.auth.default", none)
     with pytest.raises(SystemExit):
         command_line.main(["tpu", "list", *PLACE])
-    assert "There are no Google Cloud credentials here: run `gcloud auth application-default login`" in (
+    assert "No Google Cloud credentials were found: run `gcloud auth application-default login`" in (
         capsys.readouterr().err
     )
 
@@ -281,12 +289,16 @@ def test_without_the_extra(capsys, monkeypatch, package):
     assert "pip install 'switch-tf[cloud]'" in capsys.readouterr().err
 
 
-def test_jobs_are_looked_at_without_tensorflow(zone):
-    """It would take seconds, and the memory of a small machine."""
-    program = (
-        "import sys; from switch_tf import main; main.main(sys.argv[1:]); "
-        "assert not {'tensorflow', 'jax', 'gin', 'seqio'} & set(sys.modules), 'too much'"
-    )
-    command = [sys.executable, "-c", program, "tpu", "list", *PLACE, f"--endpoint={zone.endpoint}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_jobs_are_listed_without_tensorflow(zone):
+    """Importing it takes seconds, and memory that a small machine may not have."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.programs.without_tensorflow",
+        "tpu",
+        "list",
+        *PLACE,
+        f"--endpoint={zone.endpoint}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "No job has a TPU or waits for one.\n", "")

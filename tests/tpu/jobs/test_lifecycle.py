@@ -1,4 +1,4 @@
-"""Jobs against a zone and a bucket on loopback: submitted, refused, preempted, cut off, cancelled."""
+"""Jobs in a fake zone with a fake bucket: submitted, rejected, preempted, interrupted, cancelled."""
 
 import dataclasses
 import json
@@ -8,15 +8,14 @@ import grpc
 import pytest
 
 from switch_tf.errors import SettingError
-from tests.support.fake_cloud import NodeState, State
+from tests.support.fake_cloud import QUOTA, NodeState, State
 from tests.support.wire import wire_to
 from tpu.jobs import lifecycle
-from tpu.jobs.bundle import Files
+from tpu.jobs.bundle import Bundle
 from tpu.jobs.cloud_api import Cloud
 from tpu.jobs.record import read_record
 from tpu.jobs.request import create_request
 
-QUOTA = "Quota limit 'TPUV3CoresPerProjectPerZone' has been exceeded. Limit: 8"
 NO_CAPACITY = "There is no more capacity in the zone europe-west4-a."
 
 
@@ -29,50 +28,50 @@ def outcome(storage, attempt: int, status: int, worker: int = 0) -> None:
     storage.write(name, json.dumps({"exit_status": status, "time": "now"}).encode())
 
 
-def test_a_job_is_queued_with_its_files_and_its_record(zone, storage, job, files):
-    record = lifecycle.submit(zone.connect(), storage, job, files)
+def test_a_job_is_queued_with_its_files_and_its_record(zone, storage, job, bundle):
+    record = lifecycle.submit(zone.connect(), storage, job, bundle)
     assert zone.id_states() == {"mine-1": "WAITING_FOR_RESOURCES"}
     assert states(record) == [["SUBMITTING", "WAITING_FOR_RESOURCES"]]
-    assert set(storage.names("")) == {"job/record.json", *(f"{files.folder}/{name}" for name in files.contents)}
-    assert storage.read(f"{files.folder}/experiment.gin").data == b"TRAIN_STEPS = 3\n"
+    assert set(storage.names("")) == {"job/record.json", *(f"{bundle.folder}/{name}" for name in bundle.contents)}
+    assert storage.read(f"{bundle.folder}/experiment.gin").data == b"TRAIN_STEPS = 3\n"
     assert read_record(storage)[0].job == job
     (found,) = zone.connect().jobs(job.parent)
     assert (found.job, found.model_dir, found.accelerator_type) == ("mine", job.model_dir, "v3-32")
 
 
-def test_the_same_submission_again_changes_nothing(zone, storage, job, files):
-    first = lifecycle.submit(zone.connect(), storage, job, files)
-    again = lifecycle.submit(zone.connect(), storage, job, Files("TRAIN_STEPS = 3\n"))
+def test_the_same_submission_again_changes_nothing(zone, storage, job, bundle):
+    first = lifecycle.submit(zone.connect(), storage, job, bundle)
+    again = lifecycle.submit(zone.connect(), storage, job, Bundle("TRAIN_STEPS = 3\n"))
     assert again.to_json() == first.to_json()
     assert zone.calls.count("CreateQueuedResource") == 1
     with pytest.raises(SettingError, match="has job 'mine' with other settings or code, and it has not ended"):
-        lifecycle.submit(zone.connect(), storage, job, Files("TRAIN_STEPS = 4\n"))
+        lifecycle.submit(zone.connect(), storage, job, Bundle("TRAIN_STEPS = 4\n"))
 
 
 @pytest.mark.parametrize(
-    ("message", "mend"),
+    ("message", "sentence"),
     [
-        (QUOTA, f"mine-1 was not queued: {QUOTA}: ask for quota of this TPU type in this zone"),
+        (QUOTA, f"mine-1 was not queued: {QUOTA}: request quota for this TPU type in this zone"),
         (NO_CAPACITY, f"mine-1 was not queued: {NO_CAPACITY[:-1]}: try another zone"),
     ],
 )
 @pytest.mark.parametrize("by", ["the call", "the operation"])
-def test_a_refusal_is_told_and_the_job_may_be_submitted_again(zone, storage, job, files, message, mend, by):
+def test_a_rejected_job_may_be_submitted_again(zone, storage, job, bundle, message, sentence, by):
     if by == "the call":
         zone.fail("CreateQueuedResource", grpc.StatusCode.RESOURCE_EXHAUSTED, message)
     else:
         zone.refusal = (grpc.StatusCode.RESOURCE_EXHAUSTED, message)
     with pytest.raises(SettingError) as caught:
-        lifecycle.submit(zone.connect(), storage, job, files)
-    assert str(caught.value).startswith(mend)
+        lifecycle.submit(zone.connect(), storage, job, bundle)
+    assert str(caught.value).startswith(sentence)
     assert read_record(storage)[0].state == "FAILED"
     zone.refusal = None
-    assert states(lifecycle.submit(zone.connect(), storage, job, files))[1] == ["SUBMITTING", "WAITING_FOR_RESOURCES"]
+    assert states(lifecycle.submit(zone.connect(), storage, job, bundle))[1] == ["SUBMITTING", "WAITING_FOR_RESOURCES"]
     assert list(zone.id_states()) == ["mine-2"]
 
 
-def test_what_cloud_tpu_refuses_later_ends_the_job(zone, storage, job, files):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_a_later_rejection_ends_the_job(zone, storage, job, bundle):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     zone.set_state("mine-1", State.FAILED, NO_CAPACITY)
     record = lifecycle.advance(zone.connect(), storage)
     assert record.state == "FAILED"
@@ -81,34 +80,32 @@ def test_what_cloud_tpu_refuses_later_ends_the_job(zone, storage, job, files):
     assert zone.id_states() == {}
 
 
-def test_what_failed_after_it_ran_is_queued_again_though_nobody_watched(zone, storage, job, files):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_a_failure_after_training_started_is_requeued_even_if_nobody_watched(zone, storage, job, bundle):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     storage.write("job/attempt-1/logs/worker-000.txt", b"training")
     zone.set_state("mine-1", State.FAILED, "the host has failed")
     assert lifecycle.advance(zone.connect(), storage).restarts == 1
 
 
-def test_503_is_tried_again(zone, storage, job, files):
+def test_503_is_retried(zone, storage, job, bundle):
     zone.fail("CreateQueuedResource", grpc.StatusCode.UNAVAILABLE, "503: try later", times=3)
     zone.fail("GetOperation", grpc.StatusCode.UNAVAILABLE, "503: try later", times=1)
-    lifecycle.submit(zone.connect(), storage, job, files)
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     assert zone.calls.count("CreateQueuedResource") == 4
     assert zone.id_states() == {"mine-1": "WAITING_FOR_RESOURCES"}
 
 
-def test_503_for_good_is_told_and_the_same_command_goes_on(zone, storage, job, files):
+def test_a_lasting_503_is_an_error_and_the_same_command_continues(zone, storage, job, bundle):
     zone.fail("CreateQueuedResource", grpc.StatusCode.UNAVAILABLE, "503: try later", times=1000)
-    with pytest.raises(
-        SettingError, match=r"does not answer \(503: try later\), and did not for 0 seconds: give the same"
-    ):
-        lifecycle.submit(zone.connect(timeout=0.2), storage, job, files)
+    with pytest.raises(SettingError, match=r"did not respond for 0 seconds \(503: try later\): run the same command"):
+        lifecycle.submit(zone.connect(timeout=0.2), storage, job, bundle)
     zone.faults.clear()
-    record = lifecycle.submit(zone.connect(), storage, job, files)
+    record = lifecycle.submit(zone.connect(), storage, job, bundle)
     assert states(record) == [["SUBMITTING", "WAITING_FOR_RESOURCES"]]
 
 
-def test_no_way_to_an_access_token_is_no_lack_of_credentials(zone, storage, job, files, monkeypatch):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_an_unreachable_token_server_is_not_a_lack_of_credentials(zone, storage, job, bundle, monkeypatch):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     cloud = zone.connect(timeout=0.2)
     get, failures = cloud._client.get_queued_resource, [google.auth.exceptions.TransportError("no route to host")]
 
@@ -123,55 +120,55 @@ def test_no_way_to_an_access_token_is_no_lack_of_credentials(zone, storage, job,
     monkeypatch.setattr(cloud._client, "get_queued_resource", get_with_a_token)
     assert lifecycle.advance(cloud, storage).state == "RUNNING"
     failures += [google.auth.exceptions.TransportError("no route to host")] * 1000
-    with pytest.raises(SettingError, match=r"Cloud TPU does not answer \(no route to host\), .* give the same command"):
+    with pytest.raises(SettingError, match=r"Cloud TPU did not respond .* \(no route to host\): run the same command"):
         lifecycle.advance(cloud, storage)
 
 
-def test_an_answer_that_was_lost_queues_nothing_twice(zone, storage, job, files):
+def test_a_lost_response_queues_nothing_twice(zone, storage, job, bundle):
     zone.fail("CreateQueuedResource", grpc.StatusCode.UNAVAILABLE, "Connection reset by peer", when="after")
-    lifecycle.submit(zone.connect(), storage, job, files)
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     assert zone.calls.count("CreateQueuedResource") == 2
     assert list(zone.id_states()) == ["mine-1"]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_connection_that_is_lost_is_made_again(zone, storage, job, files, when):
+def test_lost_connections_are_reopened(zone, storage, job, bundle, when):
     with wire_to(zone.endpoint) as wire:
         for method in ("CreateQueuedResource", "GetQueuedResource"):
             zone.faults[method, when].append(lambda context: wire.cut())
         cloud = Cloud(f"http://127.0.0.1:{wire.port}", first_pause=0.01)
-        record = lifecycle.submit(cloud, storage, job, files)
+        record = lifecycle.submit(cloud, storage, job, bundle)
         assert wire.cuts == 2
     assert states(record) == [["SUBMITTING", "WAITING_FOR_RESOURCES"]]
     assert list(zone.id_states()) == ["mine-1"]
 
 
-def test_a_submission_that_was_cut_off_goes_on(zone, storage, job, files, monkeypatch):
-    """The connection is lost for good, after the request has been served; another machine gives the command again."""
+def test_an_interrupted_submission_continues(zone, storage, job, bundle, monkeypatch):
+    """The connection is lost after the request was served; another machine runs the command again."""
     lost = grpc.StatusCode.UNAVAILABLE, "Connection reset by peer"
     zone.fail("CreateQueuedResource", *lost, when="after")
     zone.fail("CreateQueuedResource", *lost, times=1000)
     zone.faults["CreateQueuedResource", "before"].appendleft(lambda context: None)
-    with pytest.raises(SettingError, match="give the same command again"):
-        lifecycle.submit(zone.connect(timeout=0.2), storage, job, files)
+    with pytest.raises(SettingError, match="run the same command again"):
+        lifecycle.submit(zone.connect(timeout=0.2), storage, job, bundle)
     zone.faults.clear()
-    # Cloud TPU remembers ids of requests for a while only.
+    # Cloud TPU forgets the ids of requests after a while.
     zone._requests.clear()
-    record = lifecycle.submit(zone.connect(), storage, job, files)
+    record = lifecycle.submit(zone.connect(), storage, job, bundle)
     assert states(record) == [["SUBMITTING", "WAITING_FOR_RESOURCES"]]
     assert list(zone.id_states()) == ["mine-1"]
 
 
-def test_a_name_that_somebody_else_has(zone, storage, job, files):
+def test_a_name_that_is_taken(zone, storage, job, bundle):
     request = create_request(job, "their script", 1)
     request.queued_resource.tpu.node_spec[0].node.labels.clear()
     zone.connect().create(request)
     with pytest.raises(
-        SettingError, match=r"a queued resource 'mine-1' in europe-west4-a already, .* choose another name"
+        SettingError, match=r"A queued resource 'mine-1' exists in europe-west4-a, .* choose another name"
     ):
-        lifecycle.submit(zone.connect(), storage, job, files)
+        lifecycle.submit(zone.connect(), storage, job, bundle)
     lifecycle.cancel(zone.connect(), storage)
-    assert list(zone.id_states()) == ["mine-1"], "not ours to delete"
+    assert list(zone.id_states()) == ["mine-1"], "it is not ours"
 
 
 def preempt(zone, name: str) -> None:
@@ -188,8 +185,8 @@ def lose_node(zone, name: str) -> None:
 
 
 @pytest.mark.parametrize("loss", [preempt, fail, lose_node])
-def test_a_job_that_lost_its_machines_is_queued_again(zone, storage, job, files, loss):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_a_job_that_lost_its_hosts_is_requeued(zone, storage, job, bundle, loss):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     zone.set_state("mine-1", State.ACTIVE)
     assert lifecycle.advance(zone.connect(), storage).attempt_state == "ACTIVE"
     loss(zone, "mine-1")
@@ -200,16 +197,16 @@ def test_a_job_that_lost_its_machines_is_queued_again(zone, storage, job, files,
     assert "ATTEMPT=2\n" in zone.script_of("mine-2")
 
 
-def test_restarts_are_limited(zone, storage, job, files):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_restarts_are_limited(zone, storage, job, bundle):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     for attempt in (1, 2, 3):
         zone.set_state(f"mine-{attempt}", State.ACTIVE)
         zone.set_state(f"mine-{attempt}", State.SUSPENDED)
         record = lifecycle.advance(zone.connect(), storage)
     assert record.state == "FAILED"
-    assert "max_restarts = 2 is used up: submit the job again to go on" in record.reason
+    assert "max_restarts = 2 is reached: submit the job again to continue" in record.reason
     assert zone.id_states() == {}
-    assert lifecycle.submit(zone.connect(), storage, job, files).restarts == 0
+    assert lifecycle.submit(zone.connect(), storage, job, bundle).restarts == 0
     assert list(zone.id_states()) == ["mine-4"]
 
 
@@ -225,8 +222,8 @@ def test_restarts_are_limited(zone, storage, job, files):
         ({0: 2, 1: 74}, "RUNNING", ["mine-2"]),
     ],
 )
-def test_what_the_machines_say_decides(zone, storage, job, files, statuses, state, left):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_the_outcomes_of_hosts_decide(zone, storage, job, bundle, statuses, state, left):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     zone.set_state("mine-1", State.ACTIVE)
     for worker, status in statuses.items():
         outcome(storage, 1, status, worker)
@@ -236,23 +233,23 @@ def test_what_the_machines_say_decides(zone, storage, job, files, statuses, stat
         assert record.reason == "training on worker-003 ended with exit status 2: see its log"
 
 
-def test_machines_that_gave_themselves_back_are_no_loss(zone, storage, job, files):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_a_tpu_that_its_hosts_deleted_after_success_is_not_lost(zone, storage, job, bundle):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     outcome(storage, 1, 0)
     zone.connect().delete(job.parent, "mine-1")
     assert lifecycle.advance(zone.connect(), storage).state == "FINISHED"
 
 
-def test_what_somebody_deleted_is_not_queued_again(zone, storage, job, files):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_a_tpu_that_somebody_deleted_is_not_requeued(zone, storage, job, bundle):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     zone.connect().delete(job.parent, "mine-1")
     record = lifecycle.advance(zone.connect(), storage)
-    assert (record.state, record.reason) == ("FAILED", "mine-1 was deleted, and not by this tool")
+    assert (record.state, record.reason) == ("FAILED", "mine-1 was deleted, but not by switch-tf")
     assert zone.id_states() == {}
 
 
-def test_machines_that_are_to_stay_do(zone, storage, job, files):
-    lifecycle.submit(zone.connect(), storage, dataclasses.replace(job, keep=True), files)
+def test_a_kept_tpu_stays_until_it_is_cancelled(zone, storage, job, bundle):
+    lifecycle.submit(zone.connect(), storage, dataclasses.replace(job, keep=True), bundle)
     zone.set_state("mine-1", State.ACTIVE)
     outcome(storage, 1, 0)
     assert lifecycle.advance(zone.connect(), storage).state == "FINISHED"
@@ -262,19 +259,19 @@ def test_machines_that_are_to_stay_do(zone, storage, job, files):
 
 
 @pytest.mark.parametrize("change", [{"name": "other"}, {"zone": "us-east1-d"}, {"project": "other-project"}])
-def test_a_job_that_is_submitted_elsewhere_gives_its_old_tpu_back(zone, storage, job, files, change):
-    lifecycle.submit(zone.connect(), storage, dataclasses.replace(job, keep=True), files)
+def test_a_job_that_is_submitted_elsewhere_releases_its_kept_tpu(zone, storage, job, bundle, change):
+    lifecycle.submit(zone.connect(), storage, dataclasses.replace(job, keep=True), bundle)
     zone.set_state("mine-1", State.ACTIVE)
     outcome(storage, 1, 0)
     assert lifecycle.advance(zone.connect(), storage).state == "FINISHED"
     elsewhere = dataclasses.replace(job, **change)
-    lifecycle.submit(zone.connect(), storage, elsewhere, files)
+    lifecycle.submit(zone.connect(), storage, elsewhere, bundle)
     assert list(zone.resources) == [f"{elsewhere.parent}/queuedResources/{elsewhere.name}-2"]
 
 
-def test_a_watcher_that_was_cut_off_is_gone_on_from(zone, storage, job, files):
-    """Between the old queued resource and the new one."""
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_an_interrupted_watcher_is_continued(zone, storage, job, bundle):
+    """Interrupted between the old queued resource and the new one."""
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     zone.set_state("mine-1", State.SUSPENDED)
     zone.fail("CreateQueuedResource", grpc.StatusCode.RESOURCE_EXHAUSTED, QUOTA)
     with pytest.raises(SettingError, match="mine-2 was not queued"):
@@ -285,8 +282,8 @@ def test_a_watcher_that_was_cut_off_is_gone_on_from(zone, storage, job, files):
     assert list(zone.id_states()) == ["mine-2"]
 
 
-def test_cancelling_ends_it_for_watchers_too(zone, storage, job, files):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_cancelling_ends_a_job_for_watchers_too(zone, storage, job, bundle):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     zone.set_state("mine-1", State.ACTIVE)
     assert lifecycle.cancel(zone.connect(), storage).state == "CANCELLED"
     assert zone.id_states() == {}
@@ -294,8 +291,8 @@ def test_cancelling_ends_it_for_watchers_too(zone, storage, job, files):
     assert zone.calls.count("CreateQueuedResource") == 1
 
 
-def test_nothing_is_deleted_whose_label_or_record_is_not_the_jobs(zone, storage, job, files):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_only_resources_with_the_jobs_label_and_record_are_deleted(zone, storage, job, bundle):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     name = next(iter(zone.resources))
     zone.resources[name].tpu.node_spec[0].node.labels["switch-tf-job"] = "theirs"
     lifecycle.cancel(zone.connect(), storage)
@@ -306,19 +303,19 @@ def test_nothing_is_deleted_whose_label_or_record_is_not_the_jobs(zone, storage,
     assert list(zone.id_states()) == ["mine-1"]
 
 
-def test_a_damaged_record_is_told(zone, storage, job, files):
+def test_a_damaged_record_is_an_error(zone, storage, job, bundle):
     storage.write("job/record.json", b"{")
-    with pytest.raises(SettingError, match=r"job/record\.json is damaged: delete it to give the job up"):
-        lifecycle.submit(zone.connect(), storage, job, files)
+    with pytest.raises(SettingError, match=r"job/record\.json is damaged: delete it to abandon the job"):
+        lifecycle.submit(zone.connect(), storage, job, bundle)
 
 
-def test_a_job_that_was_given_up_leaves_the_next_one_no_outcome(zone, storage, bucket, job, files):
-    lifecycle.submit(zone.connect(), storage, job, files)
+def test_an_abandoned_job_leaves_the_next_one_no_outcome(zone, storage, bucket, job, bundle):
+    lifecycle.submit(zone.connect(), storage, job, bundle)
     outcome(storage, 9, 0)
     outcome(storage, 10, 0)
     lifecycle.cancel(zone.connect(), storage)
     (bucket / "runs/mine/job/record.json").unlink()
-    record = lifecycle.submit(zone.connect(), storage, job, files)
+    record = lifecycle.submit(zone.connect(), storage, job, bundle)
     assert (record.attempt["number"], record.restarts) == (11, 0)
     zone.set_state("mine-11", State.ACTIVE)
     assert lifecycle.advance(zone.connect(), storage).state == "RUNNING"
@@ -330,7 +327,7 @@ def test_a_job_that_was_given_up_leaves_the_next_one_no_outcome(zone, storage, b
     assert zone.id_states() == {}
 
 
-def test_jobs_are_found_on_all_pages_and_those_of_others_are_not(zone, storage, job, files):
+def test_our_jobs_are_found_on_all_pages(zone, storage, job, bundle):
     for index in range(3):
         name = f"job-{index}"
         zone.connect().create(create_request(dataclasses.replace(job, name=name), "script", 1))
@@ -342,9 +339,9 @@ def test_jobs_are_found_on_all_pages_and_those_of_others_are_not(zone, storage, 
         "job-1",
         "job-2",
     ]
-    with pytest.raises(SettingError, match=r"belongs to a job 'theirs' \(there is: job-0, job-1, job-2\)"):
+    with pytest.raises(SettingError, match=r"belongs to a job 'theirs' \(jobs there: job-0, job-1, job-2\)"):
         lifecycle.find(zone.connect(), "theirs", job.parent)
     zone.connect().create(create_request(dataclasses.replace(job, name="job-1", zone="us-east1-d"), "script", 1))
     assert lifecycle.find(zone.connect(), "job-1", job.parent).parent == job.parent
-    with pytest.raises(SettingError, match="in europe-west4-a and in us-east1-d: say which with --zone="):
+    with pytest.raises(SettingError, match="in europe-west4-a and in us-east1-d: choose one with --zone="):
         lifecycle.find(zone.connect(), "job-1", "projects/the-project/locations/-")

@@ -1,11 +1,11 @@
-"""A local folder and a bucket do the same."""
+"""A local folder and a bucket behave alike."""
 
 import google.auth.exceptions
 import pytest
 import requests
 
 from switch_tf.errors import SettingError
-from tests.tpu.jobs.conftest import MODEL_DIR
+from tests.support.fake_bucket import MODEL_DIR
 from tpu.jobs.object_store import ABSENT, Changed, open_storage
 
 
@@ -30,7 +30,7 @@ def test_files_are_read_as_they_were_written(any_storage):
     assert any_storage.names("") == ["a/b.txt", "a/c d.txt", "b"]
 
 
-def test_a_write_over_another_version_is_refused(any_storage):
+def test_a_write_over_another_version_fails(any_storage):
     any_storage.write("record", b"1", ABSENT)
     with pytest.raises(Changed):
         any_storage.write("record", b"2", ABSENT)
@@ -41,8 +41,8 @@ def test_a_write_over_another_version_is_refused(any_storage):
     assert any_storage.read("record").data == b"3"
 
 
-def test_a_bucket_that_is_not_there(bucket):
-    with pytest.raises(SettingError, match="There is no bucket another-bucket: make it, in the TPU's region"):
+def test_a_missing_bucket(bucket):
+    with pytest.raises(SettingError, match="There is no bucket another-bucket: create it in the TPU's region"):
         open_storage("gs://another-bucket/mine").names("")
 
 
@@ -56,12 +56,12 @@ def test_a_bucket_that_is_not_there(bucket):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_bucket_that_does_not_answer(storage, monkeypatch, error):
+def test_a_bucket_that_does_not_respond(storage, monkeypatch, error):
     def fail(*arguments, **settings):
         raise error
 
     monkeypatch.setattr(storage._bucket, "get_blob", fail)
-    with pytest.raises(SettingError, match=r"does not answer: give the command again \(no route to host\)"):
+    with pytest.raises(SettingError, match=r"does not respond \(no route to host\): run the command again"):
         storage.read("record")
 
 
@@ -71,5 +71,5 @@ def test_without_credentials(monkeypatch, tmp_path):
 
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setattr("google.auth.default", none)
-    with pytest.raises(SettingError, match="no Google Cloud credentials here: run `gcloud auth application-default"):
+    with pytest.raises(SettingError, match="No Google Cloud credentials were found: run `gcloud auth"):
         open_storage(MODEL_DIR)

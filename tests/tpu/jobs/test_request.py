@@ -7,8 +7,7 @@ import pytest
 from google.cloud import tpu_v2
 
 from switch_tf import installation
-from tpu.jobs import request as requests
-from tpu.jobs.request import create_request
+from tpu.jobs.request import NIGHTLIES, PACKAGES, RELEASES, create_request
 
 SETUP = (pathlib.Path(__file__).parents[3] / "setup.py").read_text()
 
@@ -19,7 +18,7 @@ def values(job, attempt: int = 1) -> dict:
     )
 
 
-def test_everything_that_a_job_says_is_asked_for(job):
+def test_a_request_has_all_settings_of_the_job(job):
     job = dataclasses.replace(
         job,
         network="the-network",
@@ -67,7 +66,7 @@ def test_provisioning(job, settings, resource, scheduling):
     [("v4-8", "tpu-ubuntu2204-base"), ("v5litepod-8", "v2-alpha-tpuv5-lite"), ("v5p-8", "v2-alpha-tpuv5")]
     + [("v6e-8", "v2-alpha-tpuv6e")],
 )
-def test_each_generation_has_its_image(job, accelerator_type, runtime):
+def test_each_generation_has_a_default_image(job, accelerator_type, runtime):
     node = create_request(dataclasses.replace(job, accelerator_type=accelerator_type), "", 1)
     assert node.queued_resource.tpu.node_spec[0].node.runtime_version == runtime
     other = create_request(dataclasses.replace(job, runtime_version="other"), "", 1)
@@ -80,9 +79,9 @@ def test_the_same_request_has_the_same_id(job):
     assert len(ids) == 3
 
 
-def test_versions_are_named_as_elsewhere():
-    for package in requests._PACKAGES.split():
+def test_versions_are_those_of_setup_and_installation():
+    for package in PACKAGES.split():
         assert f'"{package}"' in SETUP
     assert (
-        f"pip uninstall -y {requests._NIGHTLIES} && pip install --force-reinstall --no-deps {requests._RELEASES}"
+        f"pip uninstall -y {NIGHTLIES} && pip install --force-reinstall --no-deps {RELEASES}"
     ) == installation.REPAIR

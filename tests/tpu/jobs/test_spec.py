@@ -40,35 +40,35 @@ def test_project_and_zone_may_come_from_the_environment(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"accelerator": "v3-32"}, "'accelerator' is no setting of a job (did you mean 'accelerator_type'?)."),
-        ({"qqq": 1}, "'qqq' is no setting of a job (there is: name, project, zone,"),
-        ({"accelerator_type": "v3-31"}, "accelerator_type = 'v3-31' is no TPU slice (there is: v3-8, v3-32,"),
-        ({"name": "Mine"}, "name = 'Mine' must be small letters"),
-        ({"name": "m" * 41}, "40 at most"),
+        ({"accelerator": "v3-32"}, "'accelerator' is not a setting of a job (did you mean 'accelerator_type'?)."),
+        ({"qqq": 1}, "'qqq' is not a setting of a job (available: name, project, zone,"),
+        ({"accelerator_type": "v3-31"}, "accelerator_type = 'v3-31' is not a TPU slice (available: v3-8, v3-32,"),
+        ({"name": "Mine"}, "name = 'Mine' must be at most 40 lower-case letters"),
+        ({"name": "m" * 41}, "must be at most 40"),
         ({"zone": "europe"}, "zone = 'europe' must be a zone such as"),
-        ({"provisioning": "cheap"}, "provisioning = 'cheap' is none of on-demand, spot, reserved."),
+        ({"provisioning": "cheap"}, "provisioning = 'cheap' is not one of on-demand, spot, reserved."),
         ({"reservation": "r"}, "reservation = 'r' needs provisioning = 'reserved'."),
-        ({"max_restarts": -1}, "max_restarts = -1 must be 0 or more."),
+        ({"max_restarts": -1}, "max_restarts = -1 must be at least 0."),
         ({"max_restarts": "three"}, "max_restarts = 'three' must be a number."),
         ({"max_restarts": True}, "max_restarts = True must be a number."),
         ({"keep": 1}, "keep = 1 must be true or false."),
         ({"name": 7}, "name = 7 must be text."),
         ({"gin_files": [1]}, "gin_files = [1] must be a list of names."),
         ({"labels": ["a"]}, "labels = ['a'] must be of the form NAME: value."),
-        ({"labels": {"Team": "x"}}, "labels: key = 'Team' must be small letters"),
-        ({"labels": {"switch-tf-job": "x"}}, "'switch-tf-job' is what marks this tool's own resources"),
+        ({"labels": {"Team": "x"}}, "labels: key = 'Team' must be lower-case letters"),
+        ({"labels": {"switch-tf-job": "x"}}, "'switch-tf-job' is reserved for switch-tf"),
         ({"model_dir": "runs/mine"}, "model_dir = 'runs/mine' is not in a bucket"),
         ({"model_dir": "gs://the-bucket"}, "make it gs://BUCKET/FOLDER"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(settings, message):
+def test_mistakes_are_one_sentence(settings, message):
     with pytest.raises(SettingError) as caught:
         make_job(SETTINGS, settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_missing_is_named(monkeypatch):
+def test_missing_settings_are_named(monkeypatch):
     monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
     with pytest.raises(SettingError, match="The job has no project: set it in --job=FILE or with --project="):
         make_job({**SETTINGS, "project": None})
@@ -76,9 +76,13 @@ def test_what_is_missing_is_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("name: [", "is no YAML, line 2"), ("- a", "is not of the form NAME: value"), (None, "cannot be read: No such")],
+    [
+        ("name: [", "is not valid YAML, line 2"),
+        ("- a", "is not of the form NAME: value"),
+        (None, "cannot be read: No such"),
+    ],
 )
-def test_files_that_are_none(tmp_path, text, message):
+def test_unreadable_files(tmp_path, text, message):
     path = tmp_path / "job.yaml"
     if text is not None:
         path.write_text(text + "\n")

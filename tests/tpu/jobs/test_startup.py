@@ -1,33 +1,32 @@
-"""The start-up script, run by bash."""
+"""The startup script, run by bash on fake hosts."""
 
 import dataclasses
 import json
+import pathlib
 import shutil
 import signal
 import subprocess
 import time
 
 import pytest
+from google.cloud import tpu_v2
 
-from tests.support.fake_machine import Machine
-from tpu.jobs.bundle import Files
+import tpu.jobs
+from tests.support.fake_host import Host
+from tpu.jobs.bundle import Bundle
 from tpu.jobs.job_progress import outcome_of
 from tpu.jobs.object_store import Folder
-from tpu.jobs.request import startup_script
+from tpu.jobs.request import create_request, startup_script
 
 THREE = "unknown:1:10.0.0.1,unknown:2:10.0.0.2,unknown:3:10.0.0.3"
 
 
 @pytest.fixture
-def buckets(tmp_path, job):
-    """Buckets that have the job's files."""
+def buckets(tmp_path, job, bundle):
+    """Buckets that have the job's bundle."""
     folder = tmp_path / "buckets"
-    files(job).upload(Folder(str(folder / job.model_dir.removeprefix("gs://"))))
+    bundle.upload(Folder(str(folder / job.model_dir.removeprefix("gs://"))))
     return folder
-
-
-def files(job, modules=()) -> Files:
-    return Files("TRAIN_STEPS = 3\n", modules=modules)
 
 
 @pytest.fixture
@@ -35,84 +34,85 @@ def store(buckets, job):
     return Folder(str(buckets / job.model_dir.removeprefix("gs://")))
 
 
-def others_are_ready(store, *workers: int) -> None:
+def mark_ready(store, *workers: int) -> None:
+    """Marks other hosts as ready for training."""
     for worker in workers:
         store.write(f"job/attempt-1/ready/worker-{worker:03}", b"")
 
 
 @pytest.fixture
-def script(job):
-    return startup_script(job, files(job).folder, 1)
+def script(job, bundle):
+    return startup_script(job, bundle.folder, 1)
 
 
-def test_one_machine_installs_trains_reports_and_gives_the_tpu_back(tmp_path, buckets, store, script):
-    machine = Machine(tmp_path / "machine", buckets)
-    machine.train_by('echo "this is training"', 'cat "${4#--gin_file=}"')
-    assert machine.boot(script).wait() == 0
+def test_a_single_host_installs_trains_reports_and_deletes_the_tpu(tmp_path, buckets, store, script):
+    host = Host(tmp_path / "host", buckets)
+    host.set_training('echo "this is training"', 'cat "${4#--gin_file=}"')
+    assert host.boot(script).wait() == 0
     assert outcome_of(store, 1) == (0, "worker-000", True)
     log = store.read("job/attempt-1/logs/worker-000.txt").data.decode()
     assert "this is training\nTRAIN_STEPS = 3\n" in log
-    work = machine.folder / "work" / "mine-1"
-    assert machine.lines("installed") == [
+    work = host.folder / "work" / "mine-1"
+    assert host.lines("installed") == [
         "-m pip install --quiet -c files/constraints.txt files/code/switch_tf.tar.gz",
         "-m pip uninstall --quiet -y tensorflow tfds-nightly seqio-nightly",
         "-m pip install --quiet --force-reinstall --no-deps tensorflow-tpu==2.20.0 libtpu==0.0.14 "
         "tensorflow-datasets==4.9.10 seqio==0.0.20",
     ]
-    # One machine: no word of processes.
-    assert machine.lines("trained") == [
+    # A single host has no list of processes.
+    assert host.lines("trained") == [
         f"{work}/modules   -m switch_tf.cli.main train --gin_file={work}/files/experiment.gin"
     ]
-    assert machine.lines("requests") == [
+    assert host.lines("requests") == [
         "--silent --fail -X DELETE -H Authorization: Bearer the-token https://tpu.googleapis.com/v2/projects/the-project/"
         "locations/europe-west4-a/queuedResources/mine-1?force=true"
     ]
 
 
-def test_each_of_many_machines_is_told_who_is_there(tmp_path, buckets, store, script):
-    machine = Machine(tmp_path / "machine", buckets, worker=2, endpoints=THREE)
-    others_are_ready(store, 0, 1)
-    assert machine.boot(script).wait() == 0
-    (line,) = machine.lines("trained")
+def test_each_of_several_hosts_gets_the_list_of_processes(tmp_path, buckets, store, script):
+    host = Host(tmp_path / "host", buckets, worker=2, endpoints=THREE)
+    mark_ready(store, 0, 1)
+    assert host.boot(script).wait() == 0
+    (line,) = host.lines("trained")
     assert line.split()[1:3] == ["2", "10.0.0.1:12470,10.0.0.2:12470,10.0.0.3:12470"]
     assert store.names("job/attempt-1/outcomes/") == ["job/attempt-1/outcomes/worker-002.json"]
-    # The first machine gives the TPU back.
-    assert machine.lines("requests") == []
+    # The first host deletes the TPU.
+    assert host.lines("requests") == []
 
 
-def test_plain_host_names_are_understood(tmp_path, buckets, store, script):
-    others_are_ready(store, 0)
-    machine = Machine(tmp_path / "machine", buckets, worker=1, endpoints="host-a,host-b")
-    machine.boot(script).wait()
-    assert machine.lines("trained")[0].split()[1:3] == ["1", "host-a:12470,host-b:12470"]
+def test_endpoints_may_be_plain_host_names(tmp_path, buckets, store, script):
+    mark_ready(store, 0)
+    host = Host(tmp_path / "host", buckets, worker=1, endpoints="host-a,host-b")
+    host.boot(script).wait()
+    assert host.lines("trained")[0].split()[1:3] == ["1", "host-a:12470,host-b:12470"]
 
 
 @pytest.mark.parametrize("status", [75, 137])
-def test_training_goes_on_after_another_process_or_a_signal_ended_it(tmp_path, buckets, store, script, status):
-    machine = Machine(tmp_path / "machine", buckets, endpoints=THREE)
-    others_are_ready(store, 1, 2)
-    machine.train_by(f"[ $(wc -l <{machine.folder}/trained) -ge 3 ] || exit {status}")
-    assert machine.boot(script).wait() == 0
-    assert len(machine.lines("trained")) == 3
+def test_training_is_retried_after_a_lost_process_or_a_signal(tmp_path, buckets, store, script, status):
+    host = Host(tmp_path / "host", buckets, endpoints=THREE)
+    mark_ready(store, 1, 2)
+    host.set_training(f"[ $(wc -l <{host.folder}/trained) -ge 3 ] || exit {status}")
+    assert host.boot(script).wait() == 0
+    assert len(host.lines("trained")) == 3
     assert outcome_of(store, 1) == (0, "worker-000", True)
-    assert len(machine.lines("installed")) == 3, "once"
+    assert len(host.lines("installed")) == 3, "once"
 
 
-def test_five_tries_are_enough(tmp_path, buckets, store, script):
-    machine = Machine(tmp_path / "machine", buckets, worker=1, endpoints=THREE)
-    others_are_ready(store, 0, 2)
-    machine.train_by("exit 75")
-    assert machine.boot(script).wait() == 75
-    assert len(machine.lines("trained")) == 5
+def test_training_is_tried_five_times(tmp_path, buckets, store, script):
+    host = Host(tmp_path / "host", buckets, worker=1, endpoints=THREE)
+    mark_ready(store, 0, 2)
+    host.set_training("exit 75")
+    assert host.boot(script).wait() == 75
+    assert len(host.lines("trained")) == 5
     assert outcome_of(store, 1) == (75, "worker-001", False)
 
 
-def test_a_mistake_is_not_tried_again_by_any_machine(tmp_path, buckets, store, script):
-    wrong = Machine(tmp_path / "wrong", buckets, worker=1, endpoints=THREE)
-    wrong.train_by("exit 2")
-    other = Machine(tmp_path / "other", buckets, worker=0, endpoints=THREE)
-    other.train_by("exit 75")
-    others_are_ready(store, 0, 2)
+def test_an_error_is_retried_by_no_host(tmp_path, buckets, store, script):
+    wrong = Host(tmp_path / "wrong", buckets, worker=1, endpoints=THREE)
+    wrong.set_training("exit 2")
+    other = Host(tmp_path / "other", buckets, worker=0, endpoints=THREE)
+    other.set_training("exit 75")
+    mark_ready(store, 0, 2)
     assert wrong.boot(script).wait() == 2
     assert len(wrong.lines("requests")) == 1
     assert other.boot(script).wait() == 75
@@ -120,18 +120,18 @@ def test_a_mistake_is_not_tried_again_by_any_machine(tmp_path, buckets, store, s
     assert outcome_of(store, 1) == (2, "worker-001", True)
 
 
-def test_an_installation_that_fails_is_tried_again_and_then_told(tmp_path, buckets, store, script):
-    machine = Machine(tmp_path / "machine", buckets)
+def test_a_failing_installation_is_retried_and_then_reported(tmp_path, buckets, store, script):
+    host = Host(tmp_path / "host", buckets)
     shutil.rmtree(buckets / "the-bucket" / "runs" / "mine" / "job")
-    assert machine.boot(script).wait() == 74
-    assert machine.lines("trained") == []
+    assert host.boot(script).wait() == 74
+    assert host.lines("trained") == []
     assert outcome_of(store, 1) == (74, "worker-000", False)
     assert store.read("job/attempt-1/logs/worker-000.txt").data.count(b"failed (") == 5
 
 
-def test_machines_wait_for_each_other(tmp_path, buckets, store, script):
-    first = Machine(tmp_path / "first", buckets, worker=0, endpoints="host-a,host-b")
-    second = Machine(tmp_path / "second", buckets, worker=1, endpoints="host-a,host-b")
+def test_hosts_wait_for_each_other(tmp_path, buckets, store, script):
+    first = Host(tmp_path / "first", buckets, worker=0, endpoints="host-a,host-b")
+    second = Host(tmp_path / "second", buckets, worker=1, endpoints="host-a,host-b")
     running = first.boot(script)
     while not store.names("job/attempt-1/ready/"):
         assert running.poll() is None
@@ -141,66 +141,81 @@ def test_machines_wait_for_each_other(tmp_path, buckets, store, script):
     assert len(first.lines("trained")) == len(second.lines("trained")) == 1
 
 
-def test_a_machine_that_does_not_come_ends_the_attempt_not_the_job(tmp_path, buckets, store, script):
-    machine = Machine(tmp_path / "machine", buckets, worker=0, endpoints="host-a,host-b")
-    assert machine.boot(script, pause=0.001).wait() == 74
-    assert machine.lines("trained") == []
+def test_a_missing_host_ends_the_attempt_but_not_the_job(tmp_path, buckets, store, script):
+    host = Host(tmp_path / "host", buckets, worker=0, endpoints="host-a,host-b")
+    assert host.boot(script, pause=0.001).wait() == 74
+    assert host.lines("trained") == []
     assert outcome_of(store, 1) == (74, "worker-000", False)
 
 
-def test_a_shutdown_stops_training_and_the_next_boot_goes_on(tmp_path, buckets, store, script):
-    machine = Machine(tmp_path / "machine", buckets)
-    machine.train_by(
-        f"if [ -e {machine.folder}/saved ]; then exit 0; fi",
-        f"trap 'touch {machine.folder}/saved; exit 143' TERM",
-        f"touch {machine.folder}/training-runs",
+def test_a_shutdown_stops_training_and_the_next_boot_continues(tmp_path, buckets, store, script):
+    host = Host(tmp_path / "host", buckets)
+    host.set_training(
+        f"if [ -e {host.folder}/saved ]; then exit 0; fi",
+        f"trap 'touch {host.folder}/saved; exit 143' TERM",
+        f"touch {host.folder}/training-runs",
         "while true; do sleep 0.1; done",
     )
-    first = machine.boot(script)
-    while not (machine.folder / "training-runs").exists():
+    first = host.boot(script)
+    while not (host.folder / "training-runs").exists():
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
     assert first.wait() == 0
-    assert (machine.folder / "saved").exists()
+    assert (host.folder / "saved").exists()
     assert outcome_of(store, 1) is None
-    assert machine.lines("requests") == []
-    assert b"told to stop" in store.read("job/attempt-1/logs/worker-000.txt").data
-    assert machine.boot(script).wait() == 0
+    assert host.lines("requests") == []
+    assert b"received a signal to stop" in store.read("job/attempt-1/logs/worker-000.txt").data
+    assert host.boot(script).wait() == 0
     assert outcome_of(store, 1) == (0, "worker-000", True)
-    assert len(machine.lines("installed")) == 3, "once"
-    # And the boot after the end does nothing.
-    assert machine.boot(script).wait() == 0
-    assert len(machine.lines("trained")) == 2
+    assert len(host.lines("installed")) == 3, "once"
+    # A boot after the end does nothing.
+    assert host.boot(script).wait() == 0
+    assert len(host.lines("trained")) == 2
 
 
-def test_a_tpu_that_is_to_stay_does(tmp_path, buckets, job):
-    machine = Machine(tmp_path / "machine", buckets)
+def test_a_tpu_that_is_kept_is_not_deleted(tmp_path, buckets, job, bundle):
+    host = Host(tmp_path / "host", buckets)
     kept = dataclasses.replace(job, keep=True)
-    assert machine.boot(startup_script(kept, files(kept).folder, 1)).wait() == 0
-    assert machine.lines("requests") == []
+    assert host.boot(startup_script(kept, bundle.folder, 1)).wait() == 0
+    assert host.lines("requests") == []
 
 
-def test_modules_are_there_for_gin_files(tmp_path, job):
+def test_modules_can_be_imported_by_gin_files(tmp_path, job):
     module = tmp_path / "my_tasks.py"
     module.write_text("NAME = 'mine'\n")
-    packed = files(job, [str(module)])
+    packed = Bundle("TRAIN_STEPS = 3\n", modules=[str(module)])
     packed.upload(Folder(str(tmp_path / "buckets" / job.model_dir.removeprefix("gs://"))))
-    machine = Machine(tmp_path / "machine", tmp_path / "buckets")
-    machine.train_by("cat $PYTHONPATH/my_tasks.py")
-    assert machine.boot(startup_script(job, packed.folder, 1)).wait() == 0
-    assert "NAME = 'mine'" in machine.lines("work/mine-1/log.txt")
+    host = Host(tmp_path / "host", tmp_path / "buckets")
+    host.set_training("cat $PYTHONPATH/my_tasks.py")
+    assert host.boot(startup_script(job, packed.folder, 1)).wait() == 0
+    assert "NAME = 'mine'" in host.lines("work/mine-1/log.txt")
 
 
-def test_whatever_settings_say_is_no_command(job):
+def test_settings_are_quoted(job):
     nasty = "gs://the-bucket/a'b $(touch hacked) `touch hacked`\";x"
     script = startup_script(dataclasses.replace(job, model_dir=nasty), "job/files-1", 1)
-    head = script.split("\n# What each machine")[0]
-    said = subprocess.run(["bash", "-c", head + '\nprintf "%s\\n" "$STORE" "$FILES"'], capture_output=True, text=True)
-    assert said.stdout.splitlines() == [f"{nasty}/job/attempt-1", f"{nasty}/job/files-1"]
+    variables = script.split("\n# Startup script")[0]
+    done = subprocess.run(
+        ["bash", "-c", variables + '\nprintf "%s\\n" "$STORE" "$FILES"'], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [f"{nasty}/job/attempt-1", f"{nasty}/job/files-1"]
 
 
-def test_bash_finds_no_fault(script):
+def test_bash_accepts_the_script(script):
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    assert len(script.encode()) < 256 * 1024, "what a metadata value may have"
-    assert json.loads(json.dumps(script)) == script
+    assert len(script.encode()) < 256 * 1024, "the limit of a metadata value"
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing(script):
+    done = subprocess.run(["shellcheck", "-"], input=script, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_script_arrives_unchanged_in_the_metadata(job, script):
+    """Through the request's JSON, as Cloud TPU's API transports it: no character is lost or escaped twice."""
+    request = json.loads(tpu_v2.CreateQueuedResourceRequest.to_json(create_request(job, script, 1)))
+    (spec,) = request["queuedResource"]["tpu"]["nodeSpec"]
+    assert spec["node"]["metadata"]["startup-script"] == script
+    assert script.endswith((pathlib.Path(tpu.jobs.__file__).parent / "startup.sh").read_text())
