@@ -103,9 +103,9 @@ class Experiment:
         check_vocabulary(self.mixture_or_task, self.model.vocab_size)
 
     def fixed_settings(self) -> dict[str, object]:
-        """Returns what must stay as it was when a run resumes, by macro: data position and noise hang on it.
+        """Returns the settings that a resumed run must not change, by macro: data order and noise depend on them.
 
-        `data_settings` adds what the data themselves hang on.
+        `data_settings` adds those that the data themselves depend on.
         """
         return {
             "SEED": self.seed,

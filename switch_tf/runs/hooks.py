@@ -98,7 +98,7 @@ class RecordMetrics(PeriodicHook):
 
 
 class _EvaluationHook(PeriodicHook):
-    """A hook that measures the weights: not when the run is told to stop, but, if that was just then, on resuming."""
+    """Measures the weights. A run that is stopped at a step whose evaluation is due is evaluated when it resumes."""
 
     setting = "EVAL_PERIOD"
 

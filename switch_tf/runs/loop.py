@@ -1,4 +1,4 @@
-"""The training loop: reads and assigns variables around the pure step; whatever else happens is a hook."""
+"""The training loop: reads and assigns variables around the pure step. Everything periodic is a hook."""
 
 import signal
 from collections.abc import Callable, Sequence

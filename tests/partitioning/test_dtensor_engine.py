@@ -126,7 +126,7 @@ def test_microbatches_on_a_mesh(results, kind):
     settings = {"microbatches": 2, "steps": 2, "everything": False}
     found = results(dtensor("data:4,model:2", **settings, config={"rematerialization": kind}))
     assert_same(found, results({**SINGLE, **settings}))
-    # Blocks that are made again send their tokens to the experts and back once more.
+    # A block that is recomputed runs its all-to-alls once more.
     counts = json.loads(str(found["collectives"]))
     assert counts["CollectiveAllToAllV2"] == {"none": 4, "blocks": 6}[kind] * 2
 

@@ -253,3 +253,23 @@ def test_a_mesh_that_does_not_fit_is_not_described():
     gin_config.load(run, ["BATCH_SIZE = 18"])
     with pytest.raises(SettingError, match=r"BATCH_SIZE = 18 is no multiple of 4"):
         describe.run(argparse.Namespace(json=True))
+
+
+def test_a_bound_parameter_means_what_its_macro_means(capsys):
+    files = ["gin/models/switch_tiny_8.gin", "gin/runs/quickstart.gin", *MESH]
+    by_macro = printed_by_describe(capsys, files, ('MESH_SHAPE = "data:2,model:4"',), as_json=True)
+    bindings = ('Experiment.mesh_shape = "data:2,model:4"',)
+    assert printed_by_describe(capsys, files, bindings, as_json=True) == by_macro
+    assert by_macro != printed_by_describe(capsys, files, as_json=True)
+    gin_config.load(files, ["Experiment.batch_size = 18"])
+    with pytest.raises(SettingError, match=r"BATCH_SIZE = 18 is no multiple of 4"):
+        describe.run(argparse.Namespace(json=True))
+
+
+def test_the_model_is_built_once(capsys, monkeypatch):
+    built = []
+    build = EncoderDecoder.build
+    monkeypatch.setattr(EncoderDecoder, "build", lambda self: built.append(self.config) or build(self))
+    # A configuration that no test before has described.
+    printed_by_describe(capsys, ["gin/models/switch_tiny_8.gin", *MESH], ("ModelConfig.d_ff = 520",))
+    assert len(built) == 1

@@ -208,7 +208,7 @@ def test_notes_on_weights_of_which_two_axes_ask_for_one_dimension(config):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "rules", "mend"),
+    ("mesh", "rules", "remedy"),
     [
         ("data:4,model:2", "batch:data,experts:data", "the rule 'vocab:model' would split it"),
         ("data:4,model:5", "batch:data,experts:data", "the rule 'embed:model' would split it"),
@@ -220,17 +220,17 @@ def test_notes_on_weights_of_which_two_axes_ask_for_one_dimension(config):
         ("data:4,model:1", "batch:data,vocab:model", "a mesh in which 'model' is larger than 1 would split it"),
     ],
 )
-def test_notes_on_large_weights_that_are_whole(config, mesh, rules, mend):
+def test_notes_on_large_weights_that_are_whole(config, mesh, rules, remedy):
     large = dataclasses.replace(config, num_experts=0, vocab_size=2**18, d_model=80)
     notes = [note for note in placement_notes(layout_of(mesh, rules), large) if "whole" in note]
     assert len(notes) == 1
     assert notes[0].startswith("token_embedder/embedding (vocab, embed: 262144 x 80): whole on every device, 80 MiB; ")
-    assert mend in notes[0]
+    assert remedy in notes[0]
     assert not placement_notes(layout_of("data:1", "batch:data"), large)
 
 
 @pytest.mark.parametrize(
-    ("mesh", "rules", "mend"),
+    ("mesh", "rules", "remedy"),
     [
         ("data:4,model:2", "batch:data,vocab:model", "the rule 'experts:data' would split it"),
         ("data:8,model:2", "batch:data,vocab:model", "the rule 'expert_mlp:model' would split it"),
@@ -241,10 +241,10 @@ def test_notes_on_large_weights_that_are_whole(config, mesh, rules, mend):
         ),
     ],
 )
-def test_notes_on_experts_that_are_whole(config, mesh, rules, mend):
+def test_notes_on_experts_that_are_whole(config, mesh, rules, remedy):
     large = dataclasses.replace(config, d_ff=2**17)
     notes = [note for note in placement_notes(layout_of(mesh, rules), large) if "experts" in note and "whole" in note]
-    assert len(notes) == 2 and all(note.endswith(f"{mend}.") for note in notes)
+    assert len(notes) == 2 and all(note.endswith(f"{remedy}.") for note in notes)
 
 
 def test_every_layout_file_has_a_model():

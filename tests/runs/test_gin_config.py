@@ -1,4 +1,4 @@
-"""Gin mistakes end in one sentence that names the binding and the mend."""
+"""Gin mistakes end in one sentence that names the binding and the remedy."""
 
 import gin
 import pytest
@@ -72,3 +72,16 @@ def test_the_macro_that_a_file_was_looked_for_by():
     assert found("gs://b/run/config.gin") == "MODEL_DIR = 'gs://b/run'"
     assert found("gs://b/run2/1.txt") == "TRAIN_FILES = 'gs://b/run2/*.txt'"
     assert found("gs://c/run") is None
+
+
+def test_parameters_are_read_with_their_macros_and_references_resolved():
+    from switch_tf.runs import loop  # noqa: F401 (registers what the files bind)
+
+    gin_config.load(["gin/runs/quickstart.gin"], ["BATCH_SIZE = 24", "Experiment.seed = 7"])
+    assert gin_config.parameter("Experiment.batch_size") == 24
+    assert gin_config.parameter("Experiment.seed") == 7
+    assert gin_config.parameter("train.objective").balance_loss == 1e-2
+    assert gin_config.parameter("Experiment.absent", "default") == "default"
+    gin_config.load([SMALL], [])
+    with pytest.raises(SettingError, match=r"Nothing binds Experiment\.seed: add --gin_file=gin/runs/pretrain\.gin"):
+        gin_config.parameter("Experiment.seed", gin_file="gin/runs/pretrain.gin")
