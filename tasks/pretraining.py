@@ -28,16 +28,18 @@ def text_files(split_to_pattern: Mapping[str, Patterns], key: str = "text") -> s
     return seqio.FileDataSource(functools.partial(read_documents, key=key), dict(split_to_pattern))
 
 
-def num_spans(inputs_length: int) -> int:
+def num_spans(
+    inputs_length: int, noise_density: float = NOISE_DENSITY, mean_span_length: float = MEAN_SPAN_LENGTH
+) -> int:
     """Returns how many spans, and so sentinels, an example has whose corrupted inputs fill `inputs_length`."""
     raw, _ = t5.data.preprocessors.random_spans_helper(
         inputs_length=inputs_length,
-        noise_density=NOISE_DENSITY,
-        mean_noise_span_length=MEAN_SPAN_LENGTH,
+        noise_density=noise_density,
+        mean_noise_span_length=mean_span_length,
         extra_tokens_per_span_inputs=1,
         extra_tokens_per_span_targets=1,
     )
-    return round(round(raw * NOISE_DENSITY) / MEAN_SPAN_LENGTH)
+    return round(round(raw * noise_density) / mean_span_length)
 
 
 def span_corruption(
@@ -45,6 +47,8 @@ def span_corruption(
     sequence_length: Mapping[str, int],
     output_features: Mapping[str, seqio.Feature],
     merge_documents: bool = True,
+    noise_density: float = NOISE_DENSITY,
+    mean_span_length: float = MEAN_SPAN_LENGTH,
 ) -> tf.data.Dataset:
     """T5's span corruption, and the check that it lacks: past the last sentinel it would use ids of text as sentinels.
 
@@ -53,6 +57,8 @@ def span_corruption(
       sequence_length: tokens of each feature.
       output_features: whose vocabulary is `RunVocabulary`.
       merge_documents: whether sequences may span documents, concatenated 128 at a time.
+      noise_density: the share of the tokens that become targets.
+      mean_span_length: tokens of a corrupted span, on average.
 
     Returns:
       Dataset of {"inputs": int32 [L], "targets": int32 [L]}, without their end tokens.
@@ -61,18 +67,19 @@ def span_corruption(
       SettingError: if an example would have more spans than there are sentinels.
     """
     length, sentinels = sequence_length["inputs"], output_features["targets"].vocabulary.num_sentinels
-    if num_spans(length) > sentinels:
-        longest = next(shorter for shorter in range(length - 1, 0, -1) if num_spans(shorter) <= sentinels)
+    noise = (noise_density, mean_span_length)
+    if num_spans(length, *noise) > sentinels:
+        longest = next(shorter for shorter in range(length - 1, 0, -1) if num_spans(shorter, *noise) <= sentinels)
         raise SettingError(
-            f"TASK_FEATURE_LENGTHS['inputs'] = {length} has {num_spans(length)} spans and the vocabulary has "
+            f"TASK_FEATURE_LENGTHS['inputs'] = {length} has {num_spans(length, *noise)} spans and the vocabulary has "
             f"{sentinels} sentinels: set it to {longest} at most."
         )
     return t5.data.preprocessors.span_corruption(
         dataset,
         sequence_length,
         output_features,
-        mean_noise_span_length=MEAN_SPAN_LENGTH,
-        noise_density=NOISE_DENSITY,
+        mean_noise_span_length=mean_span_length,
+        noise_density=noise_density,
         merge_examples_to_reduce_padding=merge_documents,
     )
 
@@ -82,7 +89,12 @@ def text_features() -> dict[str, seqio.Feature]:
     return {name: seqio.Feature(RunVocabulary(), add_eos=True) for name in ("inputs", "targets")}
 
 
-def add_span_corruption_task(name: str, source: seqio.DataSource) -> seqio.Task:
+def add_span_corruption_task(
+    name: str,
+    source: seqio.DataSource,
+    noise_density: float = NOISE_DENSITY,
+    mean_span_length: float = MEAN_SPAN_LENGTH,
+) -> seqio.Task:
     """Registers T5's pre-training task over a source of {"text": string} examples.
 
     Text is split into chunks of such a length that the corrupted inputs and targets fill `TASK_FEATURE_LENGTHS`: 568
@@ -91,10 +103,13 @@ def add_span_corruption_task(name: str, source: seqio.DataSource) -> seqio.Task:
     Args:
       name: of the task.
       source: of the text.
+      noise_density: the share of the tokens that become targets; T5's by default.
+      mean_span_length: tokens of a corrupted span, on average; T5's by default.
 
     Returns:
       The registered task.
     """
+    corrupt = functools.partial(span_corruption, noise_density=noise_density, mean_span_length=mean_span_length)
     return seqio.TaskRegistry.add(
         name,
         source=source,
@@ -102,7 +117,7 @@ def add_span_corruption_task(name: str, source: seqio.DataSource) -> seqio.Task:
             functools.partial(t5.data.preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
-            span_corruption,
+            corrupt,
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features=text_features(),
