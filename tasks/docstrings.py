@@ -109,7 +109,8 @@ def extract() -> list[str]:
     """Reads all source files of `PACKAGES` with one process per core, and shows the progress.
 
     Returns:
-      Every docstring of `MIN_CHARACTERS` or more once, in the order of packages, file names and source.
+      Every docstring of `MIN_CHARACTERS` or more once, in the order of their digests: the first documents are a sample
+      of all packages.
     """
     files = _source_files()
     chunks = [files[start : start + _FILES_PER_CALL] for start in range(0, len(files), _FILES_PER_CALL)]
@@ -122,7 +123,8 @@ def extract() -> list[str]:
                 pool.map(_docstrings_of_files, chunks), total=len(chunks), desc="extracting docstrings", leave=False
             )
         )
-    return list(dict.fromkeys(text for texts in results for text in texts))
+    unique = {text for texts in results for text in texts}
+    return sorted(unique, key=lambda text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
 
 
 def documents() -> list[str]:

@@ -5,13 +5,16 @@ cores). The same versions give the same bytes: the corpus of the paper's studies
 """
 
 import functools
+import pathlib
 import zlib
 
+import gin
 import seqio
 import tensorflow as tf
 
 from tasks import docstrings
 from tasks.pretraining import add_span_corruption_task
+from tasks.vocabularies import VocabularyFile
 
 # One document in so many is held out.
 HELD_OUT_EVERY = 100
@@ -46,3 +49,14 @@ add_span_corruption_task("installed_docs_span_corruption", _SOURCE)
 # times as many target tokens for each input token, and a decoder that has sentences to write. Small models learn more
 # from the same number of FLOPs.
 add_span_corruption_task("installed_docs_long_spans", _SOURCE, noise_density=0.5, mean_span_length=12.0)
+
+
+@gin.configurable
+class InstalledDocsVocabulary(VocabularyFile):
+    """The vocabulary that comes with this corpus: 924 pieces, 1,024 ids with the sentinels.
+
+    Made by `switch-tf vocabulary --task=installed_docs_span_corruption --num_pieces=924 --max_characters=3000000`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(str(pathlib.Path(__file__).with_name("installed_docs.model")))

@@ -1,4 +1,4 @@
-"""The command line: `switch-tf train | evaluate | predict | describe | report | vocabulary | cache | tpu`."""
+"""The command line: `switch-tf train | evaluate | predict | describe | report | vocabulary | cache | study | tpu`."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from switch_tf.cli import cache, describe, evaluate, flags, predict, report, tpu, train, vocabulary
+from switch_tf.cli import cache, describe, evaluate, flags, predict, report, study, tpu, train, vocabulary
 from switch_tf.errors import SettingError, sentence_inside
 
 _EPILOG = """\
@@ -30,6 +30,7 @@ _COMMANDS: dict[str, ModuleType] = {
     "report": report,
     "vocabulary": vocabulary,
     "cache": cache,
+    "study": study,
 }
 # These count or prepare something, and need no value for every macro that a run needs.
 _INCOMPLETE = ("describe", "vocabulary")
