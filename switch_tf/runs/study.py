@@ -1,11 +1,13 @@
 """Studies: many runs of one experiment that differ in a few gin bindings and in the seed; `switch-tf study`."""
 
+import contextlib
 import dataclasses
 import fcntl
 import itertools
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -240,6 +242,21 @@ def _locked(model_dir: str) -> IO[str]:
     return lock
 
 
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turns SIGTERM into SystemExit, so that the runs are told to stop."""
+
+    def stop(number: int, frame: object) -> None:
+        del frame
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def train_runs(runs: Sequence[StudyRun], jobs: int = 1) -> None:
     """Trains all runs that are not done, `jobs` at a time, and shows how far they are.
 
@@ -257,7 +274,8 @@ def train_runs(runs: Sequence[StudyRun], jobs: int = 1) -> None:
     free: list[int | None] = [*cores[:jobs]] if jobs > 1 else [None]
     active: list[_Process] = []
     ended = sum(run.steps for run in runs if run not in pending)
-    with tqdm.tqdm(total=sum(run.steps for run in runs), initial=ended, unit="step", desc="study") as bar:
+    total = sum(run.steps for run in runs)
+    with _sigterm_raises(), tqdm.tqdm(total=total, initial=ended, unit="step", desc="study") as bar:
         try:
             while pending or active:
                 while pending and free:
