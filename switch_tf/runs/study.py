@@ -17,8 +17,9 @@ from typing import IO, Any
 import gin
 import tqdm
 
+import switch_tf.runs.loop  # noqa: F401 (registers what the experiments' gin files bind)
 from switch_tf import storage
-from switch_tf.data.batches import find_task
+from switch_tf.data.task_lookup import find_task
 from switch_tf.errors import SettingError, nearest
 from switch_tf.runs import gin_config
 from switch_tf.runs.experiment import Experiment
