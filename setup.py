@@ -24,7 +24,7 @@ setup(
     package_dir={"switch_tf.gin": "gin"},
     package_data={
         "switch_tf": ["py.typed"],
-        "tasks": ["*.json"],
+        "tasks": ["*.json", "*.model"],
         "tpu": ["*.sh"],
         "switch_tf.gin": [f"{folder}/*.gin".lstrip("/") for folder in GIN_FOLDERS],
     },

@@ -21,7 +21,7 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
         self.base = base
         self.warmup_steps = warmup_steps
 
-    def __call__(self, step) -> tf.Tensor:
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         return self.base * tf.math.rsqrt(tf.maximum(tf.cast(step, tf.float32), float(self.warmup_steps)))
 
     def get_config(self) -> dict:
@@ -37,7 +37,7 @@ class Constant(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, value: float = 1e-3):
         self.value = value
 
-    def __call__(self, step) -> tf.Tensor:
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         del step
         return tf.constant(self.value, tf.float32)
 
@@ -105,7 +105,7 @@ class WarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.decay_steps = decay_steps
         self.final = final
 
-    def __call__(self, step) -> tf.Tensor:
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
         update, warmup = step + 1.0, float(max(self.warmup_steps, 1))
         warmed = self.peak * tf.minimum(1.0, update / warmup)
@@ -192,7 +192,7 @@ class ProductOfFactors(keras.optimizers.schedules.LearningRateSchedule):
     def _names(factors: str) -> list[str]:
         return [name.strip() for name in factors.split("*")]
 
-    def __call__(self, step) -> tf.Tensor:
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
         rate = tf.constant(1.0)
         for name in self._names(self.factors):
