@@ -21,9 +21,9 @@ from tools.offline_tfds import write_documents
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "tasks.md"
 BEGIN, END = "<!-- begin: python -m tools.tables_of_tasks -->", "<!-- end -->"
-# Examples in each split, as the pages of TensorFlow Datasets' catalogue give them: without the data they cannot be
-# counted. Each was compared with its page (docs/catalog of the project's repository), which for winogrande was of
-# version 1.1.0 and for cnn_dailymail of 3.0.0. C4's of 3.1.0 are those that others quote from its page.
+# Examples in each split, from the TensorFlow Datasets catalog, as the data are not at hand. Each was compared with its
+# page (docs/catalog of that project's repository), which was of version 1.1.0 for winogrande and 3.0.0 for
+# cnn_dailymail. C4's of 3.1.0 are quoted elsewhere from its page.
 SIZES: dict[str, dict[str, int]] = {
     "c4/en": {"train": 364_613_570, "validation": 364_724},
     "glue/cola": {"train": 8_551, "validation": 1_043, "test": 1_063},
@@ -66,7 +66,7 @@ SIZES: dict[str, dict[str, int]] = {
         **{"validation": 1_267, "test": 1_767},
     },
 }
-# Where the text comes from, for tasks that read no data set of TensorFlow Datasets.
+# The source of the text, for tasks that do not read TensorFlow Datasets.
 OTHERS = {
     "c4_files_span_corruption": "the hub's json.gz files of C4, in `C4_FOLDER`",
     "files_span_corruption": "text files of your own, `TRAIN_FILES` and `VALIDATION_FILES`",
@@ -80,7 +80,7 @@ _CUT = 160
 
 
 def own_names() -> list[str]:
-    """Returns the tasks that read with the run's vocabulary: all of this package's, none of t5's."""
+    """Returns the tasks with the run's vocabulary: those of `tasks`, not t5's."""
     found = {name: seqio.TaskRegistry.get(name) for name in seqio.TaskRegistry.names()}
     return sorted(
         name for name, task in found.items() if isinstance(task.output_features["targets"].vocabulary, RunVocabulary)
@@ -97,20 +97,20 @@ def size(taken: str, counts: dict[str, int]) -> int:
 
 
 def cell(text: str) -> str:
-    """Puts text into a cell of a table, in one line that is not too long."""
+    """Formats text for a cell of a table: one line, abbreviated."""
     text = " ".join(text.replace("|", "\\|").split())
     return text if len(text) <= _CUT else text[:_CUT].rsplit(" ", 1)[0] + " ..."
 
 
 def data_of(task: seqio.Task) -> str:
-    """Names a task's data set and version, and where they differ from the data set's the slices that are its splits."""
+    """Names a task's data set and version, and the slices behind its splits where the names differ."""
     slices = getattr(task.source, "slices", {})
     renamed = [f"{split} = {taken}" for split, taken in slices.items() if split != taken]
     return "; ".join([data_set_of(task) or OTHERS[task.name], *renamed])
 
 
 def sizes_of(task: seqio.Task) -> str:
-    """Gives the examples in each split, from `SIZES` where the task's data set is in it."""
+    """Returns the number of examples in each split, from `SIZES`; empty if the data set is not in it."""
     name = (data_set_of(task) or "").split(":")[0]
     if multilingual.TFDS_NAME.startswith(f"{name}:"):
         return f"train {sum(multilingual.PAGES.values()):,} in all languages of 3.0.1"
@@ -120,7 +120,7 @@ def sizes_of(task: seqio.Task) -> str:
 
 
 def example_of(task: seqio.Task) -> tuple[str, str]:
-    """Returns an example as text, input and target; empty where there is no tiny data set."""
+    """Returns an example as text, input and target; empty if there is no tiny data set."""
     if data_set_of(task) in tiny_tfds.DATA_SETS:
         inputs, targets = tiny_tfds.written(task, task.splits[0])[0]
     elif isinstance(task.source, seqio.TfdsDataSource):
@@ -207,9 +207,9 @@ def tables(names: Iterable[str]) -> str:
 
 
 def write_examples(folder: str) -> None:
-    """Prepares the tiny data sets with their first examples only: TensorFlow Datasets has an order of its own.
+    """Prepares the tiny data sets with their first examples only, as TensorFlow Datasets has an order of its own.
 
-    Selects a vocabulary, too, for the examples of span corruption.
+    Also selects a vocabulary, for the examples of span corruption.
     """
     first = {
         # Twice, so that a task whose splits are halves of one has an example in each.

@@ -45,7 +45,7 @@ def _feature(value: np.ndarray | bytes) -> tf.train.Feature:
     return tf.train.Feature(int64_list=tf.train.Int64List(value=values.tolist()))
 
 
-def _serialise(example: dict[str, np.ndarray]) -> bytes:
+def _serialize(example: dict[str, np.ndarray]) -> bytes:
     features = tf.train.Features(feature={name: _feature(value) for name, value in example.items()})
     return tf.train.Example(features=features).SerializeToString()
 
@@ -98,7 +98,7 @@ def _write_shards(
         paths = [stack.enter_context(storage.replacing(shard)) for shard in shards]
         writers = [stack.enter_context(tf.io.TFRecordWriter(path)) for path in paths]
         for index, example in enumerate(dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
-            writers[index % len(writers)].write(_serialise(example))
+            writers[index % len(writers)].write(_serialize(example))
             counts.add(example)
             bar.update()
     return counts.values
@@ -118,7 +118,7 @@ def cache_split(task: seqio.Task, folder: str, split: str, min_shards: int) -> N
     """
     info_path = seqio.get_cached_info_path(folder, split)
     if storage.exists(info_path):
-        print(f"{task.name}, {split}: is there.")
+        print(f"{task.name}, {split}: cached already.")
         return
     num_files = len(task.source.list_shards(split))
     shards_per_file = max(1, -(-min_shards // num_files))

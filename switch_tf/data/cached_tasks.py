@@ -135,7 +135,7 @@ def _checked_folder(cache: Cache, provider: seqio.Task | seqio.Mixture, split: s
 
 
 def cached_settings(provider: seqio.Task | seqio.Mixture, cache: Cache) -> dict[str, object]:
-    """Returns which cached tokens are trained on: a run that resumes must find them unchanged.
+    """Identifies the cached tokens that are trained on: a run that resumes must find them unchanged.
 
     Args:
       provider: the task or mixture.

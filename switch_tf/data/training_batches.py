@@ -14,7 +14,7 @@ from switch_tf.data.cached_tasks import Cache
 from switch_tf.data.task_lookup import empty_split
 from switch_tf.errors import SettingError
 
-# After so many seconds without a first batch, a stream is checked for having any example.
+# Seconds to wait for the first batch before checking that the stream has an example at all.
 _FIRST_BATCH_TIMEOUT = 60.0
 
 _MISSING_FILE = re.compile(r"from checkpoint: ([^;]+);")

@@ -157,7 +157,7 @@ def test_a_command_that_was_cut_off_goes_on(tmp_path, monkeypatch, capsys):
     for name in names:
         assert (tmp_path / "cut" / TASK / name).read_bytes() == (tmp_path / "whole" / TASK / name).read_bytes()
     write_cache(TASK, cut, min_shards=6)
-    assert len(calls) == 5 and "is there" in capsys.readouterr().out
+    assert len(calls) == 5 and "cached already" in capsys.readouterr().out
 
 
 def test_another_vocabulary_is_refused(text, tmp_path):
@@ -252,7 +252,7 @@ def test_numbers_and_bytes_are_written_as_seqio_writes_them():
         "flag": np.bool_(True),
         "words": np.array([b"a", b"bc"], object),
     }
-    assert cache_writer._serialise(example) == seqio.dict_to_tfexample(example).SerializeToString()
+    assert cache_writer._serialize(example) == seqio.dict_to_tfexample(example).SerializeToString()
 
 
 def test_of_a_mixture_each_task_has_the_splits_that_it_has(tmp_path):

@@ -22,12 +22,12 @@ import trustme
 
 _HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 TOKEN = "a-token"
-_GRANULE = 1024  # Of an upload that is cut off, the server keeps a multiple of so many bytes.
+_GRANULE = 1024  # The server keeps a multiple of this many bytes of an interrupted upload.
 _PAGE = 10  # Entries of a listing; the service gives a thousand at once.
 
 
 class Request(NamedTuple):
-    """A request that came: its decoded path with the query, and the bytes that it sent and that it got."""
+    """A request: its decoded path with the query, and the bytes that were sent and received."""
 
     method: str
     path: str
@@ -68,7 +68,7 @@ class BucketServer:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def environment(self) -> dict[str, str]:
-        """What leads a process's TensorFlow here."""
+        """Returns the environment variables that direct TensorFlow to this server."""
         proxy = f"http://127.0.0.1:{self._http.server_port}"
         return {
             "HTTPS_PROXY": proxy,
@@ -78,14 +78,14 @@ class BucketServer:
         }
 
     def make(self, bucket: str, read_only: bool = False, refused: bool = False) -> None:
-        """Makes an empty bucket, perhaps one that the account may only read, or not even read."""
+        """Makes an empty bucket, which the account may be able to read only, or not at all."""
         with self.lock:
             self.buckets[bucket] = {}
             self.read_only |= {bucket} if read_only else set()
             self.refused |= {bucket} if refused else set()
 
     def fail(self, method: str, fragment: str, times: int, status: int | None = 503) -> None:
-        """Lets requests of a method with `fragment` in their path fail: with a status, or by a lost connection.
+        """Makes requests of a method with `fragment` in their path fail: with a status, or by a lost connection.
 
         Where the connection of an upload is lost, the first half of its bytes has come.
         """
@@ -93,7 +93,7 @@ class BucketServer:
             self._faults.append(_Fault(method, fragment, times, status))
 
     def heal(self) -> None:
-        """Ends all that `fail` asked for."""
+        """Ends all failures that `fail` started."""
         with self.lock:
             self._faults.clear()
 
@@ -104,7 +104,7 @@ class BucketServer:
             self.generations[bucket, name] = self.generations.get((bucket, name), 0) + 1
 
     def content(self, bucket: str, name: str) -> bytes:
-        """Returns an object's bytes, none where there is none."""
+        """Returns an object's bytes, empty if it does not exist."""
         with self.lock:
             return self.buckets[bucket].get(name, b"")
 
@@ -114,13 +114,13 @@ class BucketServer:
             return sorted(name for name in self.buckets[bucket] if name.startswith(prefix))
 
     def requests(self) -> list[Request]:
-        """Returns, and forgets, the requests that came."""
+        """Returns, and clears, the requests received so far."""
         with self.lock:
             seen, self.seen = self.seen, []
             return seen
 
     def fault(self, method: str, path: str) -> _Fault | None:
-        """Returns what is to go wrong with a request."""
+        """Returns how a request is to fail."""
         with self.lock:
             for fault in self._faults:
                 if fault.times and fault.method == method and fault.fragment in path:
@@ -130,7 +130,7 @@ class BucketServer:
 
 
 class _Manager(BaseManager):
-    """Runs the server in a process of its own: TensorFlow waits for answers with the interpreter's lock in its hand."""
+    """Runs the server in a process of its own: TensorFlow holds the interpreter's lock while it waits for responses."""
 
 
 _Manager.register("BucketServer", BucketServer)
@@ -149,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def log_message(self, *arguments) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
     def do_CONNECT(self) -> None:
         self.send_response(200)
@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
                 answer()
 
     def _read_body(self) -> bytes:
-        # TensorFlow sends both a length and chunks; chunks are what counts then.
+        # TensorFlow sends both a length and chunks; the chunks take precedence.
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = b""
@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(value).encode())
 
     def _bucket(self, name: str, writes: bool = False) -> dict[str, bytes] | None:
-        """A bucket's objects; None, and an answer, where there is no such bucket or the account may not."""
+        """Returns a bucket's objects; None, after an error response, if it does not exist or access is denied."""
         server = self.server_of
         if name in server.refused or (writes and name in server.read_only):
             action = "create" if writes else "list"

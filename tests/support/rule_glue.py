@@ -2,8 +2,8 @@
 
     python -m tests.support.rule_glue FOLDER
 
-writes them; TFDS_DATA_DIR=FOLDER reads them. SST-2: a sentence is positive if its one word of praise or blame praises.
-RTE: a sentence entails itself, shortened, and not where "not" has been put into it.
+writes them; TFDS_DATA_DIR=FOLDER reads them. SST-2: one word of praise or blame decides a
+sentence's label. RTE: a sentence entails its own shortened form, unless a "not" was inserted.
 """
 
 import pydoc_data.topics
@@ -19,7 +19,7 @@ from tests.support import tiny_tfds
 PRAISE = ("good", "useful", "correct", "simple", "fast", "clear", "safe", "easy")
 BLAME = ("bad", "useless", "wrong", "hard", "slow", "unclear", "unsafe", "difficult")
 SIZES = {"train": 2000, "validation": 200}
-# No word here decides anything.
+# Words that do not affect a label.
 _WORDS = sorted(
     set(re.findall(r"\b[a-z]{3,8}\b", " ".join(pydoc_data.topics.topics.values()))) - {*PRAISE, *BLAME, "not"}
 )

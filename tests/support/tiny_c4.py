@@ -1,4 +1,4 @@
-"""Tiny real TFDS data sets under the names of C4 and mC4: true features, files, splits and numbers of files."""
+"""Tiny real TFDS data sets under the names of C4 and mC4: true features, splits and file formats."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ HELD_OUT = range(1000, 1008)
 
 
 def document(code: str, index: int, words: int = 40) -> str:
-    """A document that says in each of its words which language it is of."""
+    """A document each of whose words names its language."""
     chosen = random.Random(f"{code} {index}").choices(WORDS, k=words)
     return " ".join(f"{code}_{word}" for word in chosen)
 

@@ -1,4 +1,4 @@
-"""A task on a little real text (some of Python's documentation topics), for runs that take seconds."""
+"""Tasks on a little real text (some of Python's documentation topics), for runs that take seconds."""
 
 import pydoc_data.topics
 

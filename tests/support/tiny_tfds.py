@@ -16,8 +16,8 @@ Examples = list[dict[str, Any]]
 HIDDEN = -1
 
 
-def labelled(base: dict[str, Any], labels: Sequence[Any], field: str = "label") -> dict[str, Examples]:
-    """A data set of one text under changing labels, those of its first examples as given; hidden in the test split."""
+def labeled(base: dict[str, Any], labels: Sequence[Any], field: str = "label") -> dict[str, Examples]:
+    """A data set of one text with the given labels; hidden in the test split."""
 
     def examples(chosen: Sequence[Any]) -> Examples:
         return [{**base, field: label} | ({"idx": i} if "idx" in base else {}) for i, label in enumerate(chosen)]
@@ -30,7 +30,7 @@ def only(splits: Mapping[str, Examples], *names: str) -> dict[str, Examples]:
 
 
 _PAIR = {"sentence1": "A tall tree fell.", "sentence2": "A tree fell.", "idx": 0}
-_MNLI = labelled(
+_MNLI = labeled(
     {
         "hypothesis": "The St. Louis Cardinals have always won.",
         "premise": "yeah well losing is i mean i'm i'm originally from Saint Louis and Saint Louis Cardinals when they "
@@ -41,8 +41,8 @@ _MNLI = labelled(
 )
 
 GLUE: dict[str, dict[str, Examples]] = {
-    "cola": labelled({"sentence": "John made Bill master of himself.", "idx": 0}, [1, 0, 1, 0]),
-    "sst2": labelled(
+    "cola": labeled({"sentence": "John made Bill master of himself.", "idx": 0}, [1, 0, 1, 0]),
+    "sst2": labeled(
         {
             "sentence": "it confirms fincher 's status as a film maker who artfully bends technical know-how to the "
             "service of psychological insight . ",
@@ -50,7 +50,7 @@ GLUE: dict[str, dict[str, Examples]] = {
         },
         [1, 0, 1, 0],
     ),
-    "mrpc": labelled(
+    "mrpc": labeled(
         {
             "sentence1": "We acted because we saw the existing evidence in a new light , through the prism of our "
             'experience on 11 September , " Rumsfeld said .',
@@ -60,7 +60,7 @@ GLUE: dict[str, dict[str, Examples]] = {
         },
         [1, 0, 1, 0],
     ),
-    "qqp": labelled(
+    "qqp": labeled(
         {
             "question1": "What attributes would have made you highly desirable in ancient Rome?",
             "question2": "How I GET OPPERTINUTY TO JOIN IT COMPANY AS A FRESHER?",
@@ -68,7 +68,7 @@ GLUE: dict[str, dict[str, Examples]] = {
         },
         [0, 1, 0, 1],
     ),
-    "stsb": labelled(
+    "stsb": labeled(
         {
             "sentence1": "Representatives for Puretunes could not immediately be reached for comment Wednesday.",
             "sentence2": "Puretunes representatives could not be located Thursday to comment on the suit.",
@@ -79,7 +79,7 @@ GLUE: dict[str, dict[str, Examples]] = {
     "mnli": only(_MNLI, "train"),
     "mnli_matched": only(_MNLI, "validation", "test"),
     "mnli_mismatched": only(_MNLI, "validation", "test"),
-    "qnli": labelled(
+    "qnli": labeled(
         {
             "question": "Where did Jebe die?",
             "sentence": "Genghis Khan recalled Subutai back to Mongolia soon afterwards, and Jebe died on the road "
@@ -88,7 +88,7 @@ GLUE: dict[str, dict[str, Examples]] = {
         },
         [0, 1, 0, 1],
     ),
-    "rte": labelled(
+    "rte": labeled(
         {
             "sentence1": "A smaller proportion of Yugoslavia's Italians were settled in Slovenia (at the 1991 national "
             "census, some 3078).",
@@ -97,7 +97,7 @@ GLUE: dict[str, dict[str, Examples]] = {
         },
         [1, 0, 1, 0],
     ),
-    "wnli": labelled(
+    "wnli": labeled(
         {"sentence1": "The fish ate the worm. It was tasty.", "sentence2": "The worm was tasty.", "idx": 0},
         [1, 1, 0, 1],
     ),
@@ -132,8 +132,8 @@ def _record(answers: Sequence[Sequence[str]]) -> Examples:
 
 
 SUPER_GLUE: dict[str, dict[str, Examples]] = {
-    "boolq": labelled({"question": "is the sky blue", "passage": "Sky -- The sky is blue.", "idx": 0}, [1, 0, 1, 0]),
-    "cb": labelled(
+    "boolq": labeled({"question": "is the sky blue", "passage": "Sky -- The sky is blue.", "idx": 0}, [1, 0, 1, 0]),
+    "cb": labeled(
         {
             "hypothesis": "Valence was helping",
             "premise": "Valence the void-brain, Valence the virtuous valet. Why couldn't the figger choose his own "
@@ -142,7 +142,7 @@ SUPER_GLUE: dict[str, dict[str, Examples]] = {
         },
         [1, 0, 2, 1],
     ),
-    "copa": labelled(
+    "copa": labeled(
         {
             "choice1": "Many citizens relocated to the capitol.",
             "choice2": "Many citizens took refuge in other territories.",
@@ -162,7 +162,7 @@ SUPER_GLUE: dict[str, dict[str, Examples]] = {
         "validation": _record([["Hitler", "Germany"], ["Europe"]]),
         "test": _record([[]]),
     },
-    "rte": labelled(
+    "rte": labeled(
         {
             "hypothesis": "Christopher Reeve had an accident.",
             "premise": "A man called Christopher Reeve is an actor.",
@@ -170,7 +170,7 @@ SUPER_GLUE: dict[str, dict[str, Examples]] = {
         },
         [1, 0, 1, 0],
     ),
-    "wic": labelled(
+    "wic": labeled(
         {
             "sentence1": "It was the deliberation of his act that was insulting .",
             "sentence2": "The deliberations of the jury .",
@@ -183,7 +183,7 @@ SUPER_GLUE: dict[str, dict[str, Examples]] = {
         },
         [0, 1, 0, 1],
     ),
-    "wsc.fixed": labelled(
+    "wsc.fixed": labeled(
         {
             "text": "The stable was very roomy, with four good stalls; a large swinging window opened into the yard , "
             "which made it pleasant and airy.",
@@ -195,8 +195,8 @@ SUPER_GLUE: dict[str, dict[str, Examples]] = {
         },
         [1, 0, 1, 1],
     ),
-    "axb": only(labelled(_PAIR, []), "test"),
-    "axg": only(labelled({"premise": "A tall tree fell.", "hypothesis": "A tree fell.", "idx": 0}, []), "test"),
+    "axb": only(labeled(_PAIR, []), "test"),
+    "axg": only(labeled({"premise": "A tall tree fell.", "hypothesis": "A tree fell.", "idx": 0}, []), "test"),
 }
 
 _SQUAD = {
@@ -248,7 +248,7 @@ def everywhere(*examples: dict[str, Any], splits: Sequence[str] = ("train", "val
     return {split: list(examples) for split in splits}
 
 
-_WINOGRANDE = labelled(
+_WINOGRANDE = labeled(
     {
         "sentence": "The trophy does not fit into the suitcase because the _ is too large.",
         "option1": "trophy",
@@ -289,7 +289,7 @@ DATA_SETS: dict[str, dict[str, Examples]] = {
         }
     ),
     **{
-        f"anli/{name}:0.1.0": labelled(
+        f"anli/{name}:0.1.0": labeled(
             {"context": "A man is asleep in his bed.", "hypothesis": "A man sleeps.", "uid": "1"}, ["e", "n", "c", "e"]
         )
         | everywhere({"context": "A man.", "hypothesis": "A woman.", "uid": "1", "label": "c"}, splits=("test",))
@@ -312,7 +312,7 @@ def write(
 
 
 def use(data_dir: str) -> None:
-    """Lets every task of this process read `data_dir`, with slices that a few examples are enough for."""
+    """Makes every task of this process read `data_dir`, with slices that suit a few examples."""
     seqio.set_tfds_data_dir_override(data_dir)
     for name in seqio.TaskRegistry.names():
         source = seqio.TaskRegistry.get(name).source
