@@ -1,29 +1,30 @@
-"""Finds out, before anything heavy is imported, whether two distributions have overwritten each other's files.
+"""Detects, before anything heavy is imported, that one distribution has overwritten the files of another.
 
-t5 depends on seqio-nightly and, through it, on tfds-nightly; these unpack into the same folders as seqio and
-tensorflow-datasets, and whichever came last wins. The nightlies of 2023 cannot read today's data sets.
+t5 depends on seqio-nightly and, through it, on tfds-nightly. They install into the same folders as seqio and
+tensorflow-datasets, and whichever is installed last wins. The nightlies of 2023 cannot read today's data sets.
 """
 
 import base64
 import hashlib
 import importlib.metadata
+import pathlib
 
 REPAIR = (
     "pip uninstall -y tfds-nightly seqio-nightly && "
     "pip install --force-reinstall --no-deps tensorflow-datasets==4.9.10 seqio==0.0.20"
 )
-# A file of each shared folder that differs between the release and the nightly.
+# In each shared folder a file that differs between the release and the nightly.
 _TELLTALES = {"seqio": "seqio/version.py", "tensorflow-datasets": "tensorflow_datasets/version.py"}
 
 
 class InstallationError(ImportError):
-    """Two distributions that own one folder were installed in the wrong order."""
+    """A nightly was installed after the release whose folder it shares."""
 
 
 def is_overwritten(distribution: str, file: str) -> bool:
-    """Whether `file` on disk is not the one that `distribution` was installed with.
+    """Returns whether `file` on disk differs from the one that `distribution` installed.
 
-    False where pip keeps no hash of it (a development install).
+    False if pip recorded no hash (a development install).
     """
     try:
         files = importlib.metadata.distribution(distribution).files or []
@@ -31,16 +32,16 @@ def is_overwritten(distribution: str, file: str) -> bool:
         return False
     for path in files:
         if str(path) == file and path.hash is not None:
-            digest = hashlib.new(path.hash.mode, path.locate().read_bytes()).digest()
+            digest = hashlib.new(path.hash.mode, pathlib.Path(path.locate()).read_bytes()).digest()
             return base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != path.hash.value
     return False
 
 
 def check_installation() -> None:
-    """Checks that the folders of seqio and tensorflow_datasets hold the releases and not the nightlies.
+    """Checks that the folders of seqio and tensorflow_datasets contain the releases and not the nightlies.
 
     Raises:
-      InstallationError: with the line that repairs it.
+      InstallationError: with the command that repairs the installation.
     """
     overwritten = [name for name, file in _TELLTALES.items() if is_overwritten(name, file)]
     if overwritten:

@@ -6,13 +6,10 @@ import importlib.util
 import itertools
 import pathlib
 import re
-import shlex
 
 import pytest
 
 import switch_tf.runs.loop  # noqa: F401 (registers `train`)
-from switch_tf.cli import flags
-from switch_tf.cli import main as command_line
 from switch_tf.layers.routing import expert_capacity
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
@@ -132,19 +129,3 @@ def test_the_picture_shows_figure_3():
         assert routing.expert[0, :, 0].numpy().tolist() == [1, 0, 0, 0, 1, 2]
         gates = routing.gate[0, :, 0].numpy()
         assert [word for word, gate in zip(draw_routing.WORDS, gates) if gate == 0] == dropped
-
-
-def commands_of(document: str) -> list[str]:
-    """The `switch-tf` lines of a document's shell blocks; what a backslash breaks is one line."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / document).read_text(), re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("switch-tf ")]
-
-
-@pytest.mark.parametrize("command", commands_of("data.md"))
-def test_commands_about_data_can_be_given(command):
-    bindings, others = flags.split_bindings(shlex.split(command)[1:])
-    options = command_line.make_parser().parse_args(others)
-    if options.gin_file:
-        gin_config.load(options.gin_file, bindings)
-        gin_config.check_required(but=("MODEL_DIR",))

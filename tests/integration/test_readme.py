@@ -1,0 +1,42 @@
+"""What the README tells a reader to run, runs."""
+
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+from tests.support import commands, launch
+from tests.support.shell_blocks import blocks_of, commands_of
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(launch.ROOT)
+
+
+def test_the_model_of_the_example():
+    (example,) = blocks_of("README.md", "python")
+    features = {"inputs": np.ones([2, 5], np.int32), "shifted_targets": np.zeros([2, 3], np.int32)}
+    exec(example, features)
+    assert features["logits"].shape == (2, 3, 32128)
+
+
+def test_describe_counts_the_parameters_of_switch_base(capsys):
+    (command,) = [line for line in commands_of("README.md") if "describe" in line]
+    out = commands.call(capsys, *shlex.split(command)[1:], "--json")
+    # As the paper's Table 9 says: 7 billion.
+    assert json.loads(out)["parameters"] == 7_415_217_408
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme(tmp_path):
+    """One after the other, as they stand, but for the folder; `make quickstart` has made the model that is compared."""
+    dense = "train --gin_file=gin/models/t5_tiny.gin --gin_file=gin/runs/quickstart.gin --gin.TRAIN_STEPS=20"
+    lines = [f"""switch-tf {dense} --gin.MODEL_DIR='"runs/quickstart/t5_tiny"'""", *commands_of("README.md")]
+    assert len(lines) == 8
+    for line in lines:
+        in_folder = re.sub(r"(?<![\w/])runs\b", str(tmp_path), line)
+        done = launch.run(*shlex.split(in_folder)[1:])
+        assert done.returncode == 0, f"{line}: {done.stderr}"
