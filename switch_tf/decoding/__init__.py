@@ -1,1 +1,1 @@
-"""Text out of a model."""
+"""Decoding: token ids from a model."""

@@ -45,8 +45,8 @@ def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> i
         raise SettingError(f"GROUP_SIZE = {group_size} must be at least 1.")
     if num_tokens % num_shards:
         raise SettingError(
-            f"A batch of {num_tokens} tokens cannot be spread over {num_shards} devices: choose a BATCH_SIZE that is a "
-            f"multiple of {num_shards}."
+            f"A batch of {num_tokens} tokens cannot be sharded over {num_shards} devices: choose a BATCH_SIZE that is "
+            f"a multiple of {num_shards}."
         )
     num_tokens //= num_shards
     if num_tokens <= group_size:

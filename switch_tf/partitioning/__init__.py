@@ -1,1 +1,1 @@
-"""Axis names, layout rules, and the engines that place a model on devices."""
+"""Axis names, layout rules, and the engines that shard a model over devices."""

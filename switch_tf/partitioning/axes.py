@@ -1,12 +1,12 @@
-"""The names of the axes of every weight and of every placed activation, and the hook by which an engine places them.
+"""Axis names of weights and activations, and the interface through which an engine shards them.
 
-Layers speak this vocabulary and know nothing else of devices. Layout rules map the names to mesh dimensions.
+Layers name the axes of their tensors and know nothing else about devices; layout rules map names to mesh dimensions.
 """
 
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 
@@ -25,8 +25,9 @@ STACK = "stack"
 
 AXIS_NAMES = frozenset({BATCH, LENGTH, EMBED, HEADS, KV, MLP, VOCAB, EXPERTS, EXPERT_MLP, GROUPS, SLOTS, STACK})
 
-# One name for each dimension; None is a dimension that is never split.
+# One name for each dimension; a dimension named None is never sharded.
 Axes = tuple[str | None, ...]
+_Nest = TypeVar("_Nest")
 
 
 class WeightShape(NamedTuple):
@@ -37,18 +38,18 @@ class WeightShape(NamedTuple):
 
 
 class ShardIndex(NamedTuple):
-    """A rectangular part of a tensor: its first element's place and its shape."""
+    """A shard of a tensor: the index of its first element, and its shape."""
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
 
 
-# Makes the initial values of a part of a weight, float32 of the block's shape.
+# Makes the initial values of a shard of a weight, float32 of the shard's shape.
 InitialValues = Callable[[ShardIndex], tf.Tensor]
 
 
 class WeightBeingMade(NamedTuple):
-    """What a variable creator, which sees no more than an initial value, is told of the variable."""
+    """The variable that is being made, for a variable creator, which sees only its initial value."""
 
     shape: tuple[int, ...]
     axes: Axes
@@ -56,36 +57,36 @@ class WeightBeingMade(NamedTuple):
 
 
 class Placement:
-    """What layers ask of an engine while they run. This one leaves everything where it is, on one device.
+    """What layers need from an engine while they run. This class is for one device.
 
-    A program is either *partitioned* (it computes on whole tensors, which a compiler splits over a mesh) or
-    *replicated* (each replica computes on its own part of the batch), or neither.
+    A program is *partitioned* (it computes on whole tensors, which a compiler shards over a mesh), *replicated* (each
+    replica computes on its own rows of the batch), or neither.
     """
 
     is_partitioned = False
     is_replicated = False
 
     def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
-        """Places an activation as the layout rules say for its axis names; the same values."""
+        """Shards an activation by the layout rules of its axis names; the same values."""
         del axes
         return tensor
 
     def reshard(self, tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
-        """Places an activation first as `source` says and then as `target` says; the same values."""
+        """Changes the sharding of an activation from that of `source` to that of `target`; the same values."""
         return self.constrain(self.constrain(tensor, source), target)
 
     def num_shards(self, axis: str) -> int:
-        """Returns over how many devices a partitioned program splits an axis."""
+        """Returns how many devices a partitioned program shards an axis over."""
         del axis
         return 1
 
     def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
-        """Returns where the elements along a dimension are in the whole batch's tensor: int32 [size]."""
+        """Returns the indices, in the whole batch's tensor, of the elements along a dimension: int32 [size]."""
         del axes, dimension
         return tf.range(size)
 
-    def sum_over_replicas(self, tree):
-        """Returns the sums over replicas of a nest of tensors that no gradient flows through."""
+    def sum_over_replicas(self, tree: _Nest) -> _Nest:
+        """Returns the sums over replicas of a nest of tensors, which must not need a gradient."""
         return tree
 
 
@@ -95,7 +96,7 @@ _weight: contextvars.ContextVar[WeightBeingMade | None] = contextvars.ContextVar
 
 
 def check_axes(name: str, shape: tuple[int, ...], axes: Axes) -> None:
-    """Checks that `axes` names every dimension of `shape` with a word of the vocabulary.
+    """Checks that `axes` names every dimension of `shape` with a known name.
 
     Raises:
       ValueError: if the ranks differ or a name is unknown.
@@ -104,18 +105,18 @@ def check_axes(name: str, shape: tuple[int, ...], axes: Axes) -> None:
         raise ValueError(f"{name} has shape {shape} but {len(axes)} axis names, {axes}.")
     unknown = [axis for axis in axes if axis is not None and axis not in AXIS_NAMES]
     if unknown:
-        raise ValueError(f"{name} names unknown axes {unknown}; the vocabulary is {sorted(AXIS_NAMES)}.")
+        raise ValueError(f"{name} names unknown axes {unknown}; the axis names are {sorted(AXIS_NAMES)}.")
 
 
 def placement() -> Placement:
-    """Returns what the engine does while layers run; without an engine, all is on one device."""
+    """Returns the current engine's placement; without an engine, that of one device."""
     return _placement.get() or _ON_ONE_DEVICE
 
 
 def constrain(tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
-    """Places an activation as the engine's layout rules say for `axes`.
+    """Shards an activation by the engine's layout rules for `axes`.
 
-    Where two dimensions would ride on one mesh dimension, the first one does.
+    If the rules map two dimensions to one mesh dimension, the first of them is sharded over it.
 
     Args:
       tensor: any dtype and shape.
@@ -128,12 +129,12 @@ def constrain(tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
 
 
 def reshard(tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
-    """Moves an activation from one placement to another: an all-to-all, where a mesh dimension changes its axis.
+    """Changes the sharding of an activation: an all-to-all, if a mesh dimension moves from one axis to another.
 
     Args:
       tensor: any dtype and shape.
-      source: how it is placed now; one axis name (or None) for each dimension.
-      target: how it is to be placed.
+      source: the current sharding; one axis name (or None) for each dimension.
+      target: the new sharding.
 
     Returns:
       The same values. Without an engine the tensor itself.
@@ -142,22 +143,22 @@ def reshard(tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
 
 
 def num_shards(axis: str) -> int:
-    """Returns over how many devices the engine's layout rules split an axis; 1 without an engine."""
+    """Returns how many devices the engine's layout rules shard an axis over; 1 without an engine."""
     return placement().num_shards(axis)
 
 
 def is_partitioned() -> bool:
-    """Whether a compiler splits the program over a mesh: loops whose length depends on data are not for it."""
+    """Whether a compiler partitions the program over a mesh, which rules out loops whose length depends on data."""
     return placement().is_partitioned
 
 
 def is_replicated() -> bool:
-    """Whether replicas run the program on their parts of the batch: they cannot wait for each other inside a loop."""
+    """Whether replicas run the program on their rows of the batch, which rules out collectives inside a loop."""
     return placement().is_replicated
 
 
 def global_indices(axes: Axes, dimension: int, size: int) -> tf.Tensor:
-    """Returns where the elements along a dimension are in the whole batch's tensor.
+    """Returns the indices, in the whole batch's tensor, of the elements along a dimension.
 
     Args:
       axes: the axis names of the tensor.
@@ -165,19 +166,19 @@ def global_indices(axes: Axes, dimension: int, size: int) -> tf.Tensor:
       size: how many elements the program sees of it.
 
     Returns:
-      int32 [size]: 0, 1, ..., from the replica's first one on where replicas have parts of the batch.
+      int32 [size]: consecutive, from 0, or from the first row of the replica.
     """
     return placement().global_indices(axes, dimension, size)
 
 
-def sum_over_replicas(tree):
-    """Returns the sums over all replicas of a nest of tensors (counts, say) that no gradient flows through."""
+def sum_over_replicas(tree: _Nest) -> _Nest:
+    """Returns the sums over all replicas of a nest of tensors, such as counts, which must not need a gradient."""
     return placement().sum_over_replicas(tree)
 
 
 @contextlib.contextmanager
 def placed_by(engine: Placement) -> Iterator[None]:
-    """Makes `engine` what layers ask inside the block."""
+    """Makes `engine` the placement of the layers that run inside the block."""
     token = _placement.set(engine)
     try:
         yield
@@ -187,7 +188,7 @@ def placed_by(engine: Placement) -> Iterator[None]:
 
 @contextlib.contextmanager
 def making_weight(shape: tuple[int, ...], axes: Axes, initial_values: InitialValues) -> Iterator[None]:
-    """Tells a variable creator what is being made inside the block, and how to make any part of it."""
+    """Tells variable creators what is being made inside the block, and how to make any shard of it."""
     token = _weight.set(WeightBeingMade(shape, axes, initial_values))
     try:
         yield
@@ -196,5 +197,5 @@ def making_weight(shape: tuple[int, ...], axes: Axes, initial_values: InitialVal
 
 
 def weight_being_made() -> WeightBeingMade | None:
-    """Returns what weight (or slot) is being made, None outside of `making_weight`."""
+    """Returns the weight (or optimizer slot) that is being made; None outside of `making_weight`."""
     return _weight.get()

@@ -8,10 +8,10 @@ from switch_tf.errors import SettingError
 
 
 def cut_processor(num_logical_devices: int) -> list[str]:
-    """Cuts the CPU into logical devices, to try a mesh on a machine that has none.
+    """Splits the CPU into logical devices, to try a mesh on a machine without accelerators.
 
     Args:
-      num_logical_devices: into how many.
+      num_logical_devices: the number of devices.
 
     Returns:
       The logical devices' names.
@@ -20,7 +20,7 @@ def cut_processor(num_logical_devices: int) -> list[str]:
       SettingError: if TensorFlow has already opened the CPU as another number of devices.
     """
     configuration = [tf.config.LogicalDeviceConfiguration() for _ in range(num_logical_devices)]
-    # An error where TensorFlow has opened its devices already; they may be as many as are asked for.
+    # Fails if TensorFlow has already opened its devices, which may nevertheless be the right number.
     with contextlib.suppress(RuntimeError):
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], configuration)
     names = [device.name for device in tf.config.list_logical_devices("CPU")]
@@ -33,10 +33,10 @@ def cut_processor(num_logical_devices: int) -> list[str]:
 
 
 def count(num_logical_devices: int | None) -> int:
-    """Returns how many devices a process has, without opening them: those of the best kind that is there.
+    """Returns how many devices a process has, without opening them: TPU cores, else GPUs, else CPUs.
 
     Args:
-      num_logical_devices: into how many the CPU is to be cut; None to take the devices as they are.
+      num_logical_devices: the number of logical devices that the CPU is split into; None: not split.
     """
     if num_logical_devices is not None:
         return num_logical_devices

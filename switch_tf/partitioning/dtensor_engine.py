@@ -1,12 +1,13 @@
 """The `dtensor` engine: data, expert and model parallelism on any mesh of CPUs, GPUs or TPUs, in one or many processes.
 
-DTensor splits every operation by the layouts of what goes in and of what layers constrain. What it does silently wrong
-is kept out in `moved`.
+DTensor partitions every operation by the layouts of its inputs and of the activations that layers constrain.
+`resharded` works around relayouts that DTensor computes wrong, without an error.
 """
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,16 +16,16 @@ from tensorflow.experimental import dtensor
 from switch_tf.errors import SettingError
 from switch_tf.partitioning import axes as axis_names
 from switch_tf.partitioning.axes import Axes, ShardIndex, check_axes
-from switch_tf.partitioning.engine import Engine
+from switch_tf.partitioning.engine import Engine, covering_rows
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.processes import Processes
 
-# The mesh dimension of each dimension of a tensor, None where it is whole.
+# The mesh dimension of each dimension of a tensor; None for one that is not sharded.
 Split = tuple[str | None, ...]
 
 
 def join_processes(processes: Processes) -> None:
-    """Tells DTensor, which reads it from the environment, who takes part."""
+    """Sets the environment variables from which DTensor learns of the processes."""
     if processes.count > 1:
         os.environ["DTENSOR_JOBS"] = ",".join(processes.addresses)
         os.environ["DTENSOR_CLIENT_ID"] = str(processes.index)
@@ -38,7 +39,7 @@ class DTensorEngine(Engine):
     is_partitioned = True
 
     def __init__(self, layout: Layout, num_logical_devices: int | None = None, processes: Processes | None = None):
-        """Opens the mesh: before TensorFlow has done anything in this process.
+        """Opens the mesh, before anything else in the process uses TensorFlow.
 
         Args:
           layout: the mesh and the rules.
@@ -46,7 +47,7 @@ class DTensorEngine(Engine):
           processes: see `Engine`.
 
         Raises:
-          SettingError: if the devices do not make the mesh.
+          SettingError: if the devices do not fit the mesh.
         """
         super().__init__(layout, num_logical_devices, processes)
         join_processes(self.processes)
@@ -64,7 +65,7 @@ class DTensorEngine(Engine):
                 f"MESH_SHAPE = {dict(layout.mesh)} has {layout.num_devices} devices and there are {devices} {kind}s in "
                 f"{self.num_processes} process(es): choose a MESH_SHAPE of {devices}{or_cut}."
             )
-        # They take most of the first step's time on a mesh, and make no later step faster.
+        # Grappler takes most of the first step's time on a mesh and makes no later step faster.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
         self.mesh = dtensor.create_distributed_mesh(list(layout.mesh.items()) or [("data", 1)], device_type=kind)
 
@@ -83,41 +84,43 @@ class DTensorEngine(Engine):
         return dtensor.relayout(tensor, self._layout(self.layout.split(axes)))
 
     def reshard(self, tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
-        return moved(self.constrain(tensor, source), self.layout.split(source), self.layout.split(target), self._layout)
+        source_split, target_split = self.layout.split(source), self.layout.split(target)
+        return resharded(self.constrain(tensor, source), source_split, target_split, self._layout)
 
     def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
-        # Split before they grow to a tensor of noise: each device makes its own part.
+        # Sharded before they are expanded to a tensor of noise: each device makes its own shard.
         return dtensor.relayout(tf.range(size), self._layout(self.layout.split(axes)[dimension : dimension + 1]))
 
     def _layout(self, split: Split) -> dtensor.Layout:
-        # A dimension of one device splits nothing, but DTensor would exchange along it.
-        sizes = self.layout.mesh
-        return dtensor.Layout([name if sizes.get(name, 1) > 1 else dtensor.UNSHARDED for name in split], self.mesh)
+        # A mesh dimension of size 1 shards nothing, but DTensor would insert collectives along it.
+        return dtensor.Layout(
+            [name if self.layout.size_of(name) > 1 else dtensor.UNSHARDED for name in split], self.mesh
+        )
 
-    # Blocks of tensors on devices.
+    # Shards on devices.
 
-    def _blocks(
-        self, shape: tuple[int, ...], split: Split, places: Sequence[Mapping[str, int]] | None = None
+    def _shards(
+        self, shape: tuple[int, ...], split: Split, places: Sequence[Mapping[str | None, int]] | None = None
     ) -> list[ShardIndex]:
-        """Returns what each device at `places` (by default: each of this process's) holds of a tensor."""
-        local = tuple(size // self.layout.mesh.get(dimension, 1) for size, dimension in zip(shape, split))
+        """Returns the shard of each device at `places` (by default those of this process)."""
+        local = tuple(size // self.layout.size_of(dimension) for size, dimension in zip(shape, split))
         return [
             ShardIndex(tuple(place.get(dimension, 0) * size for dimension, size in zip(split, local)), local)
             for place in places or self.mesh.local_device_locations()
         ]
 
     def _packed(self, shape: tuple[int, ...], split: Split, values: Callable[[ShardIndex], tf.Tensor]) -> tf.Tensor:
-        """Makes a tensor of blocks, each on its device; blocks that several devices hold are made once."""
+        """Makes a tensor from its shards; a shard that several devices hold is made once."""
         made: dict[ShardIndex, tf.Tensor] = {}
-        blocks = self._blocks(shape, split)
+        shards = self._shards(shape, split)
         with tf.device("/device:CPU:0"):
-            for block in blocks:
-                if block not in made:
-                    made[block] = values(block)
-        return dtensor.pack([made[block] for block in blocks], self._layout(split))
+            for shard in shards:
+                if shard not in made:
+                    made[shard] = values(shard)
+        return dtensor.pack([made[shard] for shard in shards], self._layout(split))
 
-    def _make_variable(self, next_creator: Callable, **kwargs) -> dtensor.DVariable:
-        """Makes a weight: no device and no host ever has a whole one that is split."""
+    def _make_variable(self, next_creator: Callable[..., tf.Variable], **kwargs: Any) -> dtensor.DVariable:
+        """Makes a variable shard by shard: no device and no host holds all of a sharded one."""
         del next_creator
         dtype, made = kwargs.get("dtype"), axis_names.weight_being_made()
         if made is None:
@@ -126,46 +129,45 @@ class DTensorEngine(Engine):
             packed = self._packed(tuple(value.shape), (None,) * value.shape.rank, lambda _: value)
         else:
             split = self.layout.split(made.axes)
-            packed = self._packed(made.shape, split, lambda block: tf.cast(made.initial_values(block), dtype))
+            packed = self._packed(made.shape, split, lambda shard: tf.cast(made.initial_values(shard), dtype))
         return dtensor.DVariable(packed, name=kwargs.get("name"), trainable=kwargs.get("trainable"))
 
     def rows(self, batch_size: int, process: int) -> slice:
-        # Devices are numbered from process to process; where a TPU's cores are in the mesh is known to the mesh alone.
+        # Devices are numbered process by process; only the mesh knows the coordinates of a TPU's cores.
         slice_spec, here = self.mesh.unravel_index(), self.mesh.num_local_devices()
         places = [slice_spec[device] for device in range(process * here, (process + 1) * here)]
-        blocks = self._blocks((batch_size,), self.layout.split((axis_names.BATCH,)), places)
-        return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
+        return covering_rows(self._shards((batch_size,), self.layout.split((axis_names.BATCH,)), places))
 
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         split = self.layout.split((axis_names.BATCH, axis_names.LENGTH))
 
         def fed(array: np.ndarray) -> tf.Tensor:
             array = np.asarray(array)
-            # All processes have as many devices, and so as many rows.
+            # All processes have equally many devices, and so equally many rows.
             shards = self.layout.num_shards(axis_names.BATCH)
             here = self.local_rows(shards)
             shape = (array.shape[0] // (here.stop - here.start) * shards, *array.shape[1:])
             first = self.local_rows(shape[0]).start
 
-            def part(block: ShardIndex) -> tf.Tensor:
-                (row, column), (height, width) = block
+            def values(shard: ShardIndex) -> tf.Tensor:
+                (row, column), (height, width) = shard
                 return tf.constant(array[row - first : row - first + height, column : column + width])
 
-            return self._packed(shape, split, part)
+            return self._packed(shape, split, values)
 
         return {name: fed(array) for name, array in batch.items()}
 
-    def compile(self, function: Callable, gather: bool = False) -> Callable:
-        del gather  # A result is one tensor, wherever its parts are.
+    def compile(self, function: Callable[..., Any], gather: bool = False) -> Callable[..., Any]:
+        del gather  # A result is one global tensor.
         compiled = tf.function(function, autograph=False)
 
-        def run(*arguments):
+        def run(*arguments: Any) -> Any:
             with dtensor.default_mesh(self.mesh):
                 return compiled(*arguments)
 
         return run
 
-    def fetch(self, tree):
+    def fetch(self, tree: Any) -> Any:
         def fetched(tensor: tf.Tensor) -> np.ndarray:
             if not dtensor.fetch_layout(tensor).is_fully_replicated():
                 tensor = dtensor.relayout(tensor, dtensor.Layout.replicated(self.mesh, tensor.shape.rank))
@@ -177,20 +179,20 @@ class DTensorEngine(Engine):
 
     def shards(self, variable: dtensor.DVariable) -> list[tuple[ShardIndex, np.ndarray]]:
         split, shape = self._split_of(variable), tuple(variable.shape)
-        copies = [dimension for dimension in self.layout.mesh if dimension not in split]
-        parts = dtensor.unpack(variable.read_value())
-        # Of devices that hold the same block, the first along each dimension that does not split it writes it.
+        replicated = [dimension for dimension in self.layout.mesh if dimension not in split]
+        values = dtensor.unpack(variable.read_value())
+        # Of the devices that hold the same shard, the first one along each replicated mesh dimension saves it.
         return [
-            (block, part.numpy())
-            for block, part, place in zip(self._blocks(shape, split), parts, self.mesh.local_device_locations())
-            if all(place[dimension] == 0 for dimension in copies)
+            (shard, value.numpy())
+            for shard, value, place in zip(self._shards(shape, split), values, self.mesh.local_device_locations())
+            if all(place[dimension] == 0 for dimension in replicated)
         ]
 
     def load(self, variable: dtensor.DVariable, read: Callable[[ShardIndex], np.ndarray]) -> None:
         values = self._packed(
             tuple(variable.shape),
             self._split_of(variable),
-            lambda block: tf.constant(read(block), variable.dtype),
+            lambda shard: tf.constant(read(shard), variable.dtype),
         )
         variable.assign(values)
 
@@ -201,20 +203,23 @@ class DTensorEngine(Engine):
         )
 
 
-def moved(tensor: tf.Tensor, source: Split, target: Split, layout_of: Callable[[Split], dtensor.Layout]) -> tf.Tensor:
-    """Changes a tensor's layout, rightly: the one place where tensors change the dimension that they are split along.
+def resharded(
+    tensor: tf.Tensor, source: Split, target: Split, layout_of: Callable[[Split], dtensor.Layout]
+) -> tf.Tensor:
+    """Changes the dimension along which a tensor is sharded. All such relayouts go through this function.
 
-    DTensor's all-to-all on CPUs (and by its source on GPUs) gives wrong numbers, without an error, unless the first of
-    the two dimensions is the tensor's first, or has as many before it as after it. Here it is made the first.
+    DTensor's all-to-all on CPUs (and, by its source code, on GPUs) gives wrong numbers without an error, unless the
+    first of the two dimensions is the tensor's first or its middle one. Other tensors are transposed to make it the
+    first.
 
     Args:
-      tensor: laid out as `source`.
+      tensor: with the layout of `source`.
       source: the mesh dimension of each of its dimensions.
-      target: those that it is to have.
-      layout_of: makes DTensor's layout of them.
+      target: the mesh dimensions after the change.
+      layout_of: makes DTensor's layout of mesh dimensions.
 
     Returns:
-      The same values, laid out as `target`.
+      The same values with the layout of `target`.
     """
     changing = [dimension for dimension, (before, after) in enumerate(zip(source, target)) if before != after]
     rank = len(source)

@@ -1,8 +1,9 @@
-"""The engines' one interface: make weights, constrain activations, feed a batch, run a step, give and take blocks."""
+"""The interface of all engines: make weights, shard activations, feed a batch, run a step, save and load shards."""
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,16 +14,16 @@ from switch_tf.partitioning.processes import Processes
 
 
 class Engine(Placement, abc.ABC):
-    """Where weights live, how a batch gets there, and how a step runs. A model's code does not know which one it is."""
+    """Holds weights on devices, feeds batches and runs steps. No model's code depends on which engine it is."""
 
     def __init__(self, layout: Layout, num_logical_devices: int | None = None, processes: Processes | None = None):
         """Opens the devices.
 
         Args:
           layout: the mesh, and what is split over it.
-          num_logical_devices: into how many devices this machine's CPU is cut, to try a mesh without one; None to take
-            the devices that there are.
-          processes: the processes of the run, found already; None for this one alone. Each holds as many consecutive
+          num_logical_devices: the number of logical devices to split this machine's CPU into, to try a mesh without
+            accelerators; None: use the physical devices.
+          processes: the connected processes of the run; None: a single process. Each holds equally many consecutive
             devices of the mesh.
         """
         self.processes = processes or Processes()
@@ -31,38 +32,56 @@ class Engine(Placement, abc.ABC):
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Inside of it, weights are made and activations constrained as the engine places them."""
+        """Inside of it, the engine makes the weights and shards the activations."""
         with placed_by(self):
             yield
 
     @property
     def batch_multiple(self) -> int:
-        """The rows of a batch must be a multiple of this."""
+        """The number of rows in a batch must be a multiple of this."""
         return self.layout.num_shards(BATCH)
 
     @abc.abstractmethod
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
-        """Takes this process's rows of a batch (int32 [rows, L] arrays) to the devices."""
+        """Moves this process's rows of a batch (int32 [rows, L] arrays) to the devices."""
 
     @abc.abstractmethod
-    def compile(self, function: Callable, gather: bool = False) -> Callable:
-        """Makes a step out of a function that reads and assigns variables.
+    def compile(self, function: Callable[..., Any], gather: bool = False) -> Callable[..., Any]:
+        """Compiles a function that reads and assigns variables.
 
         Args:
           function: takes what `feed` returns.
-          gather: what the function returns: rows of the batch, which are to be put together where replicas have parts
-            of it; or else numbers that all replicas have alike.
+          gather: whether the function returns rows of the batch, which are then gathered from the replicas; otherwise
+            it returns values that are equal on all replicas.
         """
 
     @abc.abstractmethod
-    def fetch(self, tree):
-        """Brings a nest of device tensors to the host as numpy arrays."""
+    def fetch(self, tree: Any) -> Any:
+        """Copies a nest of device tensors to the host, as numpy arrays."""
+
+    def run(self, compiled: Callable[..., Any], batch: Mapping[str, np.ndarray]) -> Any:
+        """Runs a compiled function on a batch that every process has whole, and fetches the results.
+
+        Args:
+          compiled: by `compile`, of one argument.
+          batch: all rows, int32 [B, L] arrays; B is a multiple of `batch_multiple`.
+
+        Returns:
+          What the function returned, as a nest of numpy arrays on the host.
+        """
+        rows = self.local_rows(len(next(iter(batch.values()))))
+        return self.fetch(self.run_rows(compiled, {name: array[rows] for name, array in batch.items()}))
+
+    def run_rows(self, compiled: Callable[..., Any], rows: Mapping[str, np.ndarray]) -> Any:
+        """Runs a compiled function on this process's rows of a batch; the results stay on the devices."""
+        with self.scope():
+            return compiled(self.feed(rows))
 
     @abc.abstractmethod
     def shards(self, variable: tf.Variable) -> list[tuple[ShardIndex, np.ndarray]]:
-        """Returns the blocks of a variable that this process is to save, in host memory that later updates leave alone.
+        """Copies the shards of a variable that this process saves to host memory, where later updates do not reach.
 
-        The blocks of all processes together are every element once.
+        The shards of all processes together hold every element once.
         """
 
     @abc.abstractmethod
@@ -71,36 +90,36 @@ class Engine(Placement, abc.ABC):
 
         Args:
           variable: to fill.
-          read: gives the saved values of a block; called for those blocks alone that this process's devices hold.
+          read: returns the saved values of a shard; called for the shards that this process's devices hold.
         """
 
     @property
     def process_index(self) -> int:
-        """Which of the processes of the run this is."""
+        """The index of this process in the run."""
         return self.processes.index
 
     @property
     def num_processes(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
         return self.processes.count
 
     @property
     def is_first_process(self) -> bool:
-        """Whether this process speaks and writes for all of them."""
+        """Whether this is the process that prints and writes for all."""
         return self.process_index == 0
 
     def say(self, line: str) -> None:
-        """Prints a line, once for all processes."""
+        """Prints a line, in the first process only."""
         if self.is_first_process:
             print(line, flush=True)
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have called this."""
         self.processes.any_process(False)
 
     @contextlib.contextmanager
     def first_process_first(self) -> Iterator[None]:
-        """Lets the other processes do what is in the block when the first one has done it."""
+        """Runs the block in the first process, and then in the other ones."""
         if not self.is_first_process:
             self.barrier()
         yield
@@ -108,23 +127,22 @@ class Engine(Placement, abc.ABC):
             self.barrier()
 
     def rows(self, batch_size: int, process: int) -> slice:
-        """Returns which consecutive rows of a batch the devices of a process hold; several may hold the same ones."""
+        """Returns the consecutive rows of a batch that the devices of a process hold; processes may share rows."""
         if self.num_processes == 1:
             return slice(0, batch_size)
         devices = self.layout.num_devices // self.num_processes
-        blocks = [
+        return covering_rows(
             self.layout.shard_index((batch_size,), (BATCH,), device)
             for device in range(process * devices, (process + 1) * devices)
-        ]
-        return slice(min(block.start[0] for block in blocks), max(block.start[0] + block.shape[0] for block in blocks))
+        )
 
     def local_rows(self, batch_size: int) -> slice:
-        """Returns which rows of a batch this process gives to `feed`."""
+        """Returns the rows of a batch that this process gives to `feed`."""
         return self.rows(batch_size, self.process_index)
 
 
 class SingleEngine(Engine):
-    """One device, which TensorFlow chooses."""
+    """One device, TensorFlow's default."""
 
     def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
         check_axes("An activation", tuple(tensor.shape), axes)
@@ -133,20 +151,27 @@ class SingleEngine(Engine):
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         return {name: tf.convert_to_tensor(array) for name, array in batch.items()}
 
-    def compile(self, function: Callable, gather: bool = False) -> Callable:
-        del gather  # All rows are here.
-        # Loops here are tf.while_loop where they are loops of the graph; nothing is for AutoGraph to find.
+    def compile(self, function: Callable[..., Any], gather: bool = False) -> Callable[..., Any]:
+        del gather  # One device has all rows.
+        # Without AutoGraph: loops of the graph are explicit tf.while_loops.
         return tf.function(function, autograph=False)
 
-    def fetch(self, tree):
+    def fetch(self, tree: Any) -> Any:
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), tree)
 
     def shards(self, variable: tf.Variable) -> list[tuple[ShardIndex, np.ndarray]]:
-        return [(_whole(variable), variable.numpy())]
+        return [(whole(variable), variable.numpy())]
 
     def load(self, variable: tf.Variable, read: Callable[[ShardIndex], np.ndarray]) -> None:
-        variable.assign(read(_whole(variable)))
+        variable.assign(read(whole(variable)))
 
 
-def _whole(variable: tf.Variable) -> ShardIndex:
+def whole(variable: tf.Variable) -> ShardIndex:
+    """Returns the shard that is all of a variable."""
     return ShardIndex((0,) * len(variable.shape), tuple(variable.shape))
+
+
+def covering_rows(shards: Iterable[ShardIndex]) -> slice:
+    """Returns the rows from the first to the last that the shards of a batch hold."""
+    bounds = [(shard.start[0], shard.start[0] + shard.shape[0]) for shard in shards]
+    return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))

@@ -1,4 +1,4 @@
-"""The list of all engines, by the names that `ENGINE` has for them."""
+"""All engines, by the values of `ENGINE`."""
 
 from switch_tf.errors import SettingError, nearest
 from switch_tf.partitioning.distribute_engine import DistributeEngine
@@ -13,16 +13,16 @@ ENGINES: dict[str, type[Engine]] = {"single": SingleEngine, "dtensor": DTensorEn
 def make_engine(
     name: str, layout: Layout, num_logical_devices: int | None = None, processes: Processes | None = None
 ) -> Engine:
-    """Makes the engine that `ENGINE` names, and finds the other processes of the run.
+    """Makes the engine that `ENGINE` names, and connects to the other processes of the run.
 
     Args:
       name: "single", "dtensor" or "tpu".
       layout: the mesh, and what is split over it.
       num_logical_devices: see `Engine`.
-      processes: of the run, not connected yet; None for this one alone.
+      processes: of the run, not yet connected; None: a single process.
 
     Raises:
-      SettingError: if there is no such engine, or it has other devices or processes than there are.
+      SettingError: if there is no such engine, or it does not fit the devices or processes.
     """
     if name not in ENGINES:
         raise SettingError(f"ENGINE = '{name}' is unknown{nearest(name, ENGINES)}.")
@@ -33,9 +33,9 @@ def make_engine(
         )
     if name == "single" and layout.num_devices > 1:
         raise SettingError(
-            f"ENGINE = 'single' has one device and MESH_SHAPE {layout.num_devices}: set ENGINE = 'dtensor'."
+            f"ENGINE = 'single' has one device and MESH_SHAPE has {layout.num_devices}: set ENGINE = 'dtensor'."
         )
     if name == "single" and num_logical_devices is not None:
-        raise SettingError("ENGINE = 'single' takes the device that there is: leave NUM_LOGICAL_DEVICES = None.")
+        raise SettingError("ENGINE = 'single' uses the default device: leave NUM_LOGICAL_DEVICES = None.")
     processes.connect()
     return ENGINES[name](layout, num_logical_devices, processes)

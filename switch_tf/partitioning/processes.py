@@ -1,7 +1,7 @@
-"""Many processes, one on each host: who they are, how they agree, and what happens when one of them ends.
+"""The processes of a run, one on each host: their addresses, agreement between them, and detection of lost ones.
 
-Devices talk to each other through TensorFlow. What is here is for the hosts: a star of sockets around the first
-process, on which no more than a byte travels at each step, and whose end tells at once that a process has gone.
+Devices communicate through TensorFlow. This module is for the hosts: every process has sockets to the first one, which
+carry at most a byte per step, and whose closing shows at once that a process has ended.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from switch_tf.errors import SettingError
 
 PROCESSES = "SWITCH_TF_PROCESSES"
 PROCESS = "SWITCH_TF_PROCESS"
-# How long the first process waits for the others, and they for it: machines of a pod do not start at once.
+# How long the processes wait for each other: the machines of a pod do not start at the same time.
 CONNECT_TIMEOUT_SECONDS = 600
-# For scripts: start again with the same command. (sysexits.h: EX_TEMPFAIL)
+# Tells scripts to restart with the same command (EX_TEMPFAIL of sysexits.h).
 EXIT_LOST = 75
 
-# What a process says of itself when it comes: what the connection is for, and its index.
+# The first message on a connection: its purpose, and the index of the process.
 _HELLO = struct.Struct(">cI")
 _CONTROL, _WATCH = b"c", b"w"
 _YES, _NO = b"1", b"0"
@@ -33,7 +33,7 @@ _GRACE_SECONDS = 3.0
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Makes a host that lost its power or its network count as gone within half a minute."""
+    """Makes a connection to a host that lost its power or network fail within half a minute."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
@@ -43,25 +43,25 @@ def _keep_alive(connection: socket.socket) -> None:
 
 
 class Processes:
-    """The processes of a run, as one of them sees them."""
+    """The processes of a run, seen from one of them."""
 
     def __init__(self, addresses: tuple[str, ...] = (), index: int = 0):
-        """Names the processes; `connect` finds them.
+        """Sets the addresses; `connect` opens the connections.
 
         Args:
-          addresses: "host:port" of each process, at which TensorFlow listens; empty for one process alone.
-          index: which of them this one is.
+          addresses: "host:port" of each process, on which TensorFlow listens; empty for a single process.
+          index: the index of this process.
 
         Raises:
-          SettingError: if there is no such process, or an address has no port.
+          SettingError: if the index is out of range, or an address has no port.
         """
         for address in addresses:
             if not address.rpartition(":")[2].isdecimal():
                 raise SettingError(f"{PROCESSES}: '{address}' is not of the form host:port.")
         if len(addresses) > 1 and self._meeting_point(addresses) in map(self._split, addresses):
             raise SettingError(
-                f"{PROCESSES}: the first process also listens at its port plus {len(addresses)}, which is another's: "
-                "choose other ports."
+                f"{PROCESSES}: the first process also listens on its port plus {len(addresses)}, which another process "
+                "uses: choose other ports."
             )
         if not 0 <= index < max(1, len(addresses)):
             raise SettingError(
@@ -73,7 +73,7 @@ class Processes:
         self._control: list[socket.socket] = []
         self._watched: dict[socket.socket, int] = {}
         self._is_closing = False
-        self._last_word = threading.Lock()
+        self._exit_lock = threading.Lock()
         self._watcher: threading.Thread | None = None
 
     @classmethod
@@ -81,7 +81,7 @@ class Processes:
         """Reads `SWITCH_TF_PROCESSES` ("host:port,host:port") and `SWITCH_TF_PROCESS` (0, 1, ...), or `TF_CONFIG`.
 
         Raises:
-          SettingError: if they cannot be understood.
+          SettingError: if they cannot be parsed.
         """
         addresses = tuple(filter(None, os.environ.get(PROCESSES, "").split(",")))
         if not addresses:
@@ -93,7 +93,7 @@ class Processes:
 
     @classmethod
     def _from_tf_config(cls, text: str) -> "Processes":
-        """Reads what cluster managers set; a chief is the first process."""
+        """Reads the variable that cluster managers set; a chief is the first process."""
         try:
             config = json.loads(text)
             cluster, task = config.get("cluster", {}), config.get("task", {})
@@ -118,23 +118,23 @@ class Processes:
 
     @classmethod
     def _meeting_point(cls, addresses: Sequence[str]) -> tuple[str, int]:
-        """After TensorFlow's ports, also where all processes are on one machine and count on from the first one's."""
+        """The address of this module's sockets: free even if all processes run on one host with consecutive ports."""
         host, port = cls._split(addresses[0])
         return host, port + len(addresses)
 
     @property
     def count(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
         return max(1, len(self.addresses))
 
     def connect(self, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
-        """Finds the other processes, and ends this one when one of them ends.
+        """Connects to the other processes; from then on, this process ends if one of them ends.
 
         Args:
-          timeout: seconds to wait for them.
+          timeout: seconds to wait for all of them.
 
         Raises:
-          SettingError: if one does not come.
+          SettingError: if one does not connect in time.
         """
         if self.count == 1:
             return
@@ -150,36 +150,37 @@ class Processes:
         self._watcher.start()
 
     def _accept(self, address: tuple[str, int], timeout: float) -> None:
-        there: dict[tuple[bytes, int], socket.socket] = {}
+        connected: dict[tuple[bytes, int], socket.socket] = {}
         wanted = [(kind, index) for kind in (_CONTROL, _WATCH) for index in range(1, self.count)]
         deadline = time.monotonic() + timeout
         try:
-            # On all interfaces: the name by which others know this host may not be one that it has.
+            # On all interfaces: the name that others use for this host may not resolve to a local address.
             server = socket.create_server(("", address[1]), backlog=2 * self.count)
         except OSError as error:
             raise SettingError(
-                f"{PROCESSES}: port {address[1]} (the first process's, plus their number) is taken: choose other ports."
+                f"{PROCESSES}: port {address[1]} (the first process's plus the number of processes) is in use: choose "
+                "other ports."
             ) from error
         with server:
-            while not there.keys() >= set(wanted):
+            while not connected.keys() >= set(wanted):
                 try:
                     server.settimeout(max(0.01, deadline - time.monotonic()))
                     connection, _ = server.accept()
                 except OSError as error:
-                    missing = sorted({index for _, index in wanted} - {index for _, index in there})
+                    missing = sorted({index for _, index in wanted} - {index for _, index in connected})
                     raise SettingError(
-                        f"{PROCESSES}: process {', '.join(map(str, missing))} of {self.count} did not come within "
+                        f"{PROCESSES}: process {', '.join(map(str, missing))} of {self.count} did not connect within "
                         f"{timeout:.0f} seconds: is it running, with its own {PROCESS}?"
                     ) from error
                 hello = self._greeting(connection)
-                if hello not in wanted:  # Whoever else knocks at the port is none of ours.
+                if hello not in wanted:  # Not one of the run's processes.
                     connection.close()
                     continue
-                if hello in there:
+                if hello in connected:
                     raise SettingError(f"{PROCESSES}: two processes have {PROCESS}={hello[1]}: give each its own.")
-                there[hello] = connection
-        self._control = [there[_CONTROL, index] for index in range(1, self.count)]
-        self._watched = {there[_WATCH, index]: index for index in range(1, self.count)}
+                connected[hello] = connection
+        self._control = [connected[_CONTROL, index] for index in range(1, self.count)]
+        self._watched = {connected[_WATCH, index]: index for index in range(1, self.count)}
 
     @staticmethod
     def _greeting(connection: socket.socket) -> tuple[bytes, int] | None:
@@ -200,34 +201,34 @@ class Processes:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise SettingError(
-                        f"{PROCESSES}: the first process does not answer at {address[0]}:{address[1]} within "
+                        f"{PROCESSES}: the first process did not answer at {address[0]}:{address[1]} within "
                         f"{timeout:.0f} seconds: is it running, with {PROCESS}=0?"
                     ) from error
                 time.sleep(0.2)
 
     def _watch(self) -> None:
-        """Waits until a connection ends, which is when its process does: nothing is ever sent on these."""
+        """Waits until a connection closes, which means that its process has ended: nothing is sent on these."""
         ended, _, _ = select.select(list(self._watched), [], [])
-        # What has ended the other one may be about to end this one, with a sentence of its own.
+        # Whatever ended the other process may be about to end this one with a more specific message.
         time.sleep(_GRACE_SECONDS)
         if not self._is_closing:
             self._lost(self._watched[ended[0]])
 
     def _lost(self, index: int) -> None:
-        # The main thread may be deep in a computation that waits for the other process: there is no way back. Whichever
-        # thread finds out first has the word.
-        self._last_word.acquire()
+        # The main thread may be blocked in a computation that waits for the other process, and cannot be interrupted.
+        # Only the thread that notices first prints.
+        self._exit_lock.acquire()
         print(
-            # The progress bar has begun this line.
+            # Starts with a newline, as a progress bar may be on the current line.
             f"\nswitch-tf: error: process {index} of {self.count} ({self.addresses[index]}) has ended, so this one "
-            "ends too; the newest checkpoint is safe. Start all processes again with the same command.",
+            "ends too; the newest checkpoint is safe. Restart all processes with the same command.",
             file=sys.stderr,
             flush=True,
         )
         os._exit(EXIT_LOST)
 
     def any_process(self, flag: bool) -> bool:
-        """Returns whether any process says so. All of them must ask; it is a barrier too."""
+        """Returns whether the flag is set in any process. All processes must call this; it is also a barrier."""
         if self.index == 0:
             for connection in self._control:
                 flag |= self._receive(connection, 1) == _YES
@@ -240,7 +241,7 @@ class Processes:
         return flag
 
     def broadcast_from_first(self, numbers: Sequence[int]) -> list[int]:
-        """Returns what the first process gives: of what is on a disk, say, that not all see in the same moment."""
+        """Returns the numbers of the first process, as processes may see different states of a file system."""
         for connection in self._control:
             if self.index == 0:
                 for number in (len(numbers), *numbers):
@@ -265,16 +266,16 @@ class Processes:
         return message
 
     def exit_if_process_lost(self, timeout: float = 15.0) -> None:
-        """Ends this process with a sentence if another one has ended; for when a computation has failed.
+        """Ends this process with a message if another one has ended; to be called after a computation has failed.
 
         Args:
-          timeout: seconds in which the end of a process comes to be known.
+          timeout: seconds to wait for the loss of a process to be noticed.
         """
         if self._watcher is not None:
             self._watcher.join(timeout)
 
     def close(self) -> None:
-        """Parts from the others, once all have come here."""
+        """Closes the connections, once all processes have called this."""
         self.any_process(False)
         self._is_closing = True
         self.any_process(False)

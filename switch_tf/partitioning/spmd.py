@@ -1,7 +1,7 @@
-"""Programs that XLA splits over a mesh (GSPMD): the annotations by which layout rules reach it.
+"""Programs that XLA partitions over a mesh (GSPMD), by annotations from the layout rules.
 
-One program computes on whole tensors. Where layers place a tensor, XLA is told how it is split; it works out the rest
-and puts in the collectives. On one device the annotations do nothing.
+One program computes on whole tensors. Where layers constrain a tensor, an annotation tells XLA its sharding; XLA
+propagates the shardings and inserts the collectives. On one device the annotations do nothing.
 """
 
 import numpy as np
@@ -15,15 +15,15 @@ from switch_tf.partitioning.layout import Layout
 
 
 class Partitioned(Placement):
-    """Annotates what layers place, as a layout says."""
+    """Annotates the tensors that layers constrain with the shardings of a layout."""
 
     is_partitioned = True
 
     def __init__(self, layout: Layout):
-        """Numbers the mesh's devices: the last of its dimensions counts fastest.
+        """Numbers the devices of the mesh in row-major order.
 
         Args:
-          layout: the mesh, and what is split over it.
+          layout: the mesh and the rules.
         """
         self.layout = layout
         self._dimensions = list(layout.mesh)
@@ -32,8 +32,8 @@ class Partitioned(Placement):
     def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
         check_axes("A tensor", tuple(tensor.shape), axes)
         splits = [-1 if name is None else self._dimensions.index(name) for name in self.layout.split(axes)]
-        # As an op of its own, not an attribute of the tensor's: it outlives TensorFlow's optimizer, and the gradient
-        # passes through it and is annotated alike.
+        # A separate op instead of an attribute of the tensor's op: TensorFlow's optimizer keeps it, and its gradient
+        # has the same annotation.
         return xla_sharding.mesh_split(tensor, self._devices, splits, use_sharding_op=True)
 
     def num_shards(self, axis: str) -> int:

@@ -1,1 +1,1 @@
-"""The pure training step, the loop around it, the optimizer, schedules and checkpoints."""
+"""The pure training and evaluation steps, the objective, the optimizer and learning rate schedules."""

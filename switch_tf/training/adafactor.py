@@ -3,7 +3,7 @@
 import math
 import string
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gin
 import keras
@@ -13,14 +13,14 @@ from switch_tf.partitioning import axes as axis_names
 from switch_tf.partitioning.axes import Axes, WeightShape
 from switch_tf.training.schedules import InverseSquareRoot
 
-# Each expert (and each layer of a stack) is a matrix of its own, with its own statistics.
+# Each expert (and each layer of a stack) is a separate matrix with its own statistics.
 _BATCH_AXES = frozenset({axis_names.EXPERTS, axis_names.STACK})
 _ROW_AXES = frozenset({axis_names.EMBED})
 _COLUMN_AXES = frozenset({axis_names.VOCAB, axis_names.HEADS, axis_names.KV, axis_names.MLP, axis_names.EXPERT_MLP})
 
 
 class Factoring(NamedTuple):
-    """Which dimensions of a weight are matrices side by side, rows and columns; no rows and no columns: a full slot."""
+    """The dimensions of a weight: those that enumerate matrices, and the matrices' rows and columns."""
 
     batch: tuple[int, ...]
     rows: tuple[int, ...]
@@ -28,17 +28,17 @@ class Factoring(NamedTuple):
 
     @property
     def inner(self) -> tuple[int, ...]:
-        """The dimensions of one matrix: what its root mean squares are taken over."""
+        """The dimensions of one matrix, over which root mean squares are taken."""
         return self.rows + self.columns
 
 
 def factoring(shape: tuple[int, ...], axes: Axes, min_size_to_factor: int) -> tuple[Factoring, bool]:
-    """Reads from its axis names how a weight's second moments are kept.
+    """Decides by its axis names how a weight's second moments are factored.
 
     Args:
       shape: the weight's shape.
       axes: its axis names.
-      min_size_to_factor: both sides of a matrix must have at least so many elements.
+      min_size_to_factor: matrices with a smaller side are not factored.
 
     Returns:
       (the dimensions' roles, whether the second moments are factored).
@@ -59,41 +59,41 @@ def factoring(shape: tuple[int, ...], axes: Axes, min_size_to_factor: int) -> tu
 @gin.configurable
 @keras.saving.register_keras_serializable("switch_tf")
 class Adafactor(keras.optimizers.Optimizer):
-    """T5's Adafactor: no momentum, factored second moments, update clipping, steps relative to the parameter's size.
+    """T5's Adafactor: no momentum, factored second moments, update clipping, updates relative to the scale.
 
     For a gradient g at step t = 1, 2, ..., with beta_t = 1 - t^-decay_exponent:
 
-        v_t = beta_t v_{t-1} + (1 - beta_t) (g^2 + epsilon1)     kept as its row and column means, per expert
+        v_t = beta_t v_{t-1} + (1 - beta_t) (g^2 + epsilon1)     stored as its row and column means, per expert
         u = g / sqrt(v_t)
         u = u / max(1, RMS(u) / clipping_threshold)
         w = w - learning_rate max(epsilon2, RMS(w)) u
 
     Root mean squares are per expert, as in T5X (Mesh TensorFlow takes them over the whole [E, in, out] tensor).
-    The mathematics is in `updated`, a pure function of tensors; Keras's `update_step` assigns what it returns.
+    `updated` computes this as a pure function of tensors; Keras's `update_step` assigns its results.
     """
 
     def __init__(
         self,
-        learning_rate=None,
+        learning_rate: Any = None,
         decay_exponent: float = 0.8,
         clipping_threshold: float = 1.0,
         epsilon1: float = 1e-30,
         epsilon2: float = 1e-3,
         min_size_to_factor: int = 128,
         name: str = "adafactor",
-        **kwargs,
+        **kwargs: Any,
     ):
         """Makes the optimizer.
 
         Args:
-          learning_rate: a schedule or a number; T5's pre-training schedule by default.
-          decay_exponent: of the second moments' decay.
+          learning_rate: a schedule or a number; None: T5's pre-training schedule.
+          decay_exponent: of the decay of second moments.
           clipping_threshold: the largest RMS of an update, relative to the learning rate.
           epsilon1: added to squared gradients.
-          epsilon2: the smallest size that a parameter counts with.
-          min_size_to_factor: matrices with a smaller side keep full second moments.
+          epsilon2: lower bound of a parameter's scale.
+          min_size_to_factor: matrices with a smaller side have unfactored second moments.
           name: Keras name.
-          **kwargs: Keras's common optimizer settings.
+          **kwargs: of `keras.optimizers.Optimizer`.
         """
         super().__init__(learning_rate=learning_rate or InverseSquareRoot(), name=name, **kwargs)
         self.decay_exponent = decay_exponent
@@ -144,21 +144,21 @@ class Adafactor(keras.optimizers.Optimizer):
         roles, is_factored = factoring(tuple(weight.shape), axes, self.min_size_to_factor)
         gradient = tf.cast(gradient, tf.float32)
         squared = tf.square(gradient)
-        # 1 at the first step: what a slot held before does not matter then.
+        # 1 at the first step, which overwrites the initial slots.
         mixing = tf.pow(tf.cast(step, tf.float32) + 1.0, -self.decay_exponent)
 
-        def moved(slot: str, towards: tf.Tensor) -> tf.Tensor:
+        def decayed(slot: str, towards: tf.Tensor) -> tf.Tensor:
             return slots[slot] + mixing * (towards - slots[slot])
 
         if is_factored:
-            row = moved("v_row", tf.reduce_mean(squared, roles.columns) + self.epsilon1)
-            column = moved("v_column", tf.reduce_mean(squared, roles.rows) + self.epsilon1)
+            row = decayed("v_row", tf.reduce_mean(squared, roles.columns) + self.epsilon1)
+            column = decayed("v_column", tf.reduce_mean(squared, roles.rows) + self.epsilon1)
             after = {"v_row": row, "v_column": column}
             row, column = self._expanded(row, roles.columns), self._expanded(column, roles.rows)
             row /= tf.reduce_mean(row, roles.rows, keepdims=True)
             update = gradient * tf.math.rsqrt(row) * tf.math.rsqrt(column)
         else:
-            after = {"v": moved("v", squared + self.epsilon1)}
+            after = {"v": decayed("v", squared + self.epsilon1)}
             update = gradient * tf.math.rsqrt(after["v"])
 
         update /= tf.maximum(1.0, self._root_mean_square(update, roles) / self.clipping_threshold)
@@ -173,20 +173,20 @@ class Adafactor(keras.optimizers.Optimizer):
 
     @staticmethod
     def _root_mean_square(tensor: tf.Tensor, roles: Factoring) -> tf.Tensor:
-        # As a product of the tensor with itself: no tensor of squares, which for an expert table is a large one.
+        # An einsum of the tensor with itself makes no tensor of squares, which for an expert weight is large.
         letters = string.ascii_lowercase[: len(tensor.shape)]
         batch = "".join(letters[dimension] for dimension in roles.batch)
         total = tf.einsum(f"{letters},{letters}->{batch}", tensor, tensor)
         shape = [size if dimension in roles.batch else 1 for dimension, size in enumerate(tensor.shape)]
         return tf.sqrt(tf.reshape(total, shape) * (math.prod(shape) / math.prod(tensor.shape)))
 
-    def build(self, variables):
-        """Makes the slots of `variables`, with the axis names that slots inherit from their weights."""
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Makes the slots of `variables`, which inherit their weights' axis names."""
         if self.built:
             return
         super().build(variables)
-        self.slots = []
-        # Keras hands the bare tf.Variable to `update_step`, which has no axis names.
+        self.slots: list[dict[str, keras.Variable]] = []
+        # Keras passes a tf.Variable, without axis names, to `update_step`.
         self.weight_axes = [getattr(variable, "axes", (None,) * len(variable.shape)) for variable in variables]
         for variable, axes in zip(variables, self.weight_axes):
             slots = {}
@@ -196,7 +196,7 @@ class Adafactor(keras.optimizers.Optimizer):
                 slots[name].axes = slot_axes
             self.slots.append(slots)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Keras's hook: updates `variable` and its slots in place."""
         index = self._get_variable_index(variable)
         slots, axes = self.slots[index], self.weight_axes[index]
@@ -207,7 +207,7 @@ class Adafactor(keras.optimizers.Optimizer):
         for name, slot in slots.items():
             self.assign(slot, after[name])
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         names = ("decay_exponent", "clipping_threshold", "epsilon1", "epsilon2", "min_size_to_factor")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

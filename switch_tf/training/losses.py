@@ -16,13 +16,13 @@ from switch_tf.models.encoder_decoder import ModelOutput
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What training minimises besides cross-entropy.
+    """The weights of the auxiliary losses, which training minimizes together with cross-entropy.
 
     Attributes:
-      z_loss: weight of mean(log^2 Z), which keeps the logits' normaliser near 1 (Mesh TensorFlow, T5X: 1e-4).
+      z_loss: weight of mean(log^2 Z), which keeps the logits' normalizer Z near 1 (Mesh TensorFlow, T5X: 1e-4).
       balance_loss: alpha of Eq. 4, the weight of the balance loss.
       balance_loss_over_layers: "sum" as in the paper and Mesh TensorFlow, or "mean" as in T5X, where the same alpha is
-        weaker by the number of sparse layers.
+        weaker by a factor of the number of sparse layers.
       router_z_loss: weight of the routers' mean(log^2 Z), summed over the sparse layers (ST-MoE: 1e-3). (Mesh
         TensorFlow multiplies its own by alpha once more.)
     """
@@ -32,7 +32,7 @@ class Objective:
     balance_loss_over_layers: str = "sum"
     router_z_loss: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("z_loss", "balance_loss", "router_z_loss"):
             if getattr(self, name) < 0:
                 raise SettingError(f"Objective.{name} = {getattr(self, name)} must be 0 or more.")
@@ -60,7 +60,7 @@ def token_weights(features: Mapping[str, tf.Tensor]) -> tf.Tensor:
 
 
 def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cross-entropy by hand: it keeps every layout, a vocabulary that is split over devices included.
+    """Cross-entropy of ops that keep every layout, including that of a sharded vocabulary.
 
     Args:
       logits: float32 [B, L, V].
@@ -76,7 +76,7 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.
 
 
 def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> TokenLosses:
-    """Sums what the objective and the evaluation need of a batch.
+    """Computes the sums over a batch that the objective and evaluation need.
 
     Args:
       logits: float32 [B, L, V].
@@ -98,8 +98,8 @@ def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> T
 
 def mean_over_layers(values: Iterable[tf.Tensor]) -> tf.Tensor:
     """Mean of a loss over the sparse layers; 0 in a dense model."""
-    values = list(values)
-    return tf.add_n(values) / len(values) if values else tf.constant(0.0)
+    of_layers = list(values)
+    return tf.add_n(of_layers) / len(of_layers) if of_layers else tf.constant(0.0)
 
 
 def routing_loss(routings: Mapping[str, Routing], settings: Objective) -> tf.Tensor:
@@ -114,17 +114,17 @@ def routing_loss(routings: Mapping[str, Routing], settings: Objective) -> tf.Ten
 def objective(
     output: ModelOutput, features: Mapping[str, tf.Tensor], settings: Objective, num_tokens: tf.Tensor
 ) -> tuple[tf.Tensor, TokenLosses]:
-    """The loss of one batch, or of one part of it.
+    """The loss of one batch, or of one microbatch or replica of it.
 
     Args:
       output: the model's, with routings.
       features: the batch.
       settings: the weights of the auxiliary losses.
-      num_tokens: float32 scalar, real target tokens of the whole batch: the normaliser, so that alpha means the same
-        for every batch and padding.
+      num_tokens: float32 scalar, the real target tokens of the whole batch, which normalizes the loss, so that alpha
+        means the same for every batch size and amount of padding.
 
     Returns:
-      (float32 scalar loss, the sums it was made of).
+      (float32 scalar loss, the sums that it was computed from).
     """
     sums = token_losses(output.logits, features["decoder_target_tokens"], token_weights(features))
     loss = (sums.negative_log_likelihood + settings.z_loss * sums.squared_log_z) / num_tokens

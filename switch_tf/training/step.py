@@ -1,9 +1,9 @@
 """The training step and the evaluation step as pure functions of tensors.
 
-They touch no variable: the loop reads and assigns variables around them, and a compiler can lower them from shapes.
+They read and assign no variables: the training loop does so around them, and a compiler can lower them from shapes.
 
-Where replicas have parts of the batch, everything up to the sum over replicas is a replica's part: gradients, losses,
-metrics. After it all replicas have the same numbers, and make the same update.
+On data-parallel replicas, gradients, losses and metrics are contributions of the replica's rows until
+`sum_over_replicas` adds them up. From then on all replicas have equal values and make the same update.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ _FEATURE_AXES = (axis_names.BATCH, axis_names.LENGTH)
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports: float32 scalars, and for each sparse layer its `RoutingMetrics`.
+    """The metrics of a step: float32 scalars, and for each sparse layer its `RoutingMetrics`.
 
-    loss: what was minimised: cross-entropy, z-loss and balance loss.
-    neg_log_perplexity: mean log likelihood of a real target token, in nats; higher is better (paper, footnote 4). No
-      auxiliary loss is in it.
-    accuracy: share of the real target tokens that were the most probable ones.
+    loss: the minimized sum of cross-entropy and auxiliary losses.
+    neg_log_perplexity: mean log likelihood of a real target token, in nats, without auxiliary losses; higher is better
+      (paper, footnote 4).
+    accuracy: share of the real target tokens that had the highest logit.
     balance_loss: mean over the sparse layers; 1 at balance. 0 in a dense model.
     z_loss: mean of log^2 Z, before its weight.
     gradient_norm: of all gradients together.
     learning_rate: of this step.
-    target_tokens: how many real target tokens there were.
+    target_tokens: number of real target tokens.
     routing: by the layer's name.
     """
 
@@ -52,8 +52,8 @@ class StepMetrics(NamedTuple):
     routing: dict[str, RoutingMetrics]
 
 
-class _Parts(NamedTuple):
-    """What the microbatches of a step, and then its replicas, add up to."""
+class _Sums(NamedTuple):
+    """What is summed over the microbatches and the replicas of a step."""
 
     gradients: list[tf.Tensor]
     loss: tf.Tensor
@@ -65,7 +65,8 @@ class _Parts(NamedTuple):
 def microbatch(features: Features, index: tf.Tensor, num_microbatches: int) -> Features:
     """Returns every `num_microbatches`-th example from `index` on.
 
-    A stride rather than a block: each device that holds a block of the batch holds a part of every microbatch.
+    Strided instead of contiguous, so that each device, which holds contiguous rows of the batch, has some of every
+    microbatch.
     """
 
     def take(feature: tf.Tensor) -> tf.Tensor:
@@ -77,12 +78,12 @@ def microbatch(features: Features, index: tf.Tensor, num_microbatches: int) -> F
 
 
 def _placed(weights: list[tf.Tensor], axes: list[Axes]) -> list[tf.Tensor]:
-    """Places weights as the layout rules say, so that the program reads and writes them in their parts."""
+    """Shards weights by the layout rules, so that the program reads and writes only shards of them."""
     return [axis_names.constrain(weight, names) for weight, names in zip(weights, axes)]
 
 
 def _placed_slots(slots: OptimizerSlots, axes: list[dict[str, Axes]]) -> OptimizerSlots:
-    """Places optimizer slots like `_placed`."""
+    """Shards optimizer slots by the layout rules."""
     return [
         {name: axis_names.constrain(tensor, names[name]) for name, tensor in slot.items()}
         for slot, names in zip(slots, axes)
@@ -90,12 +91,12 @@ def _placed_slots(slots: OptimizerSlots, axes: list[dict[str, Axes]]) -> Optimiz
 
 
 def _placed_features(features: Features) -> Features:
-    """Places a batch, int32 [B, L] each."""
+    """Shards a batch, int32 [B, L] each, by the layout rules."""
     return {name: axis_names.constrain(feature, _FEATURE_AXES) for name, feature in features.items()}
 
 
 def balanced_layers(model: EncoderDecoder) -> dict[int, str]:
-    """Returns, for each balance bias by its index among the trainable variables, the name of its sparse layer."""
+    """Maps the index of each balance bias among the trainable variables to the name of its sparse layer."""
     layers = {}
     for index, variable in enumerate(model.trainable_variables):
         name = weight_name(variable)
@@ -106,12 +107,12 @@ def balanced_layers(model: EncoderDecoder) -> dict[int, str]:
 
 
 def balanced_bias(bias: tf.Tensor, expert_load: tf.Tensor, rate: float) -> tf.Tensor:
-    """Moves each expert's bias against its load by a fixed amount (Wang et al. 2024, Algorithm 1).
+    """Moves each expert's bias by a fixed amount against its load (Wang et al. 2024, Algorithm 1).
 
     Args:
       bias: float32 [E].
       expert_load: float32 [E], the share of the tokens' choices that fell on the expert.
-      rate: how far.
+      rate: the step size.
 
     Returns:
       float32 [E].
@@ -126,10 +127,10 @@ def make_train_step(
 
     Args:
       model: built; its variables give names, shapes and axes, not values.
-      optimizer: gives the update rule.
+      optimizer: its update rule.
       settings: the auxiliary losses.
-      num_microbatches: into how many parts the batch is split for the gradient; memory falls, the result is that of
-        the whole batch up to rounding (and up to routing groups, which are then groups of a part).
+      num_microbatches: gradient accumulation: the batch is split into so many microbatches, which saves memory. The
+        result is that of the whole batch up to rounding (and up to routing groups, which do not span microbatches).
 
     Returns:
       step(weights, slots, step, features, seed) -> (weights, slots, metrics): `weights` as in
@@ -142,19 +143,19 @@ def make_train_step(
         for variable in model.trainable_variables
     ]
     share = 1.0 / num_microbatches
-    # Each microbatch has routing losses of its own; their mean counts.
+    # Each microbatch has its own routing losses, which are averaged.
     settings = dataclasses.replace(
         settings, balance_loss=settings.balance_loss * share, router_z_loss=settings.router_z_loss * share
     )
     balanced = balanced_layers(model)
 
-    def parts_of(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Parts:
+    def sums_of(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Sums:
         with tf.GradientTape() as tape:
             tape.watch(weights)
             output, _ = model.stateless_call(weights, [], features, training=True, seed=seed, return_routing=True)
             loss, sums = objective(output, features, settings, num_tokens)
         gradients = tape.gradient(loss, weights)
-        # A balance bias decides without a gradient.
+        # A balance bias has no gradient.
         gradients = [
             tf.zeros_like(weights[index]) if index in balanced else tf.convert_to_tensor(gradient)
             for index, gradient in enumerate(gradients)
@@ -164,34 +165,34 @@ def make_train_step(
             for name, routing in output.routings.items()
         }
         balance_loss = mean_over_layers(routing.balance_loss for routing in output.routings.values())
-        return _Parts(gradients, loss, sums, balance_loss * share, routing)
+        return _Sums(gradients, loss, sums, balance_loss * share, routing)
 
-    def accumulated(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Parts:
-        def part(index: tf.Tensor) -> _Parts:
-            features_of_part = microbatch(features, index, num_microbatches)
-            return parts_of(weights, features_of_part, randomness.fold_in(seed, index), num_tokens)
+    def accumulated(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Sums:
+        def sums_at(index: tf.Tensor) -> _Sums:
+            features_at = microbatch(features, index, num_microbatches)
+            return sums_of(weights, features_at, randomness.fold_in(seed, index), num_tokens)
 
         if axis_names.is_replicated():
-            return unrolled(part)
+            return unrolled(sums_at)
 
-        # The tape is inside of the body: a loop whose body is differentiated, not a loop that is.
-        def body(index: tf.Tensor, total: _Parts):
-            return index + 1, tf.nest.map_structure(tf.add, total, part(index))
+        # The tape is inside the body: DTensor has no gradient through a while_loop.
+        def body(index: tf.Tensor, total: _Sums) -> tuple[tf.Tensor, _Sums]:
+            return index + 1, tf.nest.map_structure(tf.add, total, sums_at(index))
 
-        # Traced for its shapes alone: the program holds one copy of the model, in the loop's body.
+        # Traced only for its shapes: the program has one copy of the model, in the loop's body.
         shapes = (
-            tf.function(part, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int32)).structured_outputs
+            tf.function(sums_at, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int32)).structured_outputs
         )
         zeros = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape, tensor.dtype), shapes)
         return tf.while_loop(lambda index, _: index < num_microbatches, body, (tf.constant(0), zeros))[1]
 
-    def unrolled(part: Callable[[tf.Tensor], _Parts]) -> _Parts:
-        # Layers count tokens over all replicas, which cannot be in a loop: one copy of the model for each microbatch.
-        total = part(tf.constant(0))
+    def unrolled(sums_at: Callable[[tf.Tensor], _Sums]) -> _Sums:
+        # Layers all-reduce token counts, which is impossible in a loop: one copy of the model for each microbatch.
+        total = sums_at(tf.constant(0))
         for index in range(1, num_microbatches):
-            # One after the other, or all of their activations would be in memory at once.
+            # In sequence, or the activations of all microbatches would be in memory at once.
             with tf.control_dependencies(tf.nest.flatten(total)):
-                total = tf.nest.map_structure(tf.add, total, part(tf.constant(index)))
+                total = tf.nest.map_structure(tf.add, total, sums_at(tf.constant(index)))
         return total
 
     def step_function(
@@ -201,29 +202,29 @@ def make_train_step(
         features = _placed_features(features)
         num_tokens = tf.maximum(axis_names.sum_over_replicas(tf.reduce_sum(token_weights(features))), 1.0)
         seed = randomness.fold_in(seed, tf.cast(step, tf.uint32))
-        compute = parts_of if num_microbatches == 1 else accumulated
-        parts = axis_names.sum_over_replicas(compute(weights, features, seed, num_tokens))
+        compute = sums_of if num_microbatches == 1 else accumulated
+        total = axis_names.sum_over_replicas(compute(weights, features, seed, num_tokens))
 
         rate = optimizer.rate(step)
         new_weights, new_slots = [], []
-        for index, (gradient, weight, slot, axes) in enumerate(zip(parts.gradients, weights, slots, weight_axes)):
+        for index, (gradient, weight, slot, axes) in enumerate(zip(total.gradients, weights, slots, weight_axes)):
             if index in balanced:
-                load = parts.routing[balanced[index]].expert_load
+                load = total.routing[balanced[index]].expert_load
                 weight = balanced_bias(weight, load, model.config.balance_bias_rate)
             else:
                 weight, slot = optimizer.updated(gradient, weight, slot, axes, step, rate)
             new_weights.append(weight)
             new_slots.append(slot)
         metrics = StepMetrics(
-            loss=parts.loss,
-            neg_log_perplexity=-parts.sums.negative_log_likelihood / num_tokens,
-            accuracy=parts.sums.correct / num_tokens,
-            balance_loss=parts.balance_loss,
-            z_loss=parts.sums.squared_log_z / num_tokens,
-            gradient_norm=tf.linalg.global_norm(parts.gradients),
+            loss=total.loss,
+            neg_log_perplexity=-total.sums.negative_log_likelihood / num_tokens,
+            accuracy=total.sums.correct / num_tokens,
+            balance_loss=total.balance_loss,
+            z_loss=total.sums.squared_log_z / num_tokens,
+            gradient_norm=tf.linalg.global_norm(total.gradients),
             learning_rate=rate,
-            target_tokens=parts.sums.tokens,
-            routing=parts.routing,
+            target_tokens=total.sums.tokens,
+            routing=total.routing,
         )
         return _placed(new_weights, weight_axes), _placed_slots(new_slots, slot_axes), metrics
 
@@ -231,7 +232,7 @@ def make_train_step(
 
 
 class EvaluationSums(NamedTuple):
-    """What evaluation adds up over batches: token sums, and batch-weighted sums of what layers report."""
+    """What evaluation sums over batches: token sums, and per-batch means of routing metrics."""
 
     tokens: TokenLosses
     balance_loss: tf.Tensor
@@ -246,7 +247,7 @@ def make_evaluation_step(model: EncoderDecoder) -> Callable[[list[tf.Tensor], Fe
       model: built.
 
     Returns:
-      step(weights, features) -> sums, to be added over batches.
+      step(weights, features) -> sums of one batch, to be added up over batches.
     """
     weight_axes = [variable.axes for variable in model.trainable_variables]
 

@@ -169,7 +169,7 @@ def test_the_layer_asks_the_engine_how_many_devices_groups_are_sharded_over():
 
 
 def test_a_batch_that_does_not_divide_among_devices_is_refused():
-    with pytest.raises(SettingError, match=r"60 tokens cannot be spread over 8 devices.*multiple of 8"):
+    with pytest.raises(SettingError, match=r"60 tokens cannot be sharded over 8 devices.*multiple of 8"):
         tokens_per_group(60, 1024, 8)
 
 

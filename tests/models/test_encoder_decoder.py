@@ -1,6 +1,7 @@
 """The encoder-decoder as a whole."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from switch_tf.decoding.greedy import greedy
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
-from switch_tf.partitioning import axes
+from switch_tf.training.losses import Objective, objective, token_losses, token_weights
 from tests.support.features import random_features
 
 
@@ -25,8 +26,27 @@ def tensors(features: dict) -> dict:
 
 
 def test_every_weight_names_its_axes(tiny_config):
-    for weight in built(dataclasses.replace(tiny_config, tied_logits=False, activation="gated_gelu")).weights:
-        axes.check_axes(weight.path, tuple(weight.shape), weight.axes)
+    """As T5X names the axes of its weights (`embed`, `heads`, `kv`, `mlp`, `vocab`, `expert`)."""
+    model = built(dataclasses.replace(tiny_config, tied_logits=False, activation="gated_gelu"))
+    expected = {
+        r"token_embedder/embedding": ("vocab", "embed"),
+        r"logits/kernel": ("embed", "vocab"),
+        r"position_bias/embedding": (None, "heads"),
+        r"(self|cross)_attention/(query|key|value)": ("embed", "heads", "kv"),
+        r"(self|cross)_attention/out": ("heads", "kv", "embed"),
+        r"layer_0/feed_forward/wi_[01]": ("embed", "mlp"),
+        r"layer_0/feed_forward/wo": ("mlp", "embed"),
+        r"layer_1/feed_forward/router/kernel": ("embed", None),
+        r"layer_1/feed_forward/experts/wi_[01]": ("experts", "embed", "expert_mlp"),
+        r"layer_1/feed_forward/experts/wo": ("experts", "expert_mlp", "embed"),
+        r"norm/scale": ("embed",),
+    }
+    used = set()
+    for weight in model.weights:
+        (pattern,) = [pattern for pattern in expected if re.search(pattern + "$", weight.path)]
+        assert weight.axes == expected[pattern], weight.path
+        used.add(pattern)
+    assert used == expected.keys()
 
 
 def test_call_takes_numpy_features_and_returns_logits(tiny_config):
@@ -95,17 +115,58 @@ def test_padding_of_the_inputs_does_not_matter(tiny_config):
     np.testing.assert_allclose(model(features), model(longer), atol=1e-5)
 
 
-def test_packed_examples_equal_single_ones(tiny_config):
-    model = built(dataclasses.replace(tiny_config, num_experts=0))
-    single = random_features(batch=3)  # The third is padding in part, and left out.
-    packed = {
-        "encoder_input_tokens": single["encoder_input_tokens"][:2].reshape(1, 32),
-        "decoder_input_tokens": single["decoder_input_tokens"][:2].reshape(1, 16),
-        "decoder_target_tokens": single["decoder_target_tokens"][:2].reshape(1, 16),
-        "encoder_segment_ids": np.repeat([1, 2], 16)[np.newaxis].astype(np.int32),
-        "decoder_segment_ids": np.repeat([1, 2], 8)[np.newaxis].astype(np.int32),
-    }
-    np.testing.assert_allclose(tf.reshape(model(packed), [2, 8, 96]), model(single)[:2], atol=1e-4)
+def packed(single: dict) -> dict:
+    """Packs two unpadded examples, and then a padded one, into two rows each as long as two examples."""
+    rows = {name: np.pad(single[name], [(0, 1), (0, 0)]) for name in single}
+    rows = {name: array.reshape(2, 2 * array.shape[1]) for name, array in rows.items()}
+    for name, length in (("encoder", 16), ("decoder", 8)):
+        tokens = rows["encoder_input_tokens" if name == "encoder" else "decoder_target_tokens"]
+        rows[f"{name}_segment_ids"] = (np.repeat([1, 2], length) * (tokens != 0)).astype(np.int32)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_experts": 0},
+        {"router": "switch"},
+        {"router": "top_n", "router_settings": {"eval_later_choice_policy": "all"}},
+        {"router": "no_token_left_behind"},
+        {"switch_attention": "linear"},
+    ],
+)
+def test_packed_examples_have_the_logits_and_the_loss_of_single_ones(tiny_config, changes):
+    """Without drops, packing changes nothing: segments do not attend to each other, and padding is not routed."""
+    model = built(dataclasses.replace(tiny_config, eval_capacity_factor=None, **changes))
+    single = random_features(batch=3)  # The third example is padded.
+    together = packed(single)
+    alone, logits = model(single).numpy(), model(together).numpy().reshape(4, 8, 96)[:3]
+    real = single["decoder_target_tokens"] != 0
+    np.testing.assert_allclose(logits[real], alone[real], atol=1e-4)
+    ours, theirs = (
+        token_losses(model(features), features["decoder_target_tokens"], token_weights(features))
+        for features in (tensors(together), tensors(single))
+    )
+    assert float(ours.tokens) == float(theirs.tokens) == real.sum()
+    np.testing.assert_allclose(ours.negative_log_likelihood, theirs.negative_log_likelihood, rtol=1e-5)
+
+
+def test_packed_examples_train_like_single_ones(tiny_config):
+    """In one routing group with enough slots, loss, balance loss and gradients are those of the unpacked batch."""
+    config = dataclasses.replace(tiny_config, capacity_factor=4.0, group_size=1024, router_jitter=0.0)
+    model = built(config)
+    single = random_features(batch=3)
+    results = []
+    for features in (tensors(single), tensors(packed(single))):
+        with tf.GradientTape() as tape:
+            output = model(features, training=True, return_routing=True)
+            loss, _ = objective(output, features, Objective(router_z_loss=1e-3), tf.constant(20.0))
+        weights = [weight.value for weight in model.trainable_variables]
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, weights)]
+        balance = [routing.balance_loss for routing in output.routings.values()]
+        results.append([loss, *balance, *gradients])
+    for ours, theirs in zip(*results):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_cached_decoding_equals_teacher_forcing(tiny_config):
@@ -167,7 +228,7 @@ def test_sparse_layers_are_every_nth(tiny_config):
     assert dataclasses.replace(config, num_experts=0).num_sparse_layers == 0
 
 
-def test_model_is_made_again_from_its_config(tiny_config):
+def test_from_config_makes_an_equal_model(tiny_config):
     model = built(tiny_config, seed=3)
     twin = EncoderDecoder.from_config(model.get_config())
     twin.build()

@@ -78,7 +78,7 @@ def test_processes_give_what_one_device_gives(tmp_path):
 @pytest.mark.parametrize(
     ("mesh_shape", "layout_rules", "message"),
     [
-        ("data:8", "batch:data,experts:data", "splits the batch alone, and LAYOUT_RULES split experts.*'dtensor'"),
+        ("data:8", "batch:data,experts:data", "can shard only the batch, and LAYOUT_RULES shard experts.*'dtensor'"),
         ("data:4,model:2", "batch:data,heads:model,mlp:model", "split heads, mlp"),
         ("data:4,model:2", "batch:data", "each of the 8 devices.*split it over 4"),
         ("data:999", "batch:data", "MESH_SHAPE has 999 device.*NUM_LOGICAL_DEVICES"),

@@ -132,7 +132,7 @@ def test_microbatches_on_a_mesh(results, kind):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_tokens_travel_by_four_all_to_alls_for_each_sparse_layer(results, mesh):
+def test_each_sparse_layer_has_four_all_to_alls(results, mesh):
     counts = json.loads(str(results(dtensor(mesh))["collectives"]))
     assert counts["CollectiveAllToAllV2"] == 4 * 2  # One sparse layer in each of the two stacks.
 

@@ -26,7 +26,7 @@ class RecordingEngine(SingleEngine):
         return super().constrain(tensor, axes)
 
 
-def test_tokens_travel_from_groups_to_experts_and_back_expert_first(tiny_config):
+def test_tokens_are_resharded_from_groups_to_experts_and_back_expert_first(tiny_config):
     engine = RecordingEngine()
     with engine.scope():
         model = EncoderDecoder(tiny_config)
@@ -107,7 +107,7 @@ def test_axes_must_fit_the_shape():
 
 
 def test_one_device_takes_no_mesh_and_no_other_process():
-    with pytest.raises(SettingError, match="ENGINE = 'single' has one device and MESH_SHAPE 8"):
+    with pytest.raises(SettingError, match="ENGINE = 'single' has one device and MESH_SHAPE has 8"):
         make_engine("single", Layout.parse("data:8", "batch:data"))
     with pytest.raises(SettingError, match="ENGINE = 'single' is for one process and SWITCH_TF_PROCESSES names 2"):
         make_engine("single", Layout({}, {}), processes=Processes(("a:1", "b:1"), 0))

@@ -26,28 +26,28 @@ def test_notation():
 @pytest.mark.parametrize(
     ("mesh", "rules", "sentence"),
     [
-        ("data=4", "", "MESH_SHAPE = 'data=4' is not of the form 'data:4,model:2': look at 'data=4'."),
-        ("data:4,:2", "", "MESH_SHAPE = 'data:4,:2' is not of the form 'data:4,model:2': look at ':2'."),
+        ("data=4", "", "MESH_SHAPE = 'data=4' is not of the form 'data:4,model:2': see 'data=4'."),
+        ("data:4,:2", "", "MESH_SHAPE = 'data:4,:2' is not of the form 'data:4,model:2': see ':2'."),
         ("data:4,data:2", "", "MESH_SHAPE = 'data:4,data:2' names data twice."),
-        ("data:0", "", "MESH_SHAPE = 'data:0': the size of data must be a whole number from 1 on."),
-        ("data:4.0", "", "MESH_SHAPE = 'data:4.0': the size of data must be a whole number from 1 on."),
+        ("data:0", "", "MESH_SHAPE = 'data:0': the size of data must be an integer of at least 1."),
+        ("data:4.0", "", "MESH_SHAPE = 'data:4.0': the size of data must be an integer of at least 1."),
         (
             "data:4",
             "batch",
-            "LAYOUT_RULES = 'batch' is not of the form 'batch:data,experts:data,heads:model': look at 'batch'.",
+            "LAYOUT_RULES = 'batch' is not of the form 'batch:data,experts:data,heads:model': see 'batch'.",
         ),
         ("data:4", "batch:data,batch:data", "LAYOUT_RULES = 'batch:data,batch:data' names batch twice."),
         (
             "data:4",
             "expert:data",
-            "LAYOUT_RULES name an axis 'expert' (did you mean 'experts'?); there are batch, embed,",
+            "LAYOUT_RULES name an unknown axis 'expert' (did you mean 'experts'?); the axes are batch, embed,",
         ),
         (
             "data:4",
             "batch:date",
-            "send batch to 'date' (did you mean 'data'?), which MESH_SHAPE does not have: its dimensions",
+            "map batch to 'date' (did you mean 'data'?), which is no dimension of MESH_SHAPE: its dimensions",
         ),
-        ("", "batch:data", "which MESH_SHAPE does not have: its dimensions are none."),
+        ("", "batch:data", "which is no dimension of MESH_SHAPE: its dimensions are none."),
     ],
 )
 def test_what_cannot_be_read_is_told_in_one_sentence(mesh, rules, sentence):

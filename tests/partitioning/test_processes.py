@@ -91,10 +91,10 @@ def test_a_stranger_at_the_port_is_let_go():
 
 def test_a_process_that_does_not_come_is_named(monkeypatch):
     processes = Processes(tuple(free_addresses(2).split(",")), 0)
-    with pytest.raises(SettingError, match=r"process 1 of 2 did not come within 0 seconds"):
+    with pytest.raises(SettingError, match=r"process 1 of 2 did not connect within 0 seconds"):
         processes.connect(timeout=0.1)
     processes = Processes(tuple(free_addresses(2).split(",")), 1)
-    with pytest.raises(SettingError, match=r"the first process does not answer at localhost:\d+"):
+    with pytest.raises(SettingError, match=r"the first process did not answer at localhost:\d+"):
         processes.connect(timeout=0.1)
 
 

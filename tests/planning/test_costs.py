@@ -242,7 +242,7 @@ def test_without_a_mesh_nothing_is_said_of_one(capsys):
 
 def test_notes_are_printed(capsys):
     printed = printed_by_describe(capsys, ["gin/models/t5_small.gin", *MESH])
-    assert "note: The rule 'experts:data' splits nothing: no weight of this model has the axis experts.\n" in printed
+    assert "note: The rule 'experts:data' shards nothing: no weight of this model has the axis experts.\n" in printed
 
 
 def test_a_mesh_that_does_not_fit_is_not_described():

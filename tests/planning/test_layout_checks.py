@@ -76,17 +76,17 @@ def refusal(layout: Layout, config: ModelConfig, batch_size: int | None = 24, **
     ("mesh", "changes", "sentence", "fits"),
     [
         # As many devices where there is such a mesh, and then the nearest.
-        ("data:8,model:1", {}, "experts into 8 parts, but NUM_EXPERTS = 12 is no multiple of 8", "data:4,model:2"),
-        ("data:2,model:4", {}, "heads into 4 parts, but ModelConfig.num_heads = 6 is no", "data:4,model:2"),
-        ("data:4,model:3", {}, "expert_mlp into 3 parts, but ModelConfig.d_ff = 32 is no", "data:6,model:2"),
-        ("data:1,model:2", {"vocab_size": 97}, "vocab into 2 parts, but VOCAB_SIZE = 97 is no", "data:2,model:1"),
+        ("data:8,model:1", {}, "experts over 8 devices, but NUM_EXPERTS = 12 is no multiple of 8", "data:4,model:2"),
+        ("data:2,model:4", {}, "heads over 4 devices, but ModelConfig.num_heads = 6 is no", "data:4,model:2"),
+        ("data:4,model:3", {}, "expert_mlp over 3 devices, but ModelConfig.d_ff = 32 is no", "data:6,model:2"),
+        ("data:1,model:2", {"vocab_size": 97}, "vocab over 2 devices, but VOCAB_SIZE = 97 is no", "data:2,model:1"),
         (
             "data:1,model:2",
             {"sparse_every": 0, "d_ff": 31},
-            "mlp into 2 parts, but ModelConfig.d_ff = 31 is no",
+            "mlp over 2 devices, but ModelConfig.d_ff = 31 is no",
             "data:2,model:1",
         ),
-        ("data:5", {"num_experts": 0}, "batch into 5 parts, but BATCH_SIZE = 24 is no multiple of 5", "data:4"),
+        ("data:5", {"num_experts": 0}, "batch over 5 devices, but BATCH_SIZE = 24 is no multiple of 5", "data:4"),
         ("model:4,data:6", {}, "heads into 4 parts", "model:2,data:12"),
         ("data:8,more:3", {}, "NUM_EXPERTS = 12", "data:6,more:3"),  # No rule uses it: it stays.
     ],
@@ -109,7 +109,7 @@ def test_a_microbatch_must_divide_as_well(config):
 @pytest.mark.parametrize("num_microbatches", [0, 5])
 def test_microbatches_are_equal(config, num_microbatches):
     message = refusal(Layout.parse("", ""), config, num_microbatches=num_microbatches)
-    assert message == f"NUM_MICROBATCHES = {num_microbatches} must divide BATCH_SIZE = 24 into equal parts."
+    assert message == f"NUM_MICROBATCHES = {num_microbatches} must divide BATCH_SIZE = 24 evenly."
 
 
 def test_more_devices_than_there_are(config):
@@ -124,10 +124,10 @@ def test_more_devices_than_there_are(config):
 
 def test_experts_ride_where_the_batch_does(config):
     message = refusal(layout_of("data:2,model:2", "batch:data,experts:model"), config)
-    assert "send batch to 'data' and experts to 'model'" in message and "'batch:data,experts:data'" in message
+    assert "map batch to 'data' and experts to 'model'" in message and "'batch:data,experts:data'" in message
     message = refusal(layout_of("data:2,model:2", "batch:data,groups:model,experts:data"), config)
-    assert "send groups to 'model' and experts to 'data'" in message and "'groups:model,experts:model'" in message
-    # Where one of them is whole, nothing travels from dimension to dimension.
+    assert "map groups to 'model' and experts to 'data'" in message and "'groups:model,experts:model'" in message
+    # If one of them is replicated, no all-to-all is needed.
     check_placement(layout_of("data:2,model:2", "batch:data"), config, 24, LENGTHS)
     check_placement(layout_of("data:2,model:2", "experts:model"), config, 24, LENGTHS)
     check_placement(layout_of("data:2,model:1", "batch:data,experts:model"), config, 24, LENGTHS)
@@ -136,8 +136,8 @@ def test_experts_ride_where_the_batch_does(config):
 
 
 def test_slots_and_lengths(config):
-    assert "split expert_mlp in their place" in refusal(layout_of("model:2", "slots:model"), config)
-    assert "split heads in its place" in refusal(layout_of("model:2", "length:model"), config)
+    assert "shard expert_mlp instead" in refusal(layout_of("model:2", "slots:model"), config)
+    assert "shard heads instead" in refusal(layout_of("model:2", "length:model"), config)
 
 
 def test_groups_are_as_many_on_each_device(config):
@@ -147,7 +147,7 @@ def test_groups_are_as_many_on_each_device(config):
     message = refusal(layout_of("data:2"), prime, 2, lengths={"inputs": 31})
     assert "31 tokens on each device" in message
     each_alone = dataclasses.replace(config, group_size=None)
-    assert "groups into 4 parts, but BATCH_SIZE = 6" in refusal(layout_of("model:4", "groups:model"), each_alone, 6)
+    assert "groups over 4 devices, but BATCH_SIZE = 6" in refusal(layout_of("model:4", "groups:model"), each_alone, 6)
 
 
 def test_without_a_batch_the_model_alone_is_checked(config):
@@ -192,39 +192,40 @@ def test_notes_on_rules_and_dimensions_that_do_nothing(config):
     notes = placement_notes(
         layout_of("data:4,model:2", "batch:data,length:model,groups:data,slots:data,experts:data"), dense
     )
-    assert notes == ["The rule 'experts:data' splits nothing: no weight of this model has the axis experts."]
+    assert notes == ["The rule 'experts:data' shards nothing: no weight of this model has the axis experts."]
     notes = placement_notes(layout_of("data:4,model:2,one:1", "batch:data,experts:data"), config)
-    assert notes == ["No rule uses 'model': the 2 devices along it hold and compute the same."]
+    assert notes == ["No rule uses 'model': the 2 devices along it hold and compute the same values."]
 
 
 def test_notes_on_weights_of_which_two_axes_ask_for_one_dimension(config):
     notes = placement_notes(layout_of("data:4,model:2", "batch:data,experts:data,expert_mlp:data,vocab:model"), config)
     assert notes == [
         "encoder/layer_1/feed_forward/experts/wi and 1 like it (experts, embed, expert_mlp: 12 x 16 x 32): experts and "
-        "expert_mlp ask for 'data', and experts has it.",
+        "expert_mlp map to 'data', which shards experts only.",
         "encoder/layer_1/feed_forward/experts/wo and 1 like it (experts, expert_mlp, embed: 12 x 32 x 16): experts and "
-        "expert_mlp ask for 'data', and experts has it.",
+        "expert_mlp map to 'data', which shards experts only.",
     ]
 
 
 @pytest.mark.parametrize(
     ("mesh", "rules", "remedy"),
     [
-        ("data:4,model:2", "batch:data,experts:data", "the rule 'vocab:model' would split it"),
-        ("data:4,model:5", "batch:data,experts:data", "the rule 'embed:model' would split it"),
+        ("data:4,model:2", "batch:data,experts:data", "the rule 'vocab:model' would shard it"),
+        ("data:4,model:5", "batch:data,experts:data", "the rule 'embed:model' would shard it"),
         (
             "data:4",
             "batch:data,experts:data",
-            "one more mesh dimension, 'model:2' say, and the rule 'vocab:model' would",
+            "another mesh dimension, such as 'model:2', and the rule 'vocab:model' would",
         ),
-        ("data:4,model:1", "batch:data,vocab:model", "a mesh in which 'model' is larger than 1 would split it"),
+        ("data:4,model:1", "batch:data,vocab:model", "a mesh in which 'model' is larger than 1 would shard it"),
     ],
 )
-def test_notes_on_large_weights_that_are_whole(config, mesh, rules, remedy):
+def test_notes_on_large_weights_that_are_replicated(config, mesh, rules, remedy):
     large = dataclasses.replace(config, num_experts=0, vocab_size=2**18, d_model=80)
-    notes = [note for note in placement_notes(layout_of(mesh, rules), large) if "whole" in note]
+    notes = [note for note in placement_notes(layout_of(mesh, rules), large) if "replicated" in note]
     assert len(notes) == 1
-    assert notes[0].startswith("token_embedder/embedding (vocab, embed: 262144 x 80): whole on every device, 80 MiB; ")
+    table = "token_embedder/embedding (vocab, embed: 262144 x 80)"
+    assert notes[0].startswith(f"{table}: replicated on every device, 80 MiB; ")
     assert remedy in notes[0]
     assert not placement_notes(layout_of("data:1", "batch:data"), large)
 
@@ -232,18 +233,19 @@ def test_notes_on_large_weights_that_are_whole(config, mesh, rules, remedy):
 @pytest.mark.parametrize(
     ("mesh", "rules", "remedy"),
     [
-        ("data:4,model:2", "batch:data,vocab:model", "the rule 'experts:data' would split it"),
-        ("data:8,model:2", "batch:data,vocab:model", "the rule 'expert_mlp:model' would split it"),
+        ("data:4,model:2", "batch:data,vocab:model", "the rule 'experts:data' would shard it"),
+        ("data:8,model:2", "batch:data,vocab:model", "the rule 'expert_mlp:model' would shard it"),
         (
             "data:8",
             "batch:data",
-            "one more mesh dimension, 'model:2' say, and the rule 'expert_mlp:model' would split it",
+            "another mesh dimension, such as 'model:2', and the rule 'expert_mlp:model' would shard it",
         ),
     ],
 )
-def test_notes_on_experts_that_are_whole(config, mesh, rules, remedy):
+def test_notes_on_experts_that_are_replicated(config, mesh, rules, remedy):
     large = dataclasses.replace(config, d_ff=2**17)
-    notes = [note for note in placement_notes(layout_of(mesh, rules), large) if "experts" in note and "whole" in note]
+    notes = placement_notes(layout_of(mesh, rules), large)
+    notes = [note for note in notes if "experts" in note and "replicated" in note]
     assert len(notes) == 2 and all(note.endswith(f"{remedy}.") for note in notes)
 
 

