@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
+    import seqio
+    import tensorflow as tf
     from jaxlib.mlir import ir
 
 # JAX: true of jax 0.10.2 and jaxlib 0.10.2, which the [aot] extra pins. Its public API compiles programs that JAX has
@@ -149,3 +151,30 @@ def hlo_text(executable: Any) -> str:
 def memory_stats(executable: Any) -> Any:
     """Bytes of arguments, aliases, code and the peak (`Executable.get_compiled_memory_stats`)."""
     return executable.get_compiled_memory_stats()
+
+
+# seqio: true of seqio 0.0.20. A task keeps the first folder of the global list in which it was found cached.
+SEQIO_VERSION = "0.0.20"
+
+
+def forget_cache_folder(task: seqio.Task) -> None:
+    """Makes a task look for its cached tokens again (`Task._cache_dir`, `Task._stats`)."""
+    task._cache_dir = None
+    task._stats = {}
+
+
+# TensorFlow 2.20: what tf.train.Checkpoint does with an iterator, without its files.
+
+
+def iterator_position(iterator: tf.data.Iterator) -> tf.Tensor:
+    """Returns a copy of an iterator's position, a scalar variant (`OwnedIterator._iterator_resource`)."""
+    import tensorflow as tf
+
+    return tf.raw_ops.SerializeIterator(resource_handle=iterator._iterator_resource)
+
+
+def restore_iterator(iterator: tf.data.Iterator, position: tf.Tensor) -> None:
+    """Moves an iterator over the same dataset to a position (`OwnedIterator._iterator_resource`)."""
+    import tensorflow as tf
+
+    tf.raw_ops.DeserializeIterator(resource_handle=iterator._iterator_resource, serialized=position)

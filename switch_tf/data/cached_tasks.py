@@ -11,7 +11,7 @@ import gin
 import seqio
 import tensorflow as tf
 
-from switch_tf import storage
+from switch_tf import compat, storage
 from switch_tf.data.task_lookup import tasks_of
 from switch_tf.errors import SettingError
 
@@ -101,19 +101,14 @@ def open_cache(cache: Cache | None, provider: seqio.Task | seqio.Mixture, split:
     before = list(seqio.get_global_cache_dirs())
     seqio.set_global_cache_dirs([folder])
     tasks = tasks_of(provider)
-    _forget_folders(tasks)
+    for task in tasks:
+        compat.forget_cache_folder(task)
     try:
         yield True
     finally:
         seqio.set_global_cache_dirs(before)
-        _forget_folders(tasks)
-
-
-def _forget_folders(tasks: list[seqio.Task]) -> None:
-    """Makes seqio look again: a task keeps the first cache folder that it was found in, and its statistics."""
-    for task in tasks:
-        task._cache_dir = None
-        task._stats = {}
+        for task in tasks:
+            compat.forget_cache_folder(task)
 
 
 def _checked_folder(cache: Cache, provider: seqio.Task | seqio.Mixture, split: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from switch_tf import compat
 from switch_tf.data.batches import Batch, example_dataset
 from switch_tf.data.cached_tasks import Cache
 from switch_tf.data.task_lookup import empty_split
@@ -173,11 +174,8 @@ class TrainingBatches:
 
     def positions(self) -> dict[str, tf.Tensor]:
         """Returns copies of the positions of the streams that this process saves, by name: scalar variants."""
-        # What tf.train.Checkpoint does with an iterator, without its files.
         return {
-            stream.name: tf.raw_ops.SerializeIterator(resource_handle=stream.iterator._iterator_resource)
-            for stream in self._streams
-            if stream.is_saved_here
+            stream.name: compat.iterator_position(stream.iterator) for stream in self._streams if stream.is_saved_here
         }
 
     def restore(self, read: Callable[[str], tf.Tensor]) -> None:
@@ -192,7 +190,7 @@ class TrainingBatches:
         for stream in self._streams:
             position = read(stream.name)
             try:
-                tf.raw_ops.DeserializeIterator(resource_handle=stream.iterator._iterator_resource, serialized=position)
+                compat.restore_iterator(stream.iterator, position)
             except tf.errors.NotFoundError as error:
                 missing = _MISSING_FILE.search(error.message)
                 raise SettingError(
