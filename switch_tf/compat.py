@@ -7,11 +7,13 @@ that trains does without JAX's compiler.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
     import seqio
     import tensorflow as tf
     from jaxlib.mlir import ir
@@ -178,3 +180,63 @@ def restore_iterator(iterator: tf.data.Iterator, position: tf.Tensor) -> None:
     import tensorflow as tf
 
     tf.raw_ops.DeserializeIterator(resource_handle=iterator._iterator_resource, serialized=position)
+
+
+# Keras: true of keras 3.15.1, which setup.py pins.
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """Inside of it Keras leaves the dtypes of weights alone (`keras.src.backend.AutocastScope`).
+
+    Keras ignores `autocast=False` of a layer that no other layer calls.
+    """
+    from keras.src.backend import AutocastScope
+
+    return AutocastScope(None)
+
+
+# TensorFlow: true of 2.20.0, which setup.py pins.
+
+
+def stop_recording() -> AbstractContextManager[Any]:
+    """Inside of it no gradient tape records operations (`tensorflow.python.eager.record`)."""
+    from tensorflow.python.eager import record
+
+    return record.stop_recording()
+
+
+def record_gradient(
+    name: str, outputs: Sequence[tf.Tensor], inputs: Sequence[tf.Tensor], gradient: Callable[..., Any]
+) -> None:
+    """Records a gradient function for outputs that were computed without recording.
+
+    `tf.custom_gradient` would join results and inputs in one IdentityN, which DTensor misplaces in a loop's body.
+    """
+    from tensorflow.python.eager import record
+
+    record.record_operation(name, outputs, inputs, gradient)
+
+
+def annotate_sharding(tensor: tf.Tensor, devices: np.ndarray, splits: Sequence[int]) -> tf.Tensor:
+    """Annotates a tensor for XLA's partitioner (`xla_sharding.mesh_split`, the only way in TensorFlow 2.20).
+
+    Args:
+      tensor: any.
+      devices: their numbers, in the shape of the mesh.
+      splits: for each dimension of the tensor the dimension of the mesh that shards it, or -1.
+
+    Returns:
+      The same values.
+    """
+    from tensorflow.python.compiler.xla.experimental import xla_sharding
+
+    # A separate op instead of an attribute of the tensor's op: TensorFlow's optimizer keeps it, and its gradient
+    # has the same annotation.
+    return xla_sharding.mesh_split(tensor, devices, splits, use_sharding_op=True)
+
+
+def variable_without_memory(shape: tuple[int, ...], dtype: tf.DType, trainable: bool) -> tf.Variable:
+    """Makes a variable with a shape and a dtype, but no value (`resource_variable_ops.UninitializedVariable`)."""
+    from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
+
+    return UninitializedVariable(shape=shape, dtype=dtype, trainable=trainable)

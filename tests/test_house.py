@@ -58,10 +58,6 @@ ALLOWED = {
     "switch_tf": ("switch_tf.installation",),
     "tpu": (),
 }
-MOVING = {
-    *("switch_tf.layers.base", "switch_tf.layers.rematerialization", "switch_tf.partitioning.spmd"),
-    "switch_tf.planning.weight_specs",
-}
 # Their packages make them plain.
 MAY_SHARE_A_NAME = {"__init__", "report"}
 
@@ -181,7 +177,7 @@ def test_private_apis_of_other_packages_are_in_compat():
     packages = r"tensorflow\.python|jax\._src|jaxlib|keras\.src"
     private = re.compile(rf"^\s*(?:from|import) (?:{packages})\b", re.MULTILINE)
     users = {name for name, path in MODULES.items() if private.search(path.read_text())}
-    assert users <= {"switch_tf.compat", *MOVING}
+    assert users == {"switch_tf.compat"}
 
 
 def test_modules_are_short():

@@ -1,5 +1,6 @@
 """Held-out likelihood of a model, with teacher forcing."""
 
+import functools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -36,10 +37,7 @@ def make_evaluator(model: EncoderDecoder, engine: Engine) -> Callable[[Iterable[
     def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
         total: EvaluationSums | None = None
         for batch in batches:
-            rows = engine.local_rows(len(batch["decoder_target_tokens"]))
-            with engine.scope():
-                features = engine.feed({name: array[rows] for name, array in batch.items()})
-                sums = engine.fetch(compiled(features))
+            sums = engine.run(compiled, batch)
             total = sums if total is None else tf.nest.map_structure(np.add, total, sums)
         assert total is not None, "EvaluationBatches holds at least one batch, or raises."
         return _means(total)
@@ -64,13 +62,7 @@ def make_scorer(model: EncoderDecoder, engine: Engine) -> Callable[[Batch], np.n
         return -tf.reduce_sum(negative_log_likelihood * token_weights(features), axis=-1)
 
     compiled = engine.compile(on_device, gather=True)
-
-    def score(batch: Batch) -> np.ndarray:
-        rows = engine.local_rows(len(batch["decoder_target_tokens"]))
-        with engine.scope():
-            return engine.fetch(compiled(engine.feed({name: array[rows] for name, array in batch.items()})))
-
-    return score
+    return functools.partial(engine.run, compiled)
 
 
 def _means(total: EvaluationSums) -> dict[str, float]:

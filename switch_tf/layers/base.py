@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.backend import AutocastScope  # Private: Keras has no public way to turn autocasting off in a scope.
 
+from switch_tf import compat
 from switch_tf.layers import initializers, randomness
 from switch_tf.partitioning import axes as axis_names
 from switch_tf.partitioning.axes import ShardIndex
@@ -23,7 +23,7 @@ class Layer(keras.layers.Layer):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Keras ignores autocast=False of an outermost layer (decoding calls layers directly) and would cast weights.
-        with AutocastScope(None):
+        with compat.without_autocast():
             return super().__call__(*args, **kwargs)
 
     def weight(

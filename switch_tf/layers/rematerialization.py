@@ -6,8 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Private. tf.custom_gradient joins results and inputs in one IdentityN, which DTensor misplaces in a loop's body.
-from tensorflow.python.eager import record
+from switch_tf import compat
 
 
 def rematerialized(
@@ -37,7 +36,7 @@ def rematerialized(
             return function(*tensors[:num_inputs])
 
     tensors = [*states, *others, *map(tf.convert_to_tensor, weights)]
-    with record.stop_recording():
+    with compat.stop_recording():
         outputs = compute(*tensors)
 
     def gradient(*gradients: tf.Tensor) -> list[tf.Tensor | None]:
@@ -52,7 +51,7 @@ def rematerialized(
         floats = [index for index, target in enumerate(targets) if target.dtype.is_floating]
         return tape.gradient([targets[index] for index in floats], recomputed, [gradients[index] for index in floats])
 
-    record.record_operation("Rematerialized", _tensors(outputs), tensors, gradient)
+    compat.record_gradient("Rematerialized", _tensors(outputs), tensors, gradient)
     return outputs
 
 

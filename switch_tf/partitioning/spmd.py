@@ -7,9 +7,7 @@ propagates the shardings and inserts the collectives. On one device the annotati
 import numpy as np
 import tensorflow as tf
 
-# The only way to XLA's annotations in TensorFlow 2.20; a private path, which is why it is taken here alone.
-from tensorflow.python.compiler.xla.experimental import xla_sharding
-
+from switch_tf import compat
 from switch_tf.partitioning.axes import Axes, Placement, check_axes
 from switch_tf.partitioning.layout import Layout
 
@@ -32,9 +30,7 @@ class Partitioned(Placement):
     def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
         check_axes("A tensor", tuple(tensor.shape), axes)
         splits = [-1 if name is None else self._dimensions.index(name) for name in self.layout.split(axes)]
-        # A separate op instead of an attribute of the tensor's op: TensorFlow's optimizer keeps it, and its gradient
-        # has the same annotation.
-        return xla_sharding.mesh_split(tensor, self._devices, splits, use_sharding_op=True)
+        return compat.annotate_sharding(tensor, self._devices, splits)
 
     def num_shards(self, axis: str) -> int:
         return self.layout.num_shards(axis)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
+from switch_tf import compat
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 from switch_tf.partitioning import axes
@@ -37,7 +37,7 @@ def without_allocation() -> Iterator[None]:
         del next_creator
         weight = axes.weight_being_made()
         assert weight is not None, "Layers make every weight inside of `making_weight`."
-        return UninitializedVariable(shape=weight.shape, dtype=kwargs["dtype"], trainable=kwargs["trainable"])
+        return compat.variable_without_memory(weight.shape, kwargs["dtype"], kwargs["trainable"])
 
     with tf.variable_creator_scope(creator):
         yield

@@ -205,8 +205,7 @@ class TrainingLoop:
     def update_once(self, update: Callable) -> None:
         """Takes the next batch and makes one update; its metrics stay on the device until `write_metrics`."""
         batch = next(self.batches)
-        with self.run.engine.scope():
-            metrics = update(self.run.engine.feed(batch))
+        metrics = self.run.engine.run_rows(update, batch)
         self.step += 1
         self.score = None
         self._pending.append((self.step, metrics))
