@@ -1,8 +1,9 @@
 """Adafactor as T5 trains with it (Shazeer and Stern 2018), with second moments factored for each expert."""
 
 import math
+import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
@@ -80,6 +81,8 @@ class Adafactor(keras.optimizers.Optimizer):
         epsilon1: float = 1e-30,
         epsilon2: float = 1e-3,
         min_size_to_factor: int = 128,
+        rate_factors: Mapping[str, float] | None = None,
+        absolute_steps: Sequence[str] = (),
         name: str = "adafactor",
         **kwargs: Any,
     ):
@@ -92,6 +95,11 @@ class Adafactor(keras.optimizers.Optimizer):
           epsilon1: added to squared gradients.
           epsilon2: lower bound of a parameter's scale.
           min_size_to_factor: matrices with a smaller side have unfactored second moments.
+          rate_factors: what the learning rate of some weights is multiplied by: {"router/kernel$": 0.1}. Keys are
+            regular expressions, searched in a weight's name (`decoder/layer_1/feed_forward/router/kernel`); the first
+            that matches counts. T5X has the same as HParamMap.
+          absolute_steps: regular expressions of the weights whose steps do not depend on their size, as with T5X's
+            `multiply_by_parameter_scale=False`.
           name: Keras name.
           **kwargs: of `keras.optimizers.Optimizer`.
         """
@@ -101,6 +109,8 @@ class Adafactor(keras.optimizers.Optimizer):
         self.epsilon1 = epsilon1
         self.epsilon2 = epsilon2
         self.min_size_to_factor = min_size_to_factor
+        self.rate_factors = dict(rate_factors or {})
+        self.absolute_steps = tuple(absolute_steps)
 
     def rate(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the learning rate (float32 scalar) of `step`, 0 for the first."""
@@ -127,6 +137,7 @@ class Adafactor(keras.optimizers.Optimizer):
         axes: Axes,
         step: tf.Tensor,
         learning_rate: tf.Tensor,
+        name: str = "",
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """One update of one weight.
 
@@ -137,6 +148,7 @@ class Adafactor(keras.optimizers.Optimizer):
           axes: the weight's axis names.
           step: integer scalar, 0 for the first update.
           learning_rate: float32 scalar.
+          name: the weight's, for `rate_factors` and `absolute_steps`.
 
         Returns:
           (the weight after the update, the slots after it).
@@ -162,6 +174,11 @@ class Adafactor(keras.optimizers.Optimizer):
             update = gradient * tf.math.rsqrt(after["v"])
 
         update /= tf.maximum(1.0, self._root_mean_square(update, roles) / self.clipping_threshold)
+        factor = next((factor for key, factor in self.rate_factors.items() if re.search(key, name)), None)
+        if factor is not None:
+            learning_rate *= factor
+        if any(re.search(key, name) for key in self.absolute_steps):
+            return weight - learning_rate * update, after
         size = tf.maximum(self._root_mean_square(weight, roles), self.epsilon2)
         return weight - learning_rate * size * update, after
 
@@ -188,6 +205,7 @@ class Adafactor(keras.optimizers.Optimizer):
         self.slots: list[dict[str, keras.Variable]] = []
         # Keras passes a tf.Variable, without axis names, to `update_step`.
         self.weight_axes = [getattr(variable, "axes", (None,) * len(variable.shape)) for variable in variables]
+        self.weight_names = [getattr(variable, "path", variable.name) for variable in variables]
         for variable, axes in zip(variables, self.weight_axes):
             slots = {}
             for name, (shape, slot_axes) in self.slot_shapes(tuple(variable.shape), axes).items():
@@ -202,12 +220,22 @@ class Adafactor(keras.optimizers.Optimizer):
         slots, axes = self.slots[index], self.weight_axes[index]
         values = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
         rate = tf.cast(learning_rate, tf.float32)
-        weight, after = self.updated(gradient, tf.convert_to_tensor(variable), values, axes, self.iterations, rate)
+        weight, after = self.updated(
+            gradient, tf.convert_to_tensor(variable), values, axes, self.iterations, rate, self.weight_names[index]
+        )
         self.assign(variable, weight)
         for name, slot in slots.items():
             self.assign(slot, after[name])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        names = ("decay_exponent", "clipping_threshold", "epsilon1", "epsilon2", "min_size_to_factor")
+        names = (
+            "decay_exponent",
+            "clipping_threshold",
+            "epsilon1",
+            "epsilon2",
+            "min_size_to_factor",
+            "rate_factors",
+            "absolute_steps",
+        )
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

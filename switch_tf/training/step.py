@@ -138,6 +138,7 @@ def make_train_step(
       `features` int32 [B, L] tensors, `seed` an integer scalar.
     """
     weight_axes = [variable.axes for variable in model.trainable_variables]
+    weight_names = [weight_name(variable) for variable in model.trainable_variables]
     slot_axes = [
         {name: slot.axes for name, slot in optimizer.slot_shapes(tuple(variable.shape), variable.axes).items()}
         for variable in model.trainable_variables
@@ -212,7 +213,7 @@ def make_train_step(
                 load = total.routing[balanced[index]].expert_load
                 weight = balanced_bias(weight, load, model.config.balance_bias_rate)
             else:
-                weight, slot = optimizer.updated(gradient, weight, slot, axes, step, rate)
+                weight, slot = optimizer.updated(gradient, weight, slot, axes, step, rate, weight_names[index])
             new_weights.append(weight)
             new_slots.append(slot)
         metrics = StepMetrics(

@@ -119,3 +119,29 @@ def test_it_is_a_keras_optimizer():
         optimizer.apply([tf.constant(gradient)], [variable])
     np.testing.assert_allclose(variable, expected, rtol=1e-5, atol=1e-7)
     assert Adafactor.from_config(optimizer.get_config()).decay_exponent == 0.8
+
+
+def test_rates_and_steps_by_the_name_of_a_weight():
+    """One matrix under three names: half of the rate is half of the step, and an absolute step has the size of u."""
+    weight, gradient = normal((8, 8), 0, scale=0.1), normal((8, 8), 1)
+    settings = {"rate_factors": {"router/": 0.5, ".": 1.0}, "absolute_steps": ["_norm/scale$"]}
+    optimizer, plain = Adafactor(**settings), Adafactor()
+
+    def step(optimizer, *name):
+        slots = {"v": tf.zeros([8, 8])}
+        arguments = (tf.constant(gradient, tf.float32), tf.constant(weight, tf.float32), slots)
+        after, _ = optimizer.updated(*arguments, ("embed", "mlp"), tf.constant(0), tf.constant(0.25), *name)
+        return after.numpy() - weight.astype(np.float32)
+
+    whole = step(plain)
+    np.testing.assert_array_equal(step(plain, "encoder/layer_1/router/kernel"), whole)
+    np.testing.assert_array_equal(step(optimizer, "encoder/layer_1/wi"), whole)
+    np.testing.assert_allclose(step(optimizer, "encoder/layer_1/router/kernel"), whole / 2, rtol=1e-5)
+    # At the first step v = g^2: u is the gradient's sign.
+    np.testing.assert_allclose(step(optimizer, "encoder/layer_1/x_norm/scale"), -0.25 * np.sign(gradient), rtol=1e-5)
+
+
+def test_settings_by_name_survive_keras_serialization():
+    optimizer = Adafactor(rate_factors={"router/": 0.5}, absolute_steps=["scale$"])
+    again = Adafactor.from_config(optimizer.get_config())
+    assert (again.rate_factors, again.absolute_steps) == ({"router/": 0.5}, ("scale$",))
