@@ -31,6 +31,7 @@ NOT_OF_ROUTING = {
     "tied_logits",
     "dropout_rate",
     "initializer_scale",
+    "feed_forward_initializer_scale",
     "relative_position_buckets",
     "relative_position_max_distance",
     "layer_norm_epsilon",

@@ -46,6 +46,7 @@ class ModelConfig:
       tied_logits: whether the token table is also the logits' weight, as in T5 1.0.
       dropout_rate: on embeddings, attention weights, hidden activations of dense layers and sub-layer outputs.
       initializer_scale: s of sigma = sqrt(s / fan_in); the paper uses 0.1 for Switch Transformers (Sec. 2.4).
+      feed_forward_initializer_scale: the same of feed-forward layers and experts alone; None: as everywhere.
       relative_position_buckets: buckets of the relative position bias.
       relative_position_max_distance: all distances from this one on share a bucket.
       layer_norm_epsilon: added to the mean square.
@@ -96,6 +97,7 @@ class ModelConfig:
     tied_logits: bool = True
     dropout_rate: float = 0.0
     initializer_scale: float = 1.0
+    feed_forward_initializer_scale: float | None = None
     relative_position_buckets: int = 32
     relative_position_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
@@ -140,6 +142,8 @@ class ModelConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
         for name in ("capacity_factor", "initializer_scale"):
             self._require(name, getattr(self, name) > 0, "must be positive")
+        scale = self.feed_forward_initializer_scale
+        self._require("feed_forward_initializer_scale", scale is None or scale > 0, "must be positive, or None")
         factor = self.eval_capacity_factor
         self._require("eval_capacity_factor", factor is None or factor > 0, "must be positive, or None to drop nothing")
         self._require("min_expert_capacity", self.min_expert_capacity >= 0, "must be 0 or more")

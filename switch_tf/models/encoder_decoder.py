@@ -46,11 +46,12 @@ def _sparse_layer(config: ModelConfig, is_decoder: bool, experts: Layer, name: s
 
 
 def _feed_forward(config: ModelConfig, is_decoder: bool, is_sparse: bool) -> FeedForward | SwitchFeedForward:
+    scale = config.feed_forward_initializer_scale
     settings: dict[str, Any] = {
         "d_model": config.d_model,
         "d_ff": config.d_ff,
         "activation": config.activation,
-        "initializer_scale": config.initializer_scale,
+        "initializer_scale": config.initializer_scale if scale is None else scale,
         "rematerialize": config.rematerialization == "sublayers",
         "dtype": DTYPE_POLICIES[config.activation_dtype],
     }

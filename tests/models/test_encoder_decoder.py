@@ -88,6 +88,15 @@ def test_weights_are_a_function_of_the_seed(tiny_config):
             assert not np.array_equal(one, different)
 
 
+def test_feed_forward_layers_can_have_an_initialization_of_their_own(tiny_config):
+    plain = built(tiny_config)
+    scaled = built(dataclasses.replace(tiny_config, feed_forward_initializer_scale=tiny_config.initializer_scale / 4))
+    for before, after in zip(plain.trainable_variables, scaled.trainable_variables):
+        # The same draws: sigma goes with the square root of the scale.
+        factor = 0.5 if after.path.endswith(("/wi", "/wo")) else 1.0
+        np.testing.assert_allclose(after.numpy(), factor * before.numpy(), rtol=1e-6, err_msg=after.path)
+
+
 def test_noise_is_a_function_of_the_seed(tiny_config):
     model = built(dataclasses.replace(tiny_config, dropout_rate=0.2, expert_dropout_rate=0.4))
     features = random_features()
