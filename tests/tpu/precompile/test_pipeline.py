@@ -139,7 +139,7 @@ def test_a_run_is_needed_for_its_optimizer(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["tpu", "precompile", TINY[0], "--topology=v5e:1x1"])
     assert (
-        "Nothing sets Experiment.task_feature_lengths: add --gin_file=gin/runs/pretrain.gin" in capsys.readouterr().err
+        "Nothing binds Experiment.task_feature_lengths: add --gin_file=gin/runs/pretrain.gin" in capsys.readouterr().err
     )
 
 
