@@ -183,3 +183,10 @@ def test_private_apis_of_other_packages_are_in_compat():
 def test_modules_are_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert max(lengths.values()) <= 400, max(lengths.items(), key=lambda item: item[1])
+
+
+def test_no_test_imports_a_test():
+    """Helpers are in tests/support: a module of tests that is imported runs its fixtures twice, or not at all."""
+    pattern = re.compile(r"^\s*(?:from|import) tests\.(?:\w+\.)*test_", re.MULTILINE)
+    importers = [path for path in (ROOT / "tests").rglob("*.py") if pattern.search(path.read_text())]
+    assert not importers

@@ -221,7 +221,7 @@ def test_a_process_that_does_not_write_is_named(tmp_path, monkeypatch):
     writer = CheckpointWriter(folder, engine)
     writer.start(10, [Shard("a", "", np.ones(3))], MANIFEST)
     tensor_bundle.write_shards(folder.prefix(10), 1, [])
-    with pytest.raises(SettingError, match="step_00000010 lacks the part of process 2"):
+    with pytest.raises(SettingError, match="step_00000010 lacks the shards of process 2"):
         writer.wait()
     assert folder.latest() is None
 

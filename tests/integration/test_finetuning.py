@@ -107,14 +107,14 @@ def weights(model_dir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in names}
 
 
-def test_a_run_begins_from_the_weights_and_from_nothing_else(pretrained, tmp_path, capsys):
+def test_a_run_starts_from_the_weights_alone(pretrained, tmp_path, capsys):
     command_line.main(arguments(tmp_path, pretrained, "LEARNING_RATE=0.0", "TRAIN_STEPS=1"))
     before, after = weights(pretrained, 12), weights(tmp_path, 1)
     assert before.pop("step") == 12 and after.pop("step") == 1
     assert len(before) > 20
     for name in before:
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
-    assert "Beginning from the weights of" in capsys.readouterr().out
+    assert "Starting from the weights of" in capsys.readouterr().out
     vocabulary = "vocabulary/sentencepiece.model"
     assert (tmp_path / vocabulary).read_bytes() == (pretrained / vocabulary).read_bytes()
     # Slots that went on from the pre-training would hold the squares of its gradients.

@@ -7,7 +7,7 @@ import tensorflow as tf
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.routing import Routing
 from switch_tf.layers.token_choice import SwitchRouter
-from tests.layers.test_routing import assign, random_probabilities
+from tests.support.routed import assign, random_probabilities
 
 
 def routing_of(experts: int, capacity: int, padded: bool) -> tuple[tf.Tensor, Routing]:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from switch_tf.layers.router_base import Scores
-from switch_tf.layers.routing import Routing, expert_capacity, load_balance_loss
+from switch_tf.layers.routing import expert_capacity, load_balance_loss
 from switch_tf.layers.token_choice import SwitchRouter
 from tests.support.gates import softmax
+from tests.support.routed import assign, random_probabilities
 
 
 def route_by_hand(probabilities: np.ndarray, mask: np.ndarray, capacity: int):
@@ -25,21 +25,10 @@ def route_by_hand(probabilities: np.ndarray, mask: np.ndarray, capacity: int):
     return slot, gate
 
 
-def random_probabilities(groups=3, size=24, experts=4, seed=0) -> np.ndarray:
-    return softmax(np.random.default_rng(seed).normal(size=[groups, size, experts]) * 2).astype(np.float32)
-
-
 def switch_router(experts: int, d_model: int = 8, **settings) -> SwitchRouter:
     router = SwitchRouter(d_model=d_model, num_experts=experts, name="router", **settings)
     router.build()
     return router
-
-
-def assign(router: SwitchRouter, probabilities, mask, capacity: int) -> Routing:
-    """Routes as if the router had come to these probabilities."""
-    probabilities = tf.convert_to_tensor(probabilities)
-    scores = Scores(tf.math.log(probabilities), probabilities, probabilities)
-    return router.assign(scores, tf.constant(mask), capacity)
 
 
 @pytest.mark.parametrize("experts", [1, 2, 4, 64, 128])
