@@ -1,58 +1,81 @@
 """Our weights under Hugging Face's names and in their shapes, both ways, from one table. Without torch."""
 
-import math
-import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from switch_tf.errors import SettingError
+from switch_tf.interop.weight_names import NameTable, Rule, Theirs
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 
-# Ours, theirs, and how many leading axes of ours are the inputs of a matrix: theirs is [outputs, inputs], all heads in
-# one axis. 0: the same array. {ff} is the feed-forward layer's place in a block, {mlp} its name; the matrices of all
-# experts are one table of ours.
-_BLOCK_WEIGHTS = (
-    ("self_attention_norm/scale", "0.layer_norm", 0),
-    ("self_attention/query", "0.SelfAttention.q", 1),
-    ("self_attention/key", "0.SelfAttention.k", 1),
-    ("self_attention/value", "0.SelfAttention.v", 1),
-    ("self_attention/out", "0.SelfAttention.o", 2),
-    ("cross_attention_norm/scale", "1.layer_norm", 0),
-    ("cross_attention/query", "1.EncDecAttention.q", 1),
-    ("cross_attention/key", "1.EncDecAttention.k", 1),
-    ("cross_attention/value", "1.EncDecAttention.v", 1),
-    ("cross_attention/out", "1.EncDecAttention.o", 2),
-    ("feed_forward_norm/scale", "{ff}.layer_norm", 0),
-    ("feed_forward/{matrix}", "{ff}.{mlp}.{matrix}", 1),
-    ("feed_forward/router/kernel", "{ff}.mlp.router.classifier", 1),
-    ("feed_forward/experts/{matrix}", "{ff}.mlp.experts.expert_{expert}.{matrix}", 1),
-)
-_WEIGHTS = (
-    ("token_embedder/embedding", "shared.weight", 0),
-    ("{stack}/position_bias/embedding", "{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 0),
-    *(
-        ("{stack}/layer_{layer}/" + ours, "{stack}.block.{layer}.layer." + theirs + ".weight", num_inputs)
-        for ours, theirs, num_inputs in _BLOCK_WEIGHTS
-    ),
-    ("{stack}/final_norm/scale", "{stack}.final_layer_norm.weight", 0),
-    ("logits/kernel", "lm_head.weight", 1),
-)
-_FIELDS = {"stack": "encoder|decoder", "layer": r"\d+", "matrix": "wi|wi_0|wi_1|wo"}
+_ATTENTION = {"query": "q", "key": "k", "value": "v"}
 
 
-def _counterpart(config: ModelConfig, name: str) -> tuple[str, int]:
-    """Looks up one of our weights: (its name there, with {expert} left open; its input axes)."""
-    for ours, theirs, num_inputs in _WEIGHTS:
-        pattern = re.sub(r"{(\w+)}", lambda field: f"(?P<{field[1]}>{_FIELDS[field[1]]})", ours)
-        match = re.fullmatch(pattern, name)
-        if match:
-            fields = match.groupdict()
-            fields["ff"] = 2 if fields.get("stack") == "decoder" else 1
-            fields["mlp"] = "mlp" if config.num_experts else "DenseReluDense"
-            return theirs.format(**fields, expert="{expert}"), num_inputs
-    raise SettingError(f"The weight '{name}' has no counterpart at Hugging Face: convert a model without that layer.")
+def _attention(ours: str, theirs: str) -> list[Rule]:
+    projections = [Rule(f"{ours}/{name}", f"{theirs}.{letter}.weight", 1, True) for name, letter in _ATTENTION.items()]
+    return [*projections, Rule(f"{ours}/out", f"{theirs}.o.weight", 2, True)]
+
+
+def _stack(stack: str) -> list[Rule]:
+    ours, theirs = f"{stack}/layer_{{layer}}", f"{stack}.block.{{layer}}.layer"
+    feed_forward = 2 if stack == "decoder" else 1
+    cross_attention = [
+        Rule(f"{ours}/cross_attention_norm/scale", f"{theirs}.1.layer_norm.weight"),
+        *_attention(f"{ours}/cross_attention", f"{theirs}.1.EncDecAttention"),
+    ]
+    return [
+        Rule(
+            f"{stack}/position_bias/embedding",
+            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        ),
+        Rule(f"{ours}/self_attention_norm/scale", f"{theirs}.0.layer_norm.weight"),
+        *_attention(f"{ours}/self_attention", f"{theirs}.0.SelfAttention"),
+        *(cross_attention if stack == "decoder" else []),
+        Rule(f"{ours}/feed_forward_norm/scale", f"{theirs}.{feed_forward}.layer_norm.weight"),
+        Rule(f"{ours}/feed_forward/{{matrix}}", f"{theirs}.{feed_forward}.{{mlp}}.{{matrix}}.weight", 1, True),
+        Rule(f"{ours}/feed_forward/router/kernel", f"{theirs}.{feed_forward}.mlp.router.classifier.weight", 1, True),
+        Rule(
+            f"{ours}/feed_forward/experts/{{matrix}}",
+            f"{theirs}.{feed_forward}.mlp.experts.expert_{{expert}}.{{matrix}}.weight",
+            1,
+            True,
+        ),
+        Rule(f"{stack}/final_norm/scale", f"{stack}.final_layer_norm.weight"),
+    ]
+
+
+# {mlp} is a dense layer's name: "mlp" in a Switch Transformer, "DenseReluDense" in T5.
+NAMES = NameTable(
+    [
+        Rule("token_embedder/embedding", "shared.weight"),
+        *_stack("encoder"),
+        *_stack("decoder"),
+        Rule("logits/kernel", "lm_head.weight", 1, True),
+    ],
+    {"mlp": "mlp|DenseReluDense"},
+)
+
+
+def their_name(config: ModelConfig, name: str) -> Theirs:
+    """Looks up one of our weights.
+
+    Args:
+      config: of our model.
+      name: of our weight, as `weight_name` has it.
+
+    Returns:
+      Their name, with {expert} left open where each expert has its own, and the rule.
+
+    Raises:
+      SettingError: if they have no such weight.
+    """
+    theirs = NAMES.theirs(name, mlp="mlp" if config.num_experts else "DenseReluDense")
+    if theirs is None:
+        raise SettingError(
+            f"The weight '{name}' has no counterpart at Hugging Face: convert a model without that layer."
+        )
+    return theirs
 
 
 def token_table_copies(config: ModelConfig) -> list[str]:
@@ -76,14 +99,11 @@ def to_their_weights(config: ModelConfig, name: str, array: np.ndarray) -> Itera
       SettingError: if they have no such weight.
     """
 
-    def matrix(array):
-        return array.reshape(math.prod(array.shape[:num_inputs]), -1).T if num_inputs else array
-
-    theirs, num_inputs = _counterpart(config, name)
-    if "{expert}" in theirs:
-        yield from ((theirs.format(expert=index), matrix(one)) for index, one in enumerate(array))
+    theirs, rule = their_name(config, name)
+    if rule.is_table:
+        yield from ((theirs.format(expert=index), rule.to_theirs(one)) for index, one in enumerate(array))
     else:
-        yield theirs, matrix(array)
+        yield theirs, rule.to_theirs(array)
 
 
 def from_their_weights(
@@ -108,16 +128,16 @@ def from_their_weights(
         if theirs not in state:
             raise SettingError(f"{theirs} is missing: convert a whole ...ForConditionalGeneration with its own config.")
         array = state[theirs]
-        expected = (math.prod(shape[num_inputs:]), math.prod(shape[:num_inputs])) if num_inputs else shape
+        expected = rule.their_shape(shape)
         if tuple(array.shape) != expected:
             raise SettingError(
                 f"{theirs} has the shape {tuple(array.shape)} where {expected} was due: convert weights together with "
                 "the config that they were made with."
             )
-        return array.T.reshape(shape) if num_inputs else array
+        return rule.to_ours(array, shape)
 
-    theirs, num_inputs = _counterpart(config, name)
-    if "{expert}" in theirs:
+    theirs, rule = their_name(config, name)
+    if rule.is_table:
         table = np.empty(shape, np.float32)
         for index in range(shape[0]):
             table[index] = read(theirs.format(expert=index), shape[1:])
@@ -139,7 +159,7 @@ def load_weights(model: EncoderDecoder, state: Mapping[str, np.ndarray]) -> None
     for weight in model.weights:
         name = weight_name(weight)
         weight.assign(from_their_weights(config, name, weight.shape, state))
-        theirs, _ = _counterpart(config, name)
+        theirs, _ = their_name(config, name)
         unused -= {theirs.format(expert=index) for index in range(max(config.num_experts, 1))}
     for copy in unused & set(token_table_copies(config)):
         if not np.array_equal(state[copy], state["shared.weight"]):
