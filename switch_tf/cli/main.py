@@ -1,4 +1,4 @@
-"""The command line: `switch-tf train | evaluate | predict | describe | report | vocabulary | cache | study | tpu`."""
+"""The command line, `switch-tf COMMAND`: train, evaluate, predict, describe, convert, and what `--help` lists."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from switch_tf.cli import cache, describe, evaluate, flags, predict, report, study, tpu, train, vocabulary
+from switch_tf.cli import cache, convert, describe, evaluate, flags, predict, report, study, tpu, train, vocabulary
 from switch_tf.errors import SettingError, sentence_inside
 
 _EPILOG = """\
@@ -31,6 +31,7 @@ _COMMANDS: dict[str, ModuleType] = {
     "vocabulary": vocabulary,
     "cache": cache,
     "study": study,
+    "convert": convert,
 }
 # These count or prepare something, and need no value for every macro that a run needs.
 _INCOMPLETE = ("describe", "vocabulary")
@@ -106,7 +107,8 @@ def _run(options: argparse.Namespace, bindings: list[str]) -> None:
     from switch_tf.runs import loop  # Registers everything that gin files bind.
 
     try:
-        if options.command != "report":
+        options.bindings = bindings
+        if options.command not in ("report", "convert"):
             _load_configuration(options, bindings)
         _COMMANDS[options.command].run(options)
     except loop.Stopped as stopped:

@@ -23,6 +23,8 @@ _ARRAY, _SCALAR = 1, 3
 _CHUNKED = "__msgpack_chunked_array__"
 _PLACEHOLDER = "PLACEHOLDER://"
 _VERSION = 3
+# Adafactor's, beside each other under a weight's name.
+_SLOTS = ("v_row", "v_col", "v", "m")
 _COMPRESSOR = {"id": "gzip", "level": 1}
 # Of a table's decoded chunks, which hold several experts, while its experts are read one after the other.
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 28}})
@@ -89,20 +91,18 @@ def read_tree(folder: str) -> Tree:
     try:
         index = binary_files.read_range(path, 0, binary_files.size_of(path))
         tree = msgpack.unpackb(index.data, ext_hook=_extension, strict_map_key=False, raw=False)
-        version = tree.get("version", 0)
-        tree = tree.get("optimizer", tree)
-        target, state = tree["target"], tree.get("state", {})
-        leaves = dict(_leaves(target))
-        if any(isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER) for leaf in leaves.values()):
+        if any(isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER) for _, leaf in _leaves(tree)):
             raise SettingError(
                 f"{folder} was written by Orbax, whose arrays are elsewhere: write it again with T5X's own "
                 "CheckpointManager (checkpoint_N with a version in its index)."
             )
-        weights = {name: _tensor(folder, name, leaf, version) for name, leaf in leaves.items()}
+        tree = tree.get("optimizer", tree)  # Version 0 has no such level.
+        target, state = tree["target"], tree.get("state", {})
+        weights = {name: _tensor(folder, name, leaf) for name, leaf in _leaves(target)}
         slots = {
-            name: _tensor(folder, name, leaf, version, may_lack_zeros=True)
+            name: _tensor(folder, name, leaf, may_lack_zeros=True)
             for name, leaf in _leaves(state.get("param_states", {}))
-            if isinstance(leaf, np.ndarray | dict) and leaf != {}
+            if name.rpartition("/")[2] in _SLOTS
         }
         return Tree(weights, slots, int(np.asarray(state.get("step", 0)).item()))
     except SettingError:
@@ -112,7 +112,7 @@ def read_tree(folder: str) -> Tree:
         raise SettingError(f"{path} is truncated or damaged ({reason}); copy or download it again.") from error
 
 
-def _tensor(folder: str, name: str, leaf: Any, version: int, may_lack_zeros: bool = False) -> LazyTensor:
+def _tensor(folder: str, name: str, leaf: Any, may_lack_zeros: bool = False) -> LazyTensor:
     if isinstance(leaf, np.ndarray):
         return in_memory(leaf.view(BFLOAT16) if leaf.dtype == np.uint16 else leaf)
     if not isinstance(leaf, dict):
@@ -145,13 +145,12 @@ def _stored(folder: str, name: str, spec: Mapping[str, Any], may_lack_zeros: boo
                 "dtype": _zarr_dtype(dtype),
             },
             "assume_metadata": True,
-            "open": True,
             "fill_missing_data_reads": may_lack_zeros,
         }
 
     def open_array() -> ts.TensorStore:
         try:
-            return ts.open(opened, context=_CONTEXT, open=True, read=True).result()
+            return ts.open(opened, context=_CONTEXT).result()
         except (ValueError, OSError, RuntimeError) as error:
             raise _unreadable(place, error) from error
 
