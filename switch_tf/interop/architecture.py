@@ -146,7 +146,7 @@ def sparse_settings(
                 return every
         return None
 
-    for layout in ("every", "every_from_second", "all", "bottom", "top"):
+    for layout in ("every", "every_from_second", "every_from_first", "all", "bottom", "top"):
         steps = step(layout, encoder, False), step(layout, decoder, True)
         if None not in steps:
             every, decoder_every = steps

@@ -34,6 +34,6 @@ def model_gin(config: ModelConfig) -> str:
         if field.name in _MACROS:
             macros.append(f"{_MACROS[field.name]} = {value!r}")
             bindings.append(f"ModelConfig.{field.name} = %{_MACROS[field.name]}")
-        elif value != field.default:
+        elif value not in (field.default, {}):
             bindings.append(f"ModelConfig.{field.name} = {value!r}")
     return "\n".join([*macros, "", *bindings, ""])

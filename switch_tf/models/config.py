@@ -19,7 +19,7 @@ from switch_tf.layers.router_base import POLICIES, ROUTERS, Router
 DTYPE_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 SWITCH_ATTENTIONS = ("none", "linear", "feed_forward")
 REMATERIALIZATIONS = ("none", "sublayers", "blocks")
-SPARSE_LAYOUTS = ("every", "every_from_second", "bottom", "top", "all")
+SPARSE_LAYOUTS = ("every", "every_from_first", "every_from_second", "bottom", "top", "all")
 
 
 class RouterSettings(dict):
@@ -55,7 +55,8 @@ class ModelConfig:
       sparse_every: n; one block in n has experts. 0: none in the encoder.
       decoder_sparse_every: the same for the decoder; None: as in the encoder.
       sparse_layout: which blocks have experts: "every" (n-1, 2n-1, ...), "bottom" or "top" (as many, all at one end),
-        "all", or "every_from_second" (1, 1+n, ...: as in Hugging Face; the same as "every" for n = 2).
+        "all", "every_from_first" (0, n, ...: as in Mesh TensorFlow's bi_moe.gin), or "every_from_second" (1, 1+n, ...:
+        as in Hugging Face; the same as "every" for n = 2).
       capacity_factor: expert slots per token in training (Eq. 3).
       eval_capacity_factor: outside of training; None: dropless, independent of the rest of the batch.
       min_expert_capacity: the fewest slots of an expert in a group.
@@ -269,6 +270,7 @@ class ModelConfig:
             return False
         return {
             "every": index % every == every - 1,
+            "every_from_first": index % every == 0,
             "every_from_second": every == 1 or index % every == 1,
             "bottom": index < num_layers // every,
             "top": index >= num_layers - num_layers // every,

@@ -135,6 +135,7 @@ def test_a_balance_bias_alone_balances_a_collapsed_router():
     ("layout", "every", "layers", "sparse"),
     [
         ("every", 3, 6, [2, 5]),
+        ("every_from_first", 2, 4, [0, 2]),
         ("every_from_second", 3, 6, [1, 4]),
         ("every_from_second", 1, 3, [0, 1, 2]),
         ("bottom", 2, 6, [0, 1, 2]),
