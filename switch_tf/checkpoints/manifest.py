@@ -40,6 +40,8 @@ class Manifest:
       shapes: of every tensor, by name.
       vocabulary: SHA-256 of the run's vocabulary; None where it keeps none.
       score: of these weights; None where they were not scored.
+      slots_since: the step at which the optimizer's slots were zero; more than 0 in a run that goes on from weights
+        alone.
       versions: of the packages that wrote it.
     """
 
@@ -50,7 +52,13 @@ class Manifest:
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     vocabulary: str | None = None
     score: Score | None = None
+    slots_since: int = 0
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def has_weights_alone(self) -> bool:
+        """Whether no run wrote it: `switch-tf convert` knows no data, and so no settings that must not change."""
+        return not self.settings
 
     def to_json(self) -> str:
         """Returns the text of `manifest.json`."""

@@ -3,6 +3,7 @@
 import functools
 import re
 import zlib
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -12,13 +13,25 @@ from switch_tf.interop.lazy_tensors import LazyTensor, LazyTensors, in_memory, r
 from switch_tf.models.config import ModelConfig
 
 _EXPERTS = re.compile(r"(.+/feed_forward)/experts/(\w+)")
-_ROUTER = re.compile(r".+/feed_forward/router/kernel")
+_ROUTER = re.compile(r".+/feed_forward/router/\w+")
 
 
 def dense_name(name: str) -> str | None:
     """Returns the name, in a dense model, of the matrix that a table of experts is made of; None for other weights."""
     match = _EXPERTS.fullmatch(name)
     return f"{match[1]}/{match[2]}" if match else None
+
+
+def sources(names: Iterable[str]) -> dict[str, str]:
+    """Says where the weights of a sparse model come from in a dense one.
+
+    Args:
+      names: of the sparse model's weights.
+
+    Returns:
+      {name: name in the dense model}; routers, which are new, are left out.
+    """
+    return {name: dense_name(name) or name for name in names if not _ROUTER.fullmatch(name)}
 
 
 def upcycled(
@@ -126,7 +139,7 @@ def densified(weights: LazyTensors, choice: str | int, source: str) -> dict[str,
     return dense
 
 
-def _mean_reader(rows: tuple[LazyTensor, ...]):
+def _mean_reader(rows: tuple[LazyTensor, ...]) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         total = np.zeros(rows[0].shape, np.float32)
         for row in rows:

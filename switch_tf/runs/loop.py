@@ -74,6 +74,7 @@ def train(
     hooks: Sequence[Hook] = gin.REQUIRED,
     extra_hooks: Sequence[Hook] = (),
     initial_checkpoint: str | None = None,
+    upcycle: bool = False,
     num_microbatches: int = 1,
 ) -> None:
     """Trains until `steps` updates have been made, from the newest checkpoint in the model directory if there is one.
@@ -86,6 +87,8 @@ def train(
       hooks: what happens around the updates, in this order after each of them.
       extra_hooks: of the user's own, after those.
       initial_checkpoint: a model directory, or one of its checkpoints, whose weights the run starts from.
+      upcycle: whether that checkpoint is of a dense model, whose feed-forward layers become the experts; the step, and
+        with it the learning rate, goes on from there.
       num_microbatches: gradient accumulation: microbatches of a batch, one in memory at a time.
 
     Raises:
@@ -101,7 +104,7 @@ def train(
     batches = experiment.training_batches(engine)
     with engine.scope():
         run = Run(experiment, optimizer(), engine=engine)
-    start = _restore(run, batches, initial_checkpoint)
+    start = _restore(run, batches, initial_checkpoint, upcycle)
     loop = TrainingLoop(run, batches, steps, hooks)
     for hook in hooks:
         hook.setup(loop)
@@ -121,17 +124,22 @@ def train(
         )
 
 
-def _restore(run: Run, batches: TrainingBatches, initial_checkpoint: str | None) -> int:
+def _restore(run: Run, batches: TrainingBatches, initial_checkpoint: str | None, upcycle: bool) -> int:
     """Restores the newest checkpoint, or else the initial weights; returns how many updates have been made."""
-    engine = run.engine
-    (start,) = engine.processes.broadcast_from_first([run.checkpoints.latest() or 0])
-    if start:
+    engine, latest = run.engine, run.checkpoints.latest()
+    (start,) = engine.processes.broadcast_from_first([-1 if latest is None else latest])
+    if start >= 0 and run.checkpoints.manifest(start).has_weights_alone:
+        run.continue_from_weights(start)
+        engine.say(f"Starting from the weights in {run.experiment.model_dir}, at step {start}.")
+    elif start >= 0:
         run.restore(start, batches)
         engine.say(f"Resuming {run.experiment.model_dir} from step {start}.")
     elif initial_checkpoint is not None:
-        run.start_from(initial_checkpoint)
+        run.start_from(initial_checkpoint, upcycle)
         engine.say(f"Starting from the weights of {initial_checkpoint}.")
-    return start
+    elif upcycle:
+        raise SettingError("UPCYCLE = True needs INITIAL_CHECKPOINT, a dense model's: set it, or UPCYCLE = False.")
+    return int(run.step.numpy())
 
 
 class TrainingLoop:
@@ -183,7 +191,8 @@ class TrainingLoop:
         if engine.is_first_process:
             self.recorder = RunRecorder(experiment.model_dir, experiment.model, self.step)
         lacks_row = self.recorder is not None and not self.recorder.has_evaluation(self.step)
-        self.lacks_evaluation = engine.processes.any_process(self.step > 0 and lacks_row)
+        has_checkpoint = self.step > 0 and self.step in self.run.checkpoints.steps()
+        self.lacks_evaluation = engine.processes.any_process(has_checkpoint and lacks_row)
         with Progress(self.step, self.steps, is_shown=engine.is_first_process) as self.progress:
             try:
                 for hook in self._hooks:

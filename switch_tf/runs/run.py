@@ -8,12 +8,13 @@ import tensorflow as tf
 
 from switch_tf import storage
 from switch_tf.checkpoints import tensor_bundle
-from switch_tf.checkpoints.folder import checkpoints_of, find_checkpoint
+from switch_tf.checkpoints.folder import CheckpointFolder, checkpoints_of, find_checkpoint
 from switch_tf.checkpoints.manifest import SLOTS, Manifest, Score
 from switch_tf.checkpoints.writer import CheckpointWriter
 from switch_tf.data.resume_settings import data_settings
 from switch_tf.data.training_batches import TrainingBatches
 from switch_tf.errors import SettingError
+from switch_tf.interop import upcycling
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 from switch_tf.partitioning.axes import ShardIndex
 from switch_tf.partitioning.engine import Engine
@@ -79,6 +80,7 @@ class Run:
             shapes=_shapes(self.variables()),
             vocabulary=self.experiment.vocabulary_digest(),
             score=score,
+            slots_since=0 if self.optimizer is None else self.optimizer.step_offset,
             versions=versions(),
         )
 
@@ -146,6 +148,8 @@ class Run:
           SettingError: if it belongs to another model or vocabulary, or is damaged.
         """
         self.check(step)
+        if self.optimizer is not None:
+            self.optimizer.step_offset = self.checkpoints.manifest(step).slots_since
         prefix = self.checkpoints.prefix(step)
         try:
             self._load(prefix, self.variables())
@@ -158,34 +162,87 @@ class Run:
         for name, variable in variables.items():
             self.engine.load(variable, _reader(prefix, name, variable))
 
-    def start_from(self, initial: str) -> None:
-        """Reads the weights of another run's checkpoint, whatever engine and mesh wrote it; step and slots stay new.
+    def continue_from_weights(self, step: int) -> None:
+        """Reads a checkpoint of weights alone, which `switch-tf convert` made, and its step; data start anew.
+
+        Slots are read where it has them; where not, they start at zero, and so does their decay.
+
+        Args:
+          step: which checkpoint.
+
+        Raises:
+          SettingError: if it belongs to another model or vocabulary, or is damaged.
+        """
+        manifest = self.checkpoints.manifest(step)
+        variables = self.variables()
+        has_slots = self.optimizer is not None and manifest.difference(_shapes(variables), with_slots=True) is None
+        if not has_slots:
+            variables = {name: variable for name, variable in variables.items() if SLOTS not in name}
+        place = f"MODEL_DIR = '{self.experiment.model_dir}'"
+        self._load_from(self.checkpoints, step, variables, place, {name: name for name in variables})
+        if self.optimizer is not None:
+            self.optimizer.step_offset = manifest.slots_since if has_slots else step
+
+    def start_from(self, initial: str, upcycle: bool = False) -> None:
+        """Reads the weights of another run's checkpoint, whatever engine and mesh wrote it.
+
+        Step and slots stay new. Of a dense checkpoint that is upcycled, each expert is a copy of the layer's
+        feed-forward layer, routers stay new, and the step is the checkpoint's (Komatsuzaki et al. 2022).
 
         Args:
           initial: that run's model directory, for its newest checkpoint, or one of its checkpoints.
+          upcycle: whether the checkpoint is of the dense model of this sparse one.
 
         Raises:
           SettingError: if there is none, it is of another model or vocabulary, or it is damaged.
         """
         checkpoints, step = find_checkpoint(initial)
+        variables = {weight_name(weight): weight.value for weight in self.model.trainable_variables}
+        sources = {name: name for name in variables}
+        if upcycle:
+            sources = upcycling.sources(variables)
+            if sources.keys() == variables.keys():
+                raise SettingError("UPCYCLE = True needs a model with experts: set NUM_EXPERTS, or UPCYCLE = False.")
+            variables["step"] = self.step
+            sources["step"] = "step"
+        place = f"INITIAL_CHECKPOINT = '{initial}'"
+        self._load_from(checkpoints, step, variables, place, sources)
+        if upcycle and self.optimizer is not None:
+            self.optimizer.step_offset = step
+
+    def _load_from(
+        self,
+        checkpoints: CheckpointFolder,
+        step: int,
+        variables: Mapping[str, tf.Variable],
+        place: str,
+        sources: Mapping[str, str],
+    ) -> None:
+        """Loads those variables that have a source in a checkpoint of another run."""
         manifest = checkpoints.manifest(step)
-        weights = {weight_name(weight): weight.value for weight in self.model.trainable_variables}
-        difference = manifest.difference(_shapes({"step": self.step, **weights}), with_slots=False)
+        shapes = {"step": ()}
+        for name, source in sources.items():
+            shape = tuple(variables[name].shape)
+            shapes[source] = shape if source == name else shape[1:]
+        difference = manifest.difference(shapes, with_slots=any(SLOTS in name for name in shapes))
         if difference is not None:
             raise SettingError(
-                f"INITIAL_CHECKPOINT = '{initial}' holds another model: {difference}; use the model's gin files and "
-                "macros of its config.gin."
+                f"{place} holds another model: {difference}; use the model's gin files and macros of its config.gin."
             )
         if manifest.vocabulary != self.experiment.vocabulary_digest():
             raise SettingError(
-                f"INITIAL_CHECKPOINT = '{initial}' was trained with another vocabulary than "
-                f"{self.experiment.vocabulary_path}: set VOCABULARY = @InitialVocabulary() in another MODEL_DIR."
+                f"{place} was trained with another vocabulary than {self.experiment.vocabulary_path}: set VOCABULARY = "
+                "@InitialVocabulary() in another MODEL_DIR."
             )
+        prefix = checkpoints.prefix(step)
         try:
-            self._load(checkpoints.prefix(step), weights)
+            for name, source in sources.items():
+                variable = variables[name]
+                read = _reader(prefix, name, variable) if source == name else _copies(prefix, source, variable)
+                self.engine.load(variable, read)
         except tf.errors.OpError as error:
             fault = storage.refusal(error) or f"{checkpoints.path(step)} is damaged; take another checkpoint"
-            raise SettingError(f"INITIAL_CHECKPOINT = '{initial}': {fault}.") from error
+            raise SettingError(f"{place}: {fault}.") from error
 
 
 def _shapes(variables: Mapping[str, tf.Variable]) -> dict[str, tuple[int, ...]]:
@@ -196,6 +253,16 @@ def _reader(prefix: str, name: str, variable: tf.Variable) -> Callable[[ShardInd
     def read(index: ShardIndex) -> np.ndarray:
         spec = tensor_bundle.slice_spec(index, variable.shape)
         return tensor_bundle.read(prefix, name, variable.dtype, spec).numpy()
+
+    return read
+
+
+def _copies(prefix: str, source: str, table: tf.Variable) -> Callable[[ShardIndex], np.ndarray]:
+    """Reads a block of a table of experts, each of which is a copy of the matrix `source`."""
+
+    def read(index: ShardIndex) -> np.ndarray:
+        spec = tensor_bundle.slice_spec(ShardIndex(index.start[1:], index.shape[1:]), table.shape[1:])
+        return np.broadcast_to(tensor_bundle.read(prefix, source, table.dtype, spec).numpy(), index.shape)
 
     return read
 

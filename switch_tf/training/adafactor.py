@@ -83,6 +83,7 @@ class Adafactor(keras.optimizers.Optimizer):
         min_size_to_factor: int = 128,
         rate_factors: Mapping[str, float] | None = None,
         absolute_steps: Sequence[str] = (),
+        step_offset: int = 0,
         name: str = "adafactor",
         **kwargs: Any,
     ):
@@ -100,6 +101,9 @@ class Adafactor(keras.optimizers.Optimizer):
             that matches counts. T5X has the same as HParamMap.
           absolute_steps: regular expressions of the weights whose steps do not depend on their size, as with T5X's
             `multiply_by_parameter_scale=False`.
+          step_offset: the step at which the slots are zero; their decay counts from there, as T5X's `step_offset`.
+            Counted from step 0, the decay of slots that start at a late step would keep them near zero, and every
+            update as large as clipping allows.
           name: Keras name.
           **kwargs: of `keras.optimizers.Optimizer`.
         """
@@ -111,6 +115,7 @@ class Adafactor(keras.optimizers.Optimizer):
         self.min_size_to_factor = min_size_to_factor
         self.rate_factors = dict(rate_factors or {})
         self.absolute_steps = tuple(absolute_steps)
+        self.step_offset = step_offset
 
     def rate(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the learning rate (float32 scalar) of `step`, 0 for the first."""
@@ -157,7 +162,7 @@ class Adafactor(keras.optimizers.Optimizer):
         gradient = tf.cast(gradient, tf.float32)
         squared = tf.square(gradient)
         # 1 at the first step, which overwrites the initial slots.
-        mixing = tf.pow(tf.cast(step, tf.float32) + 1.0, -self.decay_exponent)
+        mixing = tf.pow(tf.cast(step - self.step_offset, tf.float32) + 1.0, -self.decay_exponent)
 
         def decayed(slot: str, towards: tf.Tensor) -> tf.Tensor:
             return slots[slot] + mixing * (towards - slots[slot])
@@ -237,5 +242,6 @@ class Adafactor(keras.optimizers.Optimizer):
             "min_size_to_factor",
             "rate_factors",
             "absolute_steps",
+            "step_offset",
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -16,7 +16,7 @@ from switch_tf.interop import architecture, t5x, t5x_files
 from switch_tf.interop.lazy_tensors import DTYPES, in_memory, stacked
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
-from tests.conftest import random_features
+from tests.support.features import random_features
 from tests.support.foreign_files import BFLOAT16, FOREIGN
 
 PROMPT_TUNING = FOREIGN / "prompt_tuning_t5_1_1_tiny"

@@ -1,0 +1,256 @@
+"""`switch-tf convert`: from Hugging Face to a fine-tuned model and back, upcycling, and a sentence for every mistake."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import gin
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tests.support.tiny_task
+from switch_tf.checkpoints.folder import checkpoints_of
+from switch_tf.cli import main as command_line
+from switch_tf.interop.formats import open_source
+from switch_tf.interop.huggingface_directory import read_tensors
+from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
+from switch_tf.runs.recorder import read_csv
+from tasks.vocabularies import train_sentencepiece
+from tests.support import launch
+from tests.support.commands import call, fails
+from tests.support.features import random_features
+from tests.support.foreign_files import switch_tensors, write_torch
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = (
+    "--gin.TRAIN_STEPS=2",
+    "--gin.BATCH_SIZE=8",
+    "--gin.EVAL_PERIOD=2",
+    "--gin.NUM_EVAL_BATCHES=1",
+    "--gin.EVAL_TASK=None",
+    "--gin.BEST_METRIC=None",
+    "--gin.MIXTURE_OR_TASK='tiny_span_corruption'",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 10}",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _at_the_root():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.syspath_prepend(str(ROOT))
+        yield
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> bytes:
+    return train_sentencepiece([line for text in tests.support.tiny_task.TOPICS for line in text.splitlines()], 400)
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, np.ndarray]:
+    drawn = switch_tensors(head=None, sparse=range(1, 2), vocab_size=512, dtype=np.dtype(np.float32))
+    return {name: array if "norm" in name else array * 0.25 for name, array in drawn.items()}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, tensors, vocabulary) -> pathlib.Path:
+    """A Hugging Face directory with everything in it."""
+    folder = tmp_path_factory.mktemp("hub") / "switch"
+    folder.mkdir()
+    write_torch(folder / "pytorch_model.bin", tensors)
+    settings = {"model_type": "switch_transformers", "dropout_rate": 0.1, "expert_capacity": 8, "num_layers": 2}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "spiece.model").write_bytes(vocabulary)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(directory, tmp_path_factory) -> pathlib.Path:
+    """The model directory of it."""
+    model_dir = tmp_path_factory.mktemp("converted") / "start"
+    command_line.main(["convert", str(directory), str(model_dir)])
+    gin.clear_config()
+    return model_dir
+
+
+def test_a_model_directory_is_made(converted, vocabulary, capsys):
+    assert (converted / "vocabulary" / "sentencepiece.model").read_bytes() == vocabulary
+    assert {path.name for path in converted.iterdir()} == {"checkpoints", "config.gin", "versions.txt", "vocabulary"}
+    assert not list(converted.parent.glob("*.unfinished"))
+    described = json.loads(call(capsys, "describe", f"--model_dir={converted}", "--json"))
+    assert described["parameters"] == sum(
+        np.prod(shape) for name, shape in checkpoints_of(str(converted)).manifest(0).shapes.items() if name != "step"
+    )
+    assert "The [" in call(capsys, "predict", f"--model_dir={converted}", "The <extra_id_0> statement.")
+
+
+def test_from_hugging_face_to_hugging_face_in_four_commands(directory, converted, tensors, tmp_path, capsys):
+    """docs/weights.md; the first of the commands made `converted`."""
+    tuned, back = tmp_path / "tuned", tmp_path / "back"
+    command = ["train", f"--gin_file={converted}/config.gin", "--gin_file=gin/runs/finetune.gin", *SMALL]
+    call(capsys, *command, f"--gin.MODEL_DIR='{tuned}'", f"--gin.INITIAL_CHECKPOINT='{converted}'")
+    assert "neg_log_perplexity" in call(capsys, "evaluate", f"--model_dir={tuned}", "--num_batches=1")
+    call(capsys, "convert", "--to=huggingface", str(tuned), str(back))
+    after = {name: tensor.read() for name, tensor in read_tensors(str(back)).items()}
+    assert {name: array.shape for name, array in after.items()} == {
+        name: array.shape for name, array in tensors.items()
+    }
+    changed = [name for name, array in tensors.items() if not np.array_equal(array, after[name])]
+    assert "shared.weight" in changed and len(changed) > len(tensors) - 4
+    assert np.max(np.abs(after["shared.weight"] - tensors["shared.weight"])) < 0.1
+    assert json.loads((back / "config.json").read_text())["expert_capacity"] == 8
+    assert (back / "spiece.model").read_bytes() == (directory / "spiece.model").read_bytes()
+
+
+def test_training_goes_on_in_a_converted_model_directory(converted, tensors, tmp_path, capsys):
+    checkpoint, model_dir = tmp_path / "t5x", tmp_path / "again"
+    call(capsys, "convert", "--to=t5x", str(converted), str(checkpoint))
+    (checkpoint / "checkpoint_0").rename(checkpoint / "checkpoint_50000")
+    index = checkpoint / "checkpoint_50000" / "checkpoint"
+    # A checkpoint of another step: int32 0 in the index is the step.
+    step = b"\xa4step\xc7\x0e\x01\x93\x90\xa5int32\xc4\x04"
+    content = index.read_bytes()
+    assert content.count(step) == 1
+    index.write_bytes(content.replace(step + bytes(4), step + (50000).to_bytes(4, "little")))
+    named = f"--vocabulary={converted}/vocabulary/sentencepiece.model"
+    call(capsys, "convert", str(checkpoint), str(model_dir), named, "--gin.DROPOUT_RATE=0.1")
+    command = ["train", f"--gin_file={model_dir}/config.gin", *SMALL]
+    out = call(capsys, *command, "--gin.TRAIN_STEPS=50001", "--gin.EVAL_PERIOD=50001")
+    assert "at step 50000" in out
+    (row,) = read_csv(str(model_dir / "metrics.csv"))
+    assert int(float(row["step"])) == 50001
+    assert float(row["learning_rate"]) == pytest.approx(50000**-0.5)
+    assert checkpoints_of(str(model_dir)).manifest(50001).slots_since == 50000
+    # And resumes as any run.
+    out = call(capsys, *command, "--gin.TRAIN_STEPS=50002", "--gin.EVAL_PERIOD=50002")
+    assert "Resuming" in out and "from step 50001" in out
+    assert checkpoints_of(str(model_dir)).manifest(50002).slots_since == 50000
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> pathlib.Path:
+    """The model directory of a tiny dense run."""
+    model_dir = tmp_path_factory.mktemp("dense") / "run"
+    bindings = ("NUM_EXPERTS=0", "TRAIN_STEPS=3", "DROPOUT_RATE=0.0", "EXPERT_DROPOUT_RATE=0.0", "ModelConfig.d_ff=64")
+    command_line.main(launch.arguments(model_dir, *bindings))
+    gin.clear_config()
+    return model_dir
+
+
+def logits(model_dir: pathlib.Path) -> np.ndarray:
+    source = open_source(str(model_dir))
+    model = EncoderDecoder(source.config)
+    model.build()
+    for weight in model.weights:
+        weight.assign(source.weights[weight_name(weight)].read())
+    return model(random_features()).numpy()
+
+
+def experts(model_dir: pathlib.Path, step: int) -> np.ndarray:
+    reader = tf.train.load_checkpoint(checkpoints_of(str(model_dir)).prefix(step))
+    return reader.get_tensor("encoder/layer_1/feed_forward/experts/wi")
+
+
+@pytest.mark.parametrize("way", ["convert", "train"])
+def test_upcycling(dense, tmp_path, capsys, way):
+    if way == "convert":
+        sparse = tmp_path / "sparse"
+        call(capsys, "convert", "--upcycle", "--gin.NUM_EXPERTS=8", str(dense), str(sparse))
+        table = experts(sparse, 3)
+        assert table.shape == (8, 32, 64) and np.array_equal(table, np.broadcast_to(table[:1], table.shape))
+        # One expert, of which the router is sure: the dense model.
+        single = tmp_path / "single"
+        call(capsys, "convert", "--upcycle", "--gin.NUM_EXPERTS=1", str(dense), str(single))
+        np.testing.assert_array_equal(logits(single), logits(dense))
+        # And the way back, of one expert or of their mean.
+        for choice in ("mean", "5"):
+            back = tmp_path / f"back_{choice}"
+            call(capsys, "convert", f"--to_dense={choice}", str(sparse), str(back))
+            np.testing.assert_array_equal(logits(back), logits(dense))
+        command = ["train", f"--gin_file={sparse}/config.gin", "--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=4"]
+        sparse_dir = sparse
+    else:
+        sparse_dir = tmp_path / "sparse"
+        command = [*launch.arguments(sparse_dir, "NUM_EXPERTS=8", "UPCYCLE=True", "TRAIN_STEPS=4", "EVAL_PERIOD=4")]
+        command += [f"--gin.INITIAL_CHECKPOINT='{dense}'", "--gin.VOCABULARY=@InitialVocabulary()"]
+        command += [f"--gin.InitialVocabulary.checkpoint='{dense}'", "--gin.TrainedVocabulary.num_pieces=400"]
+    call(capsys, *command)
+    (row,) = read_csv(str(sparse_dir / "metrics.csv"))
+    assert int(float(row["step"])) == 4
+    manifest = checkpoints_of(str(sparse_dir)).manifest(4)
+    assert manifest.slots_since == 3
+    table = experts(sparse_dir, 4)
+    assert all(not np.array_equal(table[0], other) for other in table[1:])
+    assert np.max(np.abs(table - table.mean(0))) < 0.1
+
+
+def test_what_cannot_be_upcycled(dense, tmp_path, capsys):
+    target = str(tmp_path / "target")
+    for flags, message in (
+        (["--upcycle"], "--upcycle makes a sparse model: set the number of experts"),
+        (
+            ["--upcycle", "--gin.NUM_EXPERTS=2", "--gin.ModelConfig.d_ff=32"],
+            r"feed_forward/wi is \(32, 64\) there and (32",
+        ),
+        (
+            ["--upcycle", "--gin.NUM_EXPERTS=2", "--gin.ModelConfig.tied_logits=False"],
+            "logits/kernel is no such weight",
+        ),
+        (["--to_dense=mean"], "has no experts: leave --to_dense out"),
+        (["--to_dense=last"], "--to_dense=last must be 'mean' or the number of an expert"),
+        (["--gin.ModelConfig.d_model=16"], "set nothing that shapes weights"),
+        (["--dtype=bfloat16"], "--dtype=bfloat16 is for"),
+        (["--to=huggingface", "--slots"], "--slots keeps what only"),
+        (["--from=t5x"], "holds no checkpoint of T5X"),
+    ):
+        assert message.replace("\\", "") in fails(capsys, "convert", *flags, str(dense), target)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_is_left_alone(directory, tmp_path, capsys):
+    (tmp_path / "mine").write_text("mine")
+    assert "is there already" in fails(capsys, "convert", str(directory), str(tmp_path))
+    assert "is there already" in fails(capsys, "convert", str(directory), str(tmp_path / "mine"))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_nothing_half_written_is_left(directory, tmp_path, capsys):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name in ("config.json", "spiece.model"):
+        (source / name).write_bytes((directory / name).read_bytes())
+    content = bytearray((directory / "pytorch_model.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (source / "pytorch_model.bin").write_bytes(content)
+    for flags in ([], ["--to=huggingface", "--shard_gb=0.00001"], ["--to=t5x"]):
+        assert "is damaged: the checksum of archive/data/" in fails(capsys, "convert", *flags, str(source), str(target))
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails(capsys, "convert", str(directory), str(tmp_path / "file" / "target"))
+
+
+def test_a_vocabulary_must_fit(directory, tmp_path, capsys, vocabulary):
+    (tmp_path / "large.model").write_bytes(train_sentencepiece(list(tests.support.tiny_task.TOPICS), 600))
+    named = f"--vocabulary={tmp_path}/large.model"
+    message = fails(capsys, "convert", named, str(directory), str(tmp_path / "target"))
+    assert "has 700 ids, sentinels included, and the token table 512 rows" in message
+    named = f"--vocabulary={directory}/config.json"
+    assert "is no vocabulary of SentencePiece" in fails(capsys, "convert", named, str(directory), str(tmp_path / "to"))
+
+
+@pytest.mark.slow
+def test_a_conversion_that_is_stopped_leaves_nothing(directory, tmp_path):
+    slow = "import switch_tf.interop.own_checkpoints as own, time\nwrite = own.write_own\n"
+    slow += "def late(*a): time.sleep(60)\nimport switch_tf.runs.weight_conversion as c\nown.write_own = late"
+    process = launch.start("convert", str(directory), str(tmp_path / "target"), program=slow)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "target.unfinished" / "config.gin").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
