@@ -70,6 +70,7 @@ def read_own(path: str) -> Source:
         weights={name: tensor for name, tensor in tensors.items() if SLOTS not in name},
         step=step,
         slots={name: tensor for name, tensor in tensors.items() if SLOTS in name},
+        slots_since=manifest.slots_since,
         gin=binary_files.read_text(gin_file) if storage.exists(gin_file) else None,
     )
 

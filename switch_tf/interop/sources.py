@@ -18,7 +18,8 @@ class Source:
       config: of the model.
       weights: under our names and in our shapes.
       step: updates that had been made; 0 where nothing says it.
-      slots: Adafactor's, under the names of our checkpoints ("<weight>/slots/v_row"); empty where there are none.
+      slots: Adafactor's, under the format's own names; empty where there are none, or none can be read.
+      slots_since: the step at which they were zero.
       vocabulary: path of a SentencePiece model or of a tokenizer.json beside the weights; None where there is none.
       gin: the `config.gin` that it came with, of a model directory of ours.
       notes: sentences about what was found.
@@ -30,6 +31,7 @@ class Source:
     weights: LazyTensors
     step: int = 0
     slots: LazyTensors = dataclasses.field(default_factory=dict)
+    slots_since: int = 0
     vocabulary: str | None = None
     gin: str | None = None
     notes: tuple[str, ...] = ()

@@ -103,6 +103,7 @@ def convert(conversion: Conversion) -> None:
     if vocabulary is not None:
         vocabulary_files.check_size(vocabulary, config.vocab_size, conversion.vocabulary or str(source.vocabulary))
     weights = _weights(conversion, source, config)
+    slots = _slots(source) if conversion.with_slots else None
     for note in source.notes:
         print(note, file=sys.stderr)
     size = sum(tensor.nbytes for tensor in weights.values())
@@ -114,9 +115,9 @@ def convert(conversion: Conversion) -> None:
             )
         elif conversion.target_kind == "t5x":
             cast = {name: tensor.cast(DTYPES[conversion.dtype]) for name, tensor in weights.items()}
-            t5x.write_t5x(folder, cast, source.step, written)
+            t5x.write_t5x(folder, cast, source.step, slots, written)
         else:
-            _write_model_directory(folder, config, weights, source.step, vocabulary, written)
+            _write_model_directory(folder, config, {**weights, **(slots or {})}, source, vocabulary, written)
     layers = f"{config.num_encoder_layers} + {config.num_decoder_layers} layers"
     experts = f"{config.num_experts} experts in {config.num_sparse_layers} of them" if config.num_experts else "dense"
     print(f"{conversion.target}: {layers}, {experts}; d_model {config.d_model}, d_ff {config.d_ff}, step {source.step}")
@@ -164,6 +165,13 @@ def _weights(conversion: Conversion, source: Source, config: ModelConfig) -> dic
     return weights
 
 
+def _slots(source: Source) -> dict[str, LazyTensor]:
+    slots = t5x.slots_of(source) if source.kind == "t5x" else dict(source.slots)
+    if not slots:
+        raise SettingError(f"{source.path} has no slots of Adafactor: leave --slots out.")
+    return slots
+
+
 def _check_same_shapes(theirs: ModelConfig, ours: ModelConfig, path: str) -> None:
     """Refuses gin settings that give the model other weights than the source has."""
     there, here = expected_shapes(theirs), expected_shapes(ours)
@@ -189,12 +197,12 @@ def _vocabulary(conversion: Conversion, source: Source) -> bytes | None:
 def _write_model_directory(
     folder: str,
     config: ModelConfig,
-    weights: dict[str, LazyTensor],
-    step: int,
+    tensors: dict[str, LazyTensor],
+    source: Source,
     vocabulary: bytes | None,
     written: Written,
 ) -> None:
-    """Fills a model directory: a checkpoint of weights alone, config.gin, versions.txt, the vocabulary."""
+    """Fills a model directory: a checkpoint without data, config.gin, versions.txt, the vocabulary."""
     used = versions()
     files = {
         "config.gin": gin.config_str(max_line_length=120),
@@ -207,10 +215,11 @@ def _write_model_directory(
         with binary_files.create(path_in(folder)) as file:
             file.write(vocabulary)
     manifest = Manifest(
-        step=step,
+        step=source.step,
         model=dataclasses.asdict(config),
-        shapes={"step": (), **{name: tensor.shape for name, tensor in weights.items()}},
+        shapes={"step": (), **{name: tensor.shape for name, tensor in tensors.items()}},
+        slots_since=source.slots_since,
         vocabulary=None if vocabulary is None else hashlib.sha256(vocabulary).hexdigest(),
         versions=used,
     )
-    own_checkpoints.write_own(folder, weights, manifest, written)
+    own_checkpoints.write_own(folder, tensors, manifest, written)

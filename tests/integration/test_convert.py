@@ -1,4 +1,4 @@
-"""`switch-tf convert`: from Hugging Face to a fine-tuned model and back, upcycling, and a sentence for every mistake."""
+"""`switch-tf convert`: Hugging Face to a fine-tuned model and back, upcycling, and a sentence for every mistake."""
 
 import json
 import os
