@@ -40,6 +40,10 @@ setup(
         "protobuf>=6.31.1,<7",
         "sentencepiece>=0.2.0,<0.2.3",
         "importlib_resources",
+        # Checkpoints of T5X; bfloat16 in numpy.
+        "tensorstore",
+        "msgpack",
+        "ml_dtypes",
         # TensorBoard imports pkg_resources, which setuptools 82 no longer has.
         "setuptools<82",
         "matplotlib",
@@ -48,7 +52,7 @@ setup(
     ],
     extras_require={
         # trustme: the certificate of the bucket server that tests start.
-        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "trustme", *CLOUD],
+        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "trustme", "safetensors", *CLOUD],
         # `switch-tf tpu submit` and its like.
         "cloud": CLOUD,
         # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are
@@ -57,7 +61,7 @@ setup(
         "aot": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1"],
         "tpu": ["tensorflow-tpu==2.20.0", "libtpu==0.0.14"],
         "gpu": ["tensorflow[and-cuda]==2.20.0"],
-        "interop": ["torch", "transformers==5.23.0", "safetensors"],
+        "interop": ["torch", "transformers==5.23.0"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material", "mkdocstrings[python]"],
     },
     entry_points={"console_scripts": ["switch-tf=switch_tf.cli.main:main"]},

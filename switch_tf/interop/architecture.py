@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from switch_tf.errors import SettingError
 from switch_tf.interop.lazy_tensors import LazyTensor, LazyTensors, rows_of, stacked
@@ -65,7 +66,7 @@ def collect(tensors: LazyTensors, table: NameTable, source: str) -> dict[str, Fo
     return found
 
 
-def settings_from_weights(found: Mapping[str, Found], source: str) -> dict[str, object]:
+def settings_from_weights(found: Mapping[str, Found], source: str) -> dict[str, Any]:
     """Reads from names and shapes what they say of a `ModelConfig`.
 
     Args:
@@ -94,7 +95,7 @@ def settings_from_weights(found: Mapping[str, Found], source: str) -> dict[str, 
     }
     if len(hidden) != 1:
         raise SettingError(f"{source} has feed-forward layers of the widths {sorted(hidden)}: ours have one, d_ff.")
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": vocab_size,
         "d_model": d_model,
         "d_ff": hidden.pop(),
@@ -116,14 +117,12 @@ def settings_from_weights(found: Mapping[str, Found], source: str) -> dict[str, 
     return settings | sparse_settings(sparse["encoder"], sparse["decoder"], settings)
 
 
-def _layers(names, stack: str) -> set[int]:
+def _layers(names: Iterable[str], stack: str) -> set[int]:
     found = (_LAYER.match(name) for name in names)
     return {int(match[2]) for match in found if match and match[1] == stack}
 
 
-def sparse_settings(
-    encoder: Sequence[int], decoder: Sequence[int], settings: Mapping[str, object]
-) -> dict[str, object]:
+def sparse_settings(encoder: Sequence[int], decoder: Sequence[int], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Finds the settings that make the given layers sparse, and no others.
 
     Args:
@@ -172,7 +171,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """
     d_model, heads, d_kv = config.d_model, config.num_heads, config.d_kv
     inputs = ("wi",) if config.activation == "relu" else ("wi_0", "wi_1")
-    shapes = {"token_embedder/embedding": (config.vocab_size, d_model)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embedder/embedding": (config.vocab_size, d_model)}
     if not config.tied_logits:
         shapes["logits/kernel"] = (d_model, config.vocab_size)
     for stack, num_layers in zip(STACKS, (config.num_encoder_layers, config.num_decoder_layers)):
@@ -188,7 +187,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for layer in range(num_layers):
             prefix = f"{stack}/layer_{layer}/feed_forward"
             shapes[f"{prefix}_norm/scale"] = (d_model,)
-            batch = ()
+            batch: tuple[int, ...] = ()
             if config.is_sparse(layer, is_decoder=stack == "decoder"):
                 shapes[f"{prefix}/router/kernel"] = (d_model, config.num_experts)
                 prefix, batch = f"{prefix}/experts", (config.num_experts,)

@@ -14,6 +14,7 @@ torch and transformers are imported where they are used.
 import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 
 
-def _library(name: str):
+def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -37,7 +38,7 @@ def _library(name: str):
         ) from error
 
 
-def config_to_huggingface(config: ModelConfig, family: str | None = None):
+def config_to_huggingface(config: ModelConfig, family: str | None = None) -> Any:
     """Says in Hugging Face's settings what our config says. Needs transformers.
 
     Args:
@@ -74,7 +75,7 @@ class _Arrays(Mapping):
         return len(self._tensors)
 
 
-def from_huggingface(hf_model, **changes) -> EncoderDecoder:
+def from_huggingface(hf_model: Any, **changes: Any) -> EncoderDecoder:
     """Makes our model of a Hugging Face model in memory.
 
     Args:
@@ -97,7 +98,7 @@ def from_huggingface(hf_model, **changes) -> EncoderDecoder:
     return model
 
 
-def to_huggingface(model: EncoderDecoder, family: str | None = None, **changes):
+def to_huggingface(model: EncoderDecoder, family: str | None = None, **changes: Any) -> Any:
     """Makes a Hugging Face model of ours. Needs torch and transformers.
 
     Args:

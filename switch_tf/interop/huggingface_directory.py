@@ -67,7 +67,8 @@ def _read_shards(folder: str, index: str) -> dict[str, LazyTensor]:
             f"{folder} lacks {missing[0]}{f' and {len(missing) - 1} more shards' if missing[1:] else ''}, which "
             f"{index} names: download the rest."
         )
-    tensors, copies = {}, {}
+    tensors: dict[str, LazyTensor] = {}
+    copies: dict[str, str] = {}
     for name in names:
         of_shard, metadata = _read_file(os.path.join(folder, name))
         copies |= {copy: original for copy, original in metadata.items() if copy != "format"}
@@ -76,7 +77,7 @@ def _read_shards(folder: str, index: str) -> dict[str, LazyTensor]:
                 tensors[tensor_name] = tensor
     for name, shard in weight_map.items():
         # Files whose copies of the token table were dropped keep the copies' names in the index.
-        is_copy = copies.get(name) in tensors or (name in (*_TABLES, _HEADS[0]) and tensors.keys() & set(_TABLES))
+        is_copy = copies.get(name, "") in tensors or (name in (*_TABLES, _HEADS[0]) and tensors.keys() & set(_TABLES))
         if name not in tensors and not is_copy:
             raise SettingError(f"{os.path.join(folder, shard)} lacks {name}, which {index} names: download it again.")
     return tensors
@@ -240,7 +241,7 @@ def write_weights(
     if len(shards) == 1:
         write_safetensors(os.path.join(folder, WEIGHT_FILES[0]), tensors, written)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(shard, file)

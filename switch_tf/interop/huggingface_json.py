@@ -121,7 +121,7 @@ def json_files(config: ModelConfig, family: str | None, dtype: str, has_vocabula
         values["is_gated_act"] = config.activation != "relu"
     if family == "t5":
         values["scale_decoder_outputs"] = config.tied_logits
-    files = {
+    files: dict[str, dict[str, Any]] = {
         "config.json": values,
         "generation_config.json": {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
     }

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import types
 from collections.abc import Mapping
+from typing import Any
 
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
@@ -44,7 +45,7 @@ _DEFAULTS = {
     "pad_token_id": 0,
     "decoder_start_token_id": 0,
 }
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "switch_transformers": {
         **_DEFAULTS,
         "tie_word_embeddings": True,
@@ -67,7 +68,7 @@ _FREE |= {"sparse_every", "decoder_sparse_every", "sparse_layout"}
 _OF_TRAINING = {"expert_dropout_rate", "group_size", "router_jitter"}
 
 
-def _require(hf_config, name: str, known: tuple) -> None:
+def _require(hf_config: Any, name: str, known: tuple) -> None:
     value = getattr(hf_config, name, None)
     if value not in known:
         choice = " or ".join(repr(one) for one in known)
@@ -77,7 +78,7 @@ def _require(hf_config, name: str, known: tuple) -> None:
         )
 
 
-def config_from_huggingface(hf_config) -> ModelConfig:
+def config_from_huggingface(hf_config: Any) -> ModelConfig:
     """Says in our settings what a Hugging Face config says. Needs neither torch nor transformers.
 
     Groups are sequences, and capacity is their `expert_capacity`, in training and outside of it. Not in our record:
@@ -141,7 +142,7 @@ def _num_sparse_layers(config: ModelConfig, is_decoder: bool) -> int:
     )
 
 
-def settings_for_huggingface(config: ModelConfig, family: str | None = None) -> tuple[str, dict[str, object]]:
+def settings_for_huggingface(config: ModelConfig, family: str | None = None) -> tuple[str, dict[str, Any]]:
     """Says in Hugging Face's settings what our config says.
 
     Args:
@@ -190,9 +191,9 @@ def settings_for_huggingface(config: ModelConfig, family: str | None = None) -> 
     return family, settings
 
 
-def without_library(family: str, settings: Mapping[str, object]) -> types.SimpleNamespace:
+def without_library(family: str, settings: Mapping[str, Any]) -> types.SimpleNamespace:
     """Makes what transformers' config class makes of arguments, as far as `config_from_huggingface` reads it."""
-    values = {**DEFAULTS[family], **settings, "model_type": family}
+    values: dict[str, Any] = {**DEFAULTS[family], **settings, "model_type": family}
     for stack, num_layers in (("encoder", values["num_layers"]), ("decoder", values["num_decoder_layers"])):
         num_sparse = values.get(f"num_sparse_{stack}_layers", 0)
         values[f"{stack}_sparse_step"] = num_layers // num_sparse if num_sparse > 0 else num_layers
@@ -200,7 +201,7 @@ def without_library(family: str, settings: Mapping[str, object]) -> types.Simple
     return types.SimpleNamespace(**values)
 
 
-def check_nothing_lost(config: ModelConfig, family: str, settings: Mapping[str, object], lenient: bool = False) -> None:
+def check_nothing_lost(config: ModelConfig, family: str, settings: Mapping[str, Any], lenient: bool = False) -> None:
     """Refuses a setting of ours that theirs does not say, and so holds for every setting that our routers may have.
 
     Args:

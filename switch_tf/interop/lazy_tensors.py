@@ -116,6 +116,10 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def _read_contiguous(tensor: LazyTensor) -> np.ndarray:
+    return contiguous(tensor.read())
+
+
 def read_ahead(tensors: Iterable[LazyTensor]) -> Iterator[np.ndarray]:
     """Reads tensors in their order, some of them before they are asked for.
 
@@ -130,6 +134,6 @@ def read_ahead(tensors: Iterable[LazyTensor]) -> Iterator[np.ndarray]:
         for tensor in tensors:
             while waiting and sum(size for size, _ in waiting) + tensor.nbytes > _BYTES_AHEAD:
                 yield waiting.popleft()[1].result()
-            waiting.append((tensor.nbytes, threads.submit(lambda tensor=tensor: contiguous(tensor.read()))))
+            waiting.append((tensor.nbytes, threads.submit(_read_contiguous, tensor)))
         while waiting:
             yield waiting.popleft()[1].result()

@@ -1,7 +1,9 @@
 """Checkpoints of our own as a source and as a target, one tensor (of experts: one expert) at a time."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -66,7 +68,7 @@ def read_own(path: str) -> Source:
     return Source(
         kind="switch_tf",
         path=path,
-        config=ModelConfig(**manifest.model),
+        config=ModelConfig(**dict[str, Any](manifest.model)),
         weights={name: tensor for name, tensor in tensors.items() if SLOTS not in name},
         step=step,
         slots={name: tensor for name, tensor in tensors.items() if SLOTS in name},
@@ -84,7 +86,7 @@ def _pieces(tensors: LazyTensors) -> Iterator[tuple[str, str, LazyTensor]]:
         for index, row in enumerate(tensor.rows):
             shape = (1, *row.shape)
             place = tensor_bundle.slice_spec(_row(index, tensor.shape), tensor.shape)
-            yield name, place, row.cast(_FLOAT32).mapped(lambda array, shape=shape: array.reshape(shape), shape)
+            yield name, place, row.cast(_FLOAT32).mapped(functools.partial(np.reshape, shape=shape), shape)
 
 
 def write_own(

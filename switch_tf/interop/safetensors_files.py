@@ -6,6 +6,7 @@ Read and written here one tensor at a time; the package `safetensors` wants all 
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -91,7 +92,8 @@ def write_safetensors(path: str, tensors: LazyTensors, written: Callable[[int], 
     Raises:
       OSError, tf.errors.OpError: if it cannot be written.
     """
-    header, position = {_METADATA: {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {_METADATA: {"format": "pt"}}
+    position = 0
     for name, tensor in tensors.items():
         header[name] = {
             "dtype": _NAMES[tensor.dtype],

@@ -3,12 +3,13 @@
 Read and written as t5x/checkpoints.py does it (version 3, and earlier ones), without flax or JAX.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # it has no stubs
 import numpy as np
 import tensorstore as ts
 
@@ -167,7 +168,7 @@ def _stored(folder: str, name: str, spec: Mapping[str, Any], may_lack_zeros: boo
 
     if len(shape) < 3:
         return LazyTensor(shape, kind, read)
-    rows = [LazyTensor(shape[1:], kind, lambda index=index: read(index)) for index in range(shape[0])]
+    rows = [LazyTensor(shape[1:], kind, functools.partial(read, index)) for index in range(shape[0])]
     return LazyTensor(shape, kind, read, tuple(rows))
 
 

@@ -6,6 +6,7 @@ not, the estimate of the full moments is Adafactor's own.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -102,7 +103,7 @@ def their_slots(weights: LazyTensors, slots: LazyTensors) -> dict[str, LazyTenso
         if _is_factored_there(rule, sides):
             row = _row_side_there(name, rule, sides)
             for slot, side in (("v_row", row), ("v_col", 1 - row)):
-                values[slot] = _lazy((*batch, sides[side]), lambda moments=moments, side=side: moments.keeping(side))
+                values[slot] = _lazy((*batch, sides[side]), functools.partial(moments.keeping, side))
         else:
             values["v"] = _lazy((*batch, *sides), moments.whole)
         found |= {f"{theirs}/{slot}": values.get(slot, in_memory(_NONE)) for slot in ("m", "v", "v_col", "v_row")}
@@ -154,12 +155,7 @@ def our_slots(weights: LazyTensors, slots: LazyTensors) -> dict[str, LazyTensor]
         one = weight.shape[len(batch) :]
         moments = _theirs(name, theirs, slots, rule, batch, sides)
         if not _is_factored_here(name, sides):
-
-            def read(moments=moments, batch=batch, one=one, rule=rule) -> np.ndarray:
-                values = moments.whole()
-                return np.stack([rule.to_ours(v, one) for v in values]) if batch else rule.to_ours(values, one)
-
-            found[f"{name}{SLOTS}v"] = _lazy(weight.shape, read)
+            found[f"{name}{SLOTS}v"] = _lazy(weight.shape, functools.partial(_whole, moments, rule, one))
             continue
         embed = _embed_side(name)
         other = one[1:] if embed == 0 else one[:-1]
@@ -168,10 +164,14 @@ def our_slots(weights: LazyTensors, slots: LazyTensors) -> dict[str, LazyTensor]
             ("v_row", embed, one[:1] if embed == 0 else one[-1:]),
             ("v_column", 1 - embed, other),
         ):
-            found[f"{name}{SLOTS}{slot}"] = _lazy(
-                (*batch, *shape), lambda moments=moments, side=side: moments.keeping(side)
-            )
+            found[f"{name}{SLOTS}{slot}"] = _lazy((*batch, *shape), functools.partial(moments.keeping, side))
     return found
+
+
+def _whole(moments: _Moments, rule: Rule, shape: tuple[int, ...]) -> np.ndarray:
+    """Full second moments in our layout, [..., *shape] of one expert."""
+    values = moments.whole()
+    return np.stack([rule.to_ours(one, shape) for one in values]) if rule.is_table else rule.to_ours(values, shape)
 
 
 def _theirs(

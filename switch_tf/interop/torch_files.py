@@ -11,6 +11,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,14 +55,14 @@ class _Storage:
         )
         with self._lock:
             if not self._is_checked:
-                self._check(zlib.crc32(values) if whole else self._checksum_of_all())
+                self._check(zlib.crc32(values.data) if whole else self._checksum_of_all())
         return values.view(self.dtype)
 
     def _checksum_of_all(self) -> int:
         checksum = 0
         for start in range(0, self.size, _BYTES_AT_ONCE):
             size = min(_BYTES_AT_ONCE, self.size - start)
-            checksum = zlib.crc32(binary_files.read_range(self.path, self.first + start, size), checksum)
+            checksum = zlib.crc32(binary_files.read_range(self.path, self.first + start, size).data, checksum)
         return checksum
 
     def _check(self, checksum: int) -> None:
@@ -112,8 +113,8 @@ class _Unpickler(pickle.Unpickler):
             "may run code; take the weights from a source that you trust, as .safetensors."
         )
 
-    def persistent_load(self, entry: object) -> _Storage:
-        kind, dtype, key, *_ = entry
+    def persistent_load(self, entry: Any) -> _Storage:
+        kind, dtype, key = entry[:3]
         if kind != "storage" or not isinstance(dtype, np.dtype):
             raise ValueError(f"an entry {kind!r} is no storage of weights")
         if key not in self._storages:

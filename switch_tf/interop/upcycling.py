@@ -103,7 +103,7 @@ def _copies(name: str, dense: LazyTensor, num_experts: int, noise: float, seed: 
         return (values + noise * values.std() * random).astype(matrix.dtype)
 
     return stacked(
-        [LazyTensor(dense.shape, dense.dtype, lambda index=index: expert(index)) for index in range(num_experts)]
+        [LazyTensor(dense.shape, dense.dtype, functools.partial(expert, index)) for index in range(num_experts)]
     )
 
 

@@ -76,7 +76,7 @@ class Conversion:
     bindings: tuple[str, ...] = ()
     search_paths: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.to_dense not in (None, "mean") and not self.to_dense.isdigit():
             raise SettingError(f"--to_dense={self.to_dense} must be 'mean' or the number of an expert, from 0.")
         if self.upcycle and self.to_dense is not None:
