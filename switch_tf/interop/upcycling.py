@@ -141,9 +141,9 @@ def densified(weights: LazyTensors, choice: str | int, source: str) -> dict[str,
 
 def _mean_reader(rows: tuple[LazyTensor, ...]) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        total = np.zeros(rows[0].shape, np.float32)
+        total = np.zeros(rows[0].shape, np.float64)
         for row in rows:
             total += row.read()
-        return total / np.float32(len(rows))
+        return (total / len(rows)).astype(np.float32)
 
     return read
