@@ -164,11 +164,19 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Lists the weights of a model, without making it.
 
     Args:
-      config: of a T5 or a Switch Transformer: no Switch attention, no balance bias.
+      config: of a T5 or a Switch Transformer.
 
     Returns:
       Shapes by name.
+
+    Raises:
+      SettingError: if the model has Switch attention, which no other system has.
     """
+    if config.switch_attention != "none":
+        raise SettingError(
+            f"switch_attention = '{config.switch_attention}' is in no other system: convert a model with "
+            "ModelConfig.switch_attention = 'none'."
+        )
     d_model, heads, d_kv = config.d_model, config.num_heads, config.d_kv
     inputs = ("wi",) if config.activation == "relu" else ("wi_0", "wi_1")
     shapes: dict[str, tuple[int, ...]] = {"token_embedder/embedding": (config.vocab_size, d_model)}
@@ -190,6 +198,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             batch: tuple[int, ...] = ()
             if config.is_sparse(layer, is_decoder=stack == "decoder"):
                 shapes[f"{prefix}/router/kernel"] = (d_model, config.num_experts)
+                if config.balance_bias_rate:
+                    shapes[f"{prefix}/router/balance_bias"] = (config.num_experts,)
                 prefix, batch = f"{prefix}/experts", (config.num_experts,)
             shapes |= {f"{prefix}/{name}": (*batch, d_model, config.d_ff) for name in inputs}
             shapes[f"{prefix}/wo"] = (*batch, config.d_ff, d_model)

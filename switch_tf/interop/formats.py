@@ -24,7 +24,6 @@ READERS: dict[str, Callable[[str], Source]] = {
     "mesh_tensorflow": mesh_tensorflow.read_mesh_tensorflow,
     "switch_tf": read_own,
 }
-TARGETS = ("switch_tf", "huggingface", "t5x")
 _OWN = re.compile(r"step_\d{8,}")
 
 
@@ -88,9 +87,9 @@ def new_folder(path: str) -> Iterator[str]:
     """
     path = path.rstrip("/")
     filled = path if storage.in_bucket(path) else f"{path}.unfinished"
+    if storage.list_folder(path) or (storage.exists(path) and not storage.is_folder(path)):
+        raise SettingError(f"TO = '{path}' is there already: name a new folder, or delete that one.")
     try:
-        if storage.list_folder(path) or (storage.exists(path) and not storage.is_folder(path)):
-            raise SettingError(f"TO = '{path}' is there already: name a new folder, or delete that one.")
         if filled != path:
             _remove(filled)
         storage.make_folder(filled)
@@ -101,8 +100,7 @@ def new_folder(path: str) -> Iterator[str]:
             os.rename(filled, path)
     except BaseException as error:
         with contextlib.suppress(OSError, tf.errors.OpError):
-            if not isinstance(error, SettingError) or "is there already" not in str(error):
-                _remove(filled)
+            _remove(filled)
         if isinstance(error, OSError | tf.errors.OpError):
             refusal = storage.refusal(error) or getattr(error, "strerror", None) or storage.reason_of(error)
             raise SettingError(f"TO = '{path}' cannot be written: {refusal}; nothing was left there.") from error

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,17 +68,18 @@ def in_memory(array: np.ndarray) -> LazyTensor:
 
 
 def stacked(rows: Sequence[LazyTensor]) -> LazyTensor:
-    """Returns the table of equally shaped rows, such as experts."""
-    rows = tuple(rows)
+    """Returns the table of equally shaped rows, such as experts, in the dtype that holds them all."""
+    dtype = functools.reduce(np.promote_types, {row.dtype for row in rows})
+    rows = tuple(row.cast(dtype) for row in rows)
 
     def read() -> np.ndarray:
-        table = np.empty(shape, rows[0].dtype)
+        table = np.empty(shape, dtype)
         for index, row in enumerate(rows):
             table[index] = row.read()
         return table
 
     shape = (len(rows), *rows[0].shape)
-    return LazyTensor(shape, rows[0].dtype, read, rows)
+    return LazyTensor(shape, dtype, read, rows)
 
 
 def rows_of(tensor: LazyTensor) -> tuple[LazyTensor, ...]:

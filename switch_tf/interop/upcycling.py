@@ -86,6 +86,9 @@ def _generator(seed: int, name: str, index: int = 0) -> np.random.Generator:
 
 
 def _router(name: str, shape: tuple[int, ...], scale: float, seed: int) -> np.ndarray:
+    """A new router's weight: the kernel with the model's own sigma = sqrt(s / M), a bias of zeros."""
+    if not name.endswith("/kernel"):
+        return np.zeros(shape, np.float32)
     values = _generator(seed, name).standard_normal(shape, np.float32)
     return values * np.float32((scale / shape[0]) ** 0.5)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -106,7 +107,7 @@ def convert(conversion: Conversion) -> None:
     slots = _slots(source) if conversion.with_slots else None
     for note in source.notes:
         print(note, file=sys.stderr)
-    size = sum(tensor.nbytes for tensor in weights.values())
+    size = sum(math.prod(tensor.shape) for tensor in weights.values()) * DTYPES[conversion.dtype].itemsize
     with formats.new_folder(conversion.target) as folder, _progress(size) as written:
         if conversion.target_kind == "huggingface":
             dtype, shard_bytes = conversion.dtype, conversion.shard_bytes
@@ -125,13 +126,10 @@ def convert(conversion: Conversion) -> None:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Written]:
-    """Shows the bytes of the source that have been converted, at a terminal."""
-    done = 0
+    """Shows how many of the target's bytes have been written, at a terminal."""
     with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="convert", disable=None) as bar:
 
         def written(num_bytes: int) -> None:
-            nonlocal done
-            done += num_bytes
             bar.update(num_bytes)
 
         yield written
@@ -174,6 +172,8 @@ def _slots(source: Source) -> dict[str, LazyTensor]:
 
 def _check_same_shapes(theirs: ModelConfig, ours: ModelConfig, path: str) -> None:
     """Refuses gin settings that give the model other weights than the source has."""
+    if theirs == ours:
+        return
     there, here = expected_shapes(theirs), expected_shapes(ours)
     for name in sorted({**there, **here}):
         if there.get(name) != here.get(name):

@@ -31,6 +31,7 @@ MODELS = {
     "all_sparse": {"num_experts": 4, "sparse_every": 1},
     "from_second": {"num_experts": 4, "sparse_every": 3, "sparse_layout": "every_from_second"},
     "top": {"num_experts": 4, "sparse_every": 2, "sparse_layout": "top"},
+    "balanced": {"num_experts": 4, "balance_bias_rate": 1e-3},
     "gated_experts": {"num_experts": 2, "activation": "gated_gelu", "tied_logits": False},
 }
 
@@ -49,8 +50,16 @@ def test_the_shapes_are_those_of_the_model(config):
     assert architecture.expected_shapes(config) == {weight.name: weight.shape for weight in weights_of(config)}
 
 
+def test_switch_attention_is_refused():
+    config = dataclasses.replace(DENSE, num_experts=4, switch_attention="linear")
+    with pytest.raises(SettingError, match="switch_attention = 'linear' is in no other system"):
+        architecture.expected_shapes(config)
+
+
 @pytest.mark.parametrize("system", ["huggingface", "t5x"])
 def test_settings_are_read_from_names_and_shapes(config, system):
+    if config.balance_bias_rate:
+        pytest.skip("no other system has a balance bias")
     weights = unread(architecture.expected_shapes(config))
     theirs = their_weights(config, weights) if system == "huggingface" else t5x_names.their_weights(weights)
     found = architecture.collect(theirs, NAMES if system == "huggingface" else t5x_names.NAMES, "it")
