@@ -213,6 +213,9 @@ def their_weights(config: ModelConfig, weights: LazyTensors) -> dict[str, LazyTe
                 theirs[their.format(expert=index)] = row.mapped(rule.to_theirs, shape)
         else:
             theirs[their] = tensor.mapped(rule.to_theirs, rule.their_shape(tensor.shape))
+    if config.num_experts and not config.tied_logits:
+        # With a head of its own, a Switch Transformer of transformers reads these, and not the shared table.
+        theirs |= dict.fromkeys(_TABLES[1:], theirs[_TABLE])
     return theirs
 
 

