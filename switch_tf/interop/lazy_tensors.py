@@ -16,7 +16,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
 
 _COLUMNS_AT_ONCE = 128
-_BYTES_AHEAD = 1 << 28
+_BYTES_AHEAD = 1 << 27
 _THREADS = 2
 
 
@@ -129,7 +129,7 @@ def read_ahead(tensors: Iterable[LazyTensor]) -> Iterator[np.ndarray]:
       tensors: any number.
 
     Yields:
-      Their arrays in C order. Those that wait are no more than 256 MB together, or one tensor.
+      Their arrays in C order. Those that wait are no more than 128 MB together, or one tensor.
     """
     waiting: collections.deque[tuple[int, Future[np.ndarray]]] = collections.deque()
     with ThreadPoolExecutor(_THREADS) as threads:

@@ -21,7 +21,7 @@ from switch_tf.partitioning.axes import ShardIndex
 
 _FLOAT32 = np.dtype(np.float32)
 # A bundle's file holds so much, and as much is in memory when it is written.
-_BYTES_AT_ONCE = 1 << 28
+_BYTES_AT_ONCE = 1 << 27
 
 
 def _lazy(checkpoints: CheckpointFolder, step: int, name: str, shape: tuple[int, ...]) -> LazyTensor:

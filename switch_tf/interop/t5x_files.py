@@ -28,7 +28,7 @@ _VERSION = 3
 _SLOTS = ("v_row", "v_col", "v", "m")
 _COMPRESSOR = {"id": "gzip", "level": 1}
 # Of a table's decoded chunks, which hold several experts, while its experts are read one after the other.
-_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 28}})
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 27}})
 _LARGEST_CHUNK = 1 << 26
 
 
