@@ -10,30 +10,8 @@ from switch_tf.interop import architecture, t5x_names
 from switch_tf.interop.huggingface_directory import their_weights
 from switch_tf.interop.huggingface_weights import NAMES
 from switch_tf.interop.lazy_tensors import LazyTensor, in_memory
-from switch_tf.models.config import ModelConfig
 from switch_tf.planning.weight_specs import weights_of
-
-DENSE = ModelConfig(
-    vocab_size=50,
-    d_model=20,
-    d_ff=36,
-    d_kv=8,
-    num_heads=3,
-    num_encoder_layers=4,
-    num_decoder_layers=2,
-    relative_position_buckets=12,
-)
-MODELS = {
-    "t5_1_0": {},
-    "t5_1_1": {"activation": "gated_gelu", "tied_logits": False},
-    "switch": {"num_experts": 8},
-    "decoder_alone": {"num_experts": 3, "sparse_every": 0, "decoder_sparse_every": 1},
-    "all_sparse": {"num_experts": 4, "sparse_every": 1},
-    "from_second": {"num_experts": 4, "sparse_every": 3, "sparse_layout": "every_from_second"},
-    "top": {"num_experts": 4, "sparse_every": 2, "sparse_layout": "top"},
-    "balanced": {"num_experts": 4, "balance_bias_rate": 1e-3},
-    "gated_experts": {"num_experts": 2, "activation": "gated_gelu", "tied_logits": False},
-}
+from tests.support.random_weights import DENSE, MODELS
 
 
 @pytest.fixture(params=MODELS)

@@ -10,7 +10,7 @@ from switch_tf.interop.huggingface_directory import read_tensors
 from switch_tf.interop.vocabulary_files import sentencepiece_model
 from tasks.python_docs import documents
 from tasks.vocabularies import train_sentencepiece
-from tests.interop.test_huggingface_live import KINDS, ODD, assert_same_weights, random_switch
+from tests.support.live_models import KINDS, ODD, assert_same_weights, random_switch
 from tests.support.parity import relative
 
 pytestmark = pytest.mark.slow

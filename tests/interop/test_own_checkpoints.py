@@ -14,9 +14,8 @@ from switch_tf.errors import SettingError
 from switch_tf.interop import own_checkpoints
 from switch_tf.interop.formats import kind_of, new_folder, open_source, write_huggingface
 from switch_tf.interop.t5x import write_t5x
-from tests.interop.test_architecture import DENSE, MODELS
-from tests.interop.test_t5x import lazy, random_weights
 from tests.support.foreign_files import switch_tensors, write_torch
+from tests.support.random_weights import DENSE, MODELS, lazy, random_weights
 
 ROUND_TRIPS = sorted(MODELS.keys() - {"balanced"})
 

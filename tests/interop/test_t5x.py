@@ -12,40 +12,16 @@ import pytest
 import tensorstore
 
 from switch_tf.errors import SettingError
-from switch_tf.interop import architecture, t5x, t5x_files
-from switch_tf.interop.lazy_tensors import DTYPES, in_memory, stacked
+from switch_tf.interop import t5x, t5x_files
+from switch_tf.interop.lazy_tensors import DTYPES, in_memory
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from tests.support.features import random_features
 from tests.support.foreign_files import BFLOAT16, FOREIGN
+from tests.support.random_weights import CONFIG, lazy, random_weights
 
 PROMPT_TUNING = FOREIGN / "prompt_tuning_t5_1_1_tiny"
 needs_foreign = pytest.mark.skipif(not FOREIGN.exists(), reason="the checkpoints of other projects are not beside us")
-
-CONFIG = ModelConfig(
-    vocab_size=96,
-    d_model=16,
-    d_ff=24,
-    d_kv=4,
-    num_heads=2,
-    num_encoder_layers=4,
-    num_decoder_layers=2,
-    num_experts=4,
-    sparse_every=2,
-)
-
-
-def random_weights(config, dtype=np.float32, seed=0):
-    random = np.random.default_rng(seed)
-    shapes = architecture.expected_shapes(config)
-    return {name: random.standard_normal(shape, np.float32).astype(dtype) for name, shape in shapes.items()}
-
-
-def lazy(weights):
-    return {
-        name: stacked([in_memory(row) for row in array]) if "/experts/" in name else in_memory(array)
-        for name, array in weights.items()
-    }
 
 
 def theirs_as_t5x_reads_it(folder: pathlib.Path) -> dict:

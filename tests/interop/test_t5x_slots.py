@@ -11,8 +11,8 @@ from switch_tf.interop.lazy_tensors import in_memory
 from switch_tf.interop.t5x_slots import our_slots, their_slots
 from switch_tf.planning.weight_specs import weights_of
 from switch_tf.training.adafactor import Adafactor
-from tests.interop.test_t5x import CONFIG, lazy, random_weights
 from tests.support.foreign_files import FOREIGN
+from tests.support.random_weights import CONFIG, lazy, random_weights
 
 # Factored on both sides but for routers, biases and norms; d_model equals the heads' width, and d_ff is larger.
 LARGE = dataclasses.replace(CONFIG, vocab_size=130, d_model=128, d_ff=160, d_kv=64, num_encoder_layers=2)
