@@ -38,8 +38,18 @@ NOT_OF_ROUTING = {
     "activation_dtype",
     "rematerialization",
 }
+
+
+def default_of(field: dataclasses.Field) -> object:
+    """A field's default; a dictionary is one, of whatever class."""
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    default = field.default_factory()
+    return dict(default) if isinstance(default, dict) else default
+
+
 FIELDS = {
-    f"{record.__name__}.{field.name}": field.default
+    f"{record.__name__}.{field.name}": default_of(field)
     for record in (ModelConfig, Objective)
     for field in dataclasses.fields(record)
 }
