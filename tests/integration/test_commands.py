@@ -5,10 +5,16 @@ import pathlib
 import shutil
 
 import gin
+import numpy as np
 import pytest
+import tensorflow as tf
 
 import tests.support.tiny_task
 from switch_tf.cli import main as command_line
+from switch_tf.data.evaluation_batches import EvaluationBatches, evaluation_batches
+from switch_tf.runs import gin_config
+from switch_tf.runs.experiment import Experiment
+from switch_tf.runs.run import load_run
 from tasks.vocabularies import train_sentencepiece
 from tests.support import launch
 from tests.support.commands import call, fails
@@ -56,17 +62,44 @@ def test_loads_of_each_sparse_layer_add_up_to_one(trained):
         assert sum(map(float, line[2:])) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_evaluate_prints_json_and_a_table(trained, capsys, tmp_path):
+def experiment_of(model_dir: pathlib.Path) -> Experiment:
+    gin_config.load(["tests/support/tiny.gin"], [f"MODEL_DIR = '{model_dir}'"])
+    return Experiment()
+
+
+def batches_of(experiment: Experiment, num_batches: int | None, split: str) -> EvaluationBatches:
+    return evaluation_batches(
+        experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size, num_batches, split
+    )
+
+
+def test_evaluate_prints_the_likelihood_of_the_held_out_targets(trained, capsys):
     values = json.loads(call(capsys, "evaluate", f"--model_dir={trained}", "--json"))
-    assert values["step"] == 12 and -8 < values["neg_log_perplexity"] < -2
+    experiment = experiment_of(trained)
+    model = load_run(experiment).model
+    sum_of_logs, count = 0.0, 0
+    for batch in batches_of(experiment, None, "validation"):
+        logits = model({name: tf.constant(array) for name, array in batch.items()}).numpy().astype(np.float64)
+        targets = batch["decoder_target_tokens"]
+        log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        chosen = np.take_along_axis(log_probabilities, targets[..., np.newaxis], axis=-1)[..., 0]
+        sum_of_logs += chosen[targets != 0].sum()
+        count += (targets != 0).sum()
+    assert values["step"] == 12
+    assert values["target_tokens"] == count
+    assert values["neg_log_perplexity"] == pytest.approx(sum_of_logs / count, rel=1e-5)
     assert "encoder/layer_1/fraction_dropped" in values
+
+
+def test_evaluate_prints_a_table(trained, capsys, tmp_path):
     arguments = ["--step=8", "--split=train", "--num_batches=2", "--by_task", f"--output={tmp_path}"]
     title, *lines = call(capsys, "evaluate", f"--model_dir={trained}", *arguments).splitlines()
     assert title.endswith(", train")
     table = dict(line.split() for line in lines)
     # A task is the whole of what it is a part of.
     assert table["tiny_span_corruption/neg_log_perplexity"] == table["neg_log_perplexity"]
-    assert 2 * 8 * 6 < float(table["target_tokens"]) <= 2 * 8 * 10
+    targets = [batch["decoder_target_tokens"] for batch in batches_of(experiment_of(trained), 2, "train")]
+    assert float(table["target_tokens"]) == np.count_nonzero(targets)
     assert list((tmp_path / "evaluate_train").iterdir())
 
 
