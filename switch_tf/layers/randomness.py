@@ -1,7 +1,7 @@
-"""Noise that depends on (seed, position) alone, so that a run draws the same numbers on every mesh.
+"""Noise that is a function of (seed, position), so that a run draws the same numbers on every mesh.
 
-TensorFlow's own stateless random ops give other numbers under each DTensor layout, because the shard goes into
-their seed. Here each element's bits are an integer hash of its coordinates: local on every device, the same on all.
+The numbers of TensorFlow's stateless random ops depend on the DTensor layout, because each shard has its own seed. Here
+each element's bits are an integer hash of its coordinates, computed locally on every device.
 """
 
 import zlib
@@ -14,7 +14,7 @@ from switch_tf.partitioning.axes import Axes
 # The 32-bit finalizer "lowbias32" (C. Wellons, hash-prospector): each input bit flips each output bit with p = 0.5.
 _FIRST_MULTIPLIER = 0x7FEB352D
 _SECOND_MULTIPLIER = 0x846CA68B
-# Odd and far apart, so that neighbouring coordinates enter the hash far apart (the golden ratio's bits).
+# The bits of the golden ratio: odd, and neighboring coordinates map to distant words.
 _COORDINATE_MULTIPLIER = 0x9E3779B9
 
 
@@ -56,14 +56,14 @@ def random_bits(
 ) -> tf.Tensor:
     """Hashes the coordinates of every element of `shape`.
 
-    One dimension enters at a time, so that only the last round works on the whole tensor and tables of more than
-    2^32 elements do not repeat.
+    Dimensions are mixed in one after the other, so that only the last round computes on the full shape and tensors of
+    more than 2^32 elements do not repeat.
 
     Args:
       shape: static shape.
       seed: int or integer scalar.
-      axes: the axis names of an activation, by which each device or replica finds its own coordinates.
-      start: the first coordinates, where `shape` is that of a block of a larger tensor.
+      axes: the axis names of an activation, by which each device or replica finds the coordinates of its shard.
+      start: the first coordinates, if `shape` is that of a shard of a larger tensor.
 
     Returns:
       uint32 of `shape`, uniform over all 32-bit words.
@@ -87,7 +87,7 @@ def uniform(
 
     Arguments as those of `random_bits`.
     """
-    # No more than 23 bits: half a step more than 24 bits hold would be rounded, and the highest number to 1.
+    # 23 bits: adding 0.5 to 24 bits would round, and the largest number would be 1.
     bits = tf.bitwise.right_shift(random_bits(shape, seed, axes, start), _word(9))
     return (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
 
@@ -97,13 +97,13 @@ def truncated_normal(
 ) -> tf.Tensor:
     """Draws from N(0, stddev^2) conditioned on |x| <= 2 stddev: "values beyond two sigma are resampled" (Sec. 2.4).
 
-    As in the paper's code, `stddev` is that of the normal before it is cut; what is drawn has 0.8796 of it.
+    As in the paper's code, `stddev` is that of the normal before truncation; the result has 0.8796 of it.
 
     Args:
       shape: static shape.
       stddev: standard deviation before truncation.
       seed: int or integer scalar.
-      start: the first coordinates, where `shape` is that of a block of a larger tensor.
+      start: the first coordinates, if `shape` is that of a shard of a larger tensor.
 
     Returns:
       float32 of `shape`.

@@ -1,4 +1,4 @@
-"""The two dispatchers keep one contract: equal outputs, equal gradients, whatever the routing."""
+"""Both dispatchers give equal outputs and equal gradients for every routing."""
 
 import numpy as np
 import pytest
@@ -53,13 +53,13 @@ def test_gather_equals_einsum_and_a_loop(experts, capacity, padded):
     np.testing.assert_allclose(outputs["gather"], outputs["einsum"], atol=1e-6)
     has_slot = np.asarray(routing.slot < experts * capacity, np.float32)
     for ours, reference, is_gate in zip(gradients["gather"], gradients["einsum"], (False, True, False)):
-        # The gate of a token without a slot multiplies nothing that counts: its gradient is not defined.
+        # The gradient of the gate of a token without a slot is undefined.
         factor = has_slot if is_gate else 1.0
         np.testing.assert_allclose(ours * factor, reference * factor, atol=1e-5)
 
 
 def test_several_experts_for_each_token():
-    """Slots filled by hand with two choices a token: dispatchers do not assume one."""
+    """Slots assigned by hand with two choices per token: dispatchers do not assume one."""
     slot = np.array([[[0, 4], [1, 6], [4 + 1, 3 * 3], [2, 3 * 3]]], np.int32)  # 3 experts of 3 slots; 9: none
     slot[0, 0, 1], slot[0, 1, 1], slot[0, 2, 0] = 3, 6, 4
     gate = np.array([[[0.6, 0.4], [0.5, 0.5], [0.9, 0.0], [0.7, 0.0]]], np.float32)

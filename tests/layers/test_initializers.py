@@ -1,4 +1,4 @@
-"""Where the values of weights come from."""
+"""Initial values of weights."""
 
 import contextvars
 

@@ -1,4 +1,4 @@
-"""The Switch feed-forward layer as a whole."""
+"""The Switch feed-forward layer, end to end."""
 
 import numpy as np
 import pytest
@@ -65,11 +65,11 @@ def test_tokens_beyond_capacity_come_out_as_zero():
     assert float(routing.metrics.fraction_dropped) == pytest.approx(60 / 64)
 
 
-def test_training_and_evaluation_have_capacities_of_their_own():
+def test_training_and_evaluation_have_separate_capacities():
     layer = switch_layer(group_size=64, capacity_factor=1.0, eval_capacity_factor=2.0)
     assert layer(tokens(), context=ForwardContext(training=True))[1].capacity == 16
     assert layer(tokens())[1].capacity == 32
-    dropless = layer(tokens(), context=DROPLESS)[1]  # Each sequence is a group, and may go to one expert whole.
+    dropless = layer(tokens(), context=DROPLESS)[1]  # Each sequence is a group, all of which may go to one expert.
     assert (dropless.slot.shape, dropless.capacity) == ([4, 16, 1], 16)
 
 

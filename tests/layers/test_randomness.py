@@ -63,7 +63,7 @@ def test_normal_has_unit_variance_and_normal_tails():
     assert np.mean(np.abs(numbers) > 2) == pytest.approx(0.0455, rel=0.05)
 
 
-def test_a_block_of_a_weight_is_a_part_of_the_whole():
+def test_a_shard_of_a_weight_has_the_values_of_the_whole_weight():
     whole = randomness.truncated_normal((6, 8), 1.0, 3).numpy()
     np.testing.assert_array_equal(randomness.truncated_normal((2, 4), 1.0, 3, start=(4, 2)), whole[4:, 2:6])
 

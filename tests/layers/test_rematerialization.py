@@ -96,7 +96,7 @@ def test_a_layer_by_itself_outside_of_a_graph(make, shape):
 
 
 def operations(config: ModelConfig, kind: str, training: bool) -> collections.Counter:
-    """Counts the operations, by what they do, of the model and, in training, of its gradient."""
+    """Counts the operations, by type, of the model and, in training, of its gradient."""
     model = EncoderDecoder(dataclasses.replace(config, rematerialization=kind))
     model.build()
     features = {name: tf.constant(value) for name, value in random_features().items()}

@@ -37,7 +37,7 @@ def random_mask(padded: bool, groups: int = 3, size: int = 24) -> np.ndarray:
 
 
 def combine_tensor(routing: Routing, experts: int, dispatcher: str = "einsum") -> np.ndarray:
-    """[G, S, E, C]: what a dispatcher puts where, read off by combining the slots' own names."""
+    """[G, S, E, C]: the combine tensor of a dispatcher, read from the result of combining one-hot slots."""
     groups, size, _ = routing.gate.shape
     capacity = routing.capacity
     names = np.eye(experts * capacity, dtype=np.float32).reshape(experts, 1, capacity, experts * capacity)
@@ -73,7 +73,7 @@ for policy in ("all", "none", "threshold"):
 
 
 def cases_and_experts() -> list[tuple[str, int]]:
-    """Every case with 1 to 128 experts, but for those with more choices than experts, which are refused."""
+    """Every case with 1 to 128 experts, except those with more choices than experts, which are errors."""
     return [
         (case, experts)
         for case, (_, settings, _) in CASES.items()
@@ -138,12 +138,12 @@ def test_figure_11_leaves_no_token_behind():
     assert float(router("switch", 3).assign(scores, mask, 2).metrics.fraction_dropped) == pytest.approx(2 / 6)
     routing = router("no_token_left_behind", 3).assign(scores, mask, 2)
     assert float(routing.metrics.fraction_dropped) == pytest.approx(0, abs=1e-6)
-    # By position: tokens 2 and 3 have expert 1; 4 finds room at its second choice, 6 at its own.
+    # By position: tokens 2 and 3 get expert 1; 4 gets a slot of its second choice, 6 of its first.
     np.testing.assert_array_equal(routing.expert[0, :, 0], [1, 0, 0, 1, 2, 2])
 
 
 def took_first_choice(routing: Routing) -> np.ndarray:
-    """Which tokens have a slot of their first choice: bool [G, S]."""
+    """Which tokens got a slot of their first choice: bool [G, S]."""
     best = tf.argmax(routing.logits, axis=-1, output_type=tf.int32)
     return ((routing.gate[..., 0] > 0) & (routing.expert[..., 0] == best)).numpy()
 
@@ -155,7 +155,7 @@ def test_a_decoders_routers_ignore_later_tokens():
         for settings in ({}, {"priority": "gate"}) if ROUTERS[name].tokens_choose_experts else ({},):
             made = router(name, 4, **settings)
             first, second = (made(x, tf.ones([1, 16]), capacity=2) for x in (tokens, changed))
-            # A further choice comes after all first ones, those of later tokens included: see the next test.
+            # Further choices come after all first choices, including those of later tokens: see the next test.
             same = np.array_equal(first.gate[:, :8], second.gate[:, :8])
             if name in ("top_n", "no_token_left_behind"):
                 same = np.array_equal(took_first_choice(first)[:, :8], took_first_choice(second)[:, :8])
@@ -164,7 +164,7 @@ def test_a_decoders_routers_ignore_later_tokens():
 
 @pytest.mark.parametrize(("name", "settings"), [("top_n", {"eval_later_choice_policy": "all"}), ("switch", {})])
 def test_a_later_tokens_first_choice_goes_before_an_earlier_tokens_second(name, settings):
-    """The trace of the future that GShard's and Mesh TensorFlow's decoders have as well; top-1 leaves none."""
+    """The leak of future tokens that decoders of GShard and Mesh TensorFlow have too, and top-1 has not."""
     logits = np.log([[[0.6, 0.4], [0.7, 0.3], [0.9, 0.1]], [[0.6, 0.4], [0.7, 0.3], [0.1, 0.9]]]).astype(np.float32)
     probabilities = tf.nn.softmax(logits)
     routing = router(name, 2, **settings).assign(Scores(logits, probabilities, probabilities), tf.ones([2, 3]), 1)
@@ -195,7 +195,7 @@ def test_argmax_makes_no_noise():
 
 
 def inputs_seen_by_the_router(size: int, **settings) -> np.ndarray:
-    """The router's noisy input where the tokens are all ones: with an identity for a kernel, its logits."""
+    """The router's noisy input for tokens of ones: its logits with an identity kernel."""
     made = router("switch", 64, d_model=64, **settings)
     made.kernel.assign(np.eye(64, dtype=np.float32))
     return made.scores(tf.ones([4, size, 64]), ForwardContext(training=True, seed=3)).logits.numpy()
@@ -204,7 +204,7 @@ def inputs_seen_by_the_router(size: int, **settings) -> np.ndarray:
 def test_jitter_is_uniform_in_one_plus_minus_epsilon():
     factors = inputs_seen_by_the_router(1024, jitter=0.25).ravel()
     assert factors.min() >= 0.75 and factors.max() <= 1.25
-    # Kolmogorov-Smirnov at 262,144 draws: 1.95 / sqrt(n) is exceeded once in a thousand.
+    # Kolmogorov-Smirnov with 262,144 draws: 1.95 / sqrt(n) has a p-value of 0.001.
     ordered = np.sort((factors - 0.75) / 0.5)
     distance = np.abs(ordered - np.arange(1, len(ordered) + 1) / len(ordered)).max()
     assert distance < 1.95 / len(ordered) ** 0.5

@@ -1,4 +1,4 @@
-"""The router against the paper's formulas, written again in numpy."""
+"""The router against the paper's formulas in numpy."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.support.routed import assign, random_probabilities
 
 
 def route_by_hand(probabilities: np.ndarray, mask: np.ndarray, capacity: int):
-    """Token by token, as Sec. 2.2 tells it: (slot or -1, gate) of every token."""
+    """Token by token, as in Sec. 2.2: (slot or -1, gate) of every token."""
     groups, size, experts = probabilities.shape
     slot, gate = np.full([groups, size], -1), np.zeros([groups, size])
     for group in range(groups):

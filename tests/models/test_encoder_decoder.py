@@ -1,4 +1,4 @@
-"""The encoder-decoder as a whole."""
+"""The encoder-decoder, end to end."""
 
 import dataclasses
 import re

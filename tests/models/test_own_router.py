@@ -1,4 +1,4 @@
-"""A router in a module outside of the package, chosen and set by a gin file."""
+"""A router in a module outside of the package, selected and configured by a gin file."""
 
 import dataclasses
 

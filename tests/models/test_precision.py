@@ -1,4 +1,4 @@
-"""The three settings that Table 2 compares: what is computed, and what is sent between devices, in which dtype."""
+"""The three settings of Table 2: the dtypes of computations and of communication between devices."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def model_in(precision: str) -> EncoderDecoder:
 
 
 def run(model: EncoderDecoder) -> tuple[set, dict, tf.Tensor]:
-    """Returns the dtypes of all that a mesh would place, the routings and the logits."""
+    """Returns the dtypes of all activations that a mesh shards, the routings and the logits."""
     placed = set()
 
     class Recording(axes.Placement):
@@ -36,7 +36,7 @@ def run(model: EncoderDecoder) -> tuple[set, dict, tf.Tensor]:
 
 
 def is_rounded(tensor: tf.Tensor) -> bool:
-    """Whether every number is one that bfloat16 can hold."""
+    """Whether every number is representable in bfloat16."""
     return bool(tf.reduce_all(tf.cast(tf.cast(tensor, tf.bfloat16), tf.float32) == tensor))
 
 
@@ -61,7 +61,7 @@ def test_what_is_computed_in_which_dtype(precision, activations, router):
 
 
 def test_selective_precision_chooses_as_float32_does_and_bfloat16_does_not():
-    """The same rounded tokens and the same router: rounding its logits flips choices; selective precision does not."""
+    """With equal rounded tokens and router weights, bfloat16 logits flip choices; selective precision does not."""
     tokens = tf.cast(tf.random.stateless_normal([4, 512, 128], (0, 1)), tf.bfloat16)
     chosen = {}
     for precision in ("float32", "bfloat16", "selective"):
@@ -73,7 +73,7 @@ def test_selective_precision_chooses_as_float32_does_and_bfloat16_does_not():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "selective"])
 def test_decoding_reads_weights_as_they_are(precision):
-    """No layer calls the ones that decoding calls, where Keras would cast their weights."""
+    """Decoding calls layers directly, not from another layer, which is where Keras would cast their weights."""
     model, features = model_in(precision), random_features(vocab_size=128)
     decoded = tf.function(lambda tokens: greedy(model, tokens, 4), autograph=False)(features["encoder_input_tokens"])
     assert decoded.shape == [4, 4]

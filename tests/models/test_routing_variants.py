@@ -119,7 +119,7 @@ def test_a_balance_bias_moves_against_the_load_alone(tiny_config):
 
 
 def test_a_balance_bias_alone_balances_a_collapsed_router():
-    """Without a balance loss, 200 moves of the bias spread tokens that all prefer one expert."""
+    """Without a balance loss, 200 updates of the bias balance tokens that all prefer one expert."""
     probabilities = np.random.default_rng(0).dirichlet([8.0, 1, 1, 1], 512).astype(np.float32)
     bias = tf.zeros([4])
     loads = []
@@ -150,7 +150,7 @@ def test_sparse_layers_by_position(tiny_config, layout, every, layers, sparse):
     assert [index for index in range(layers) if config.is_sparse(index)] == sparse
 
 
-def test_the_decoder_has_a_spacing_of_its_own(tiny_config):
+def test_the_decoder_has_its_own_spacing(tiny_config):
     config = dataclasses.replace(tiny_config, num_decoder_layers=4, sparse_every=2, decoder_sparse_every=0)
     assert config.sparse_layer_names == ["encoder/layer_1"]
     assert dataclasses.replace(config, decoder_sparse_every=4).sparse_layer_names[1:] == ["decoder/layer_3"]
@@ -228,5 +228,5 @@ def test_a_config_with_settings_of_a_router_is_hashable_and_comes_back_from_json
     assert config != dataclasses.replace(config, router_settings={"num_choices": 4})
 
 
-def test_an_encoder_without_experts_lets_the_decoder_have_its_router(tiny_config):
+def test_a_dense_decoder_allows_any_router(tiny_config):
     dataclasses.replace(tiny_config, router="expert_choice", decoder_sparse_every=0)

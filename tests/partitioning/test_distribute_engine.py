@@ -1,4 +1,4 @@
-"""The `tpu` engine on replicas: one device's losses, weights and predictions; and what it refuses."""
+"""The `tpu` engine on replicas: losses, weights and predictions of one device; settings that are errors."""
 
 import os
 import pathlib
@@ -69,7 +69,7 @@ def test_replicas_make_activations_again(tmp_path, rematerialization):
 
 
 def test_processes_give_what_one_device_gives(tmp_path):
-    """Two workers, each with its own rows, and both with the same results."""
+    """Two workers with different rows of the batch get equal results."""
     first, second = run_replicas([str(tmp_path / f"found_{index}.npz") for index in range(2)], "data:2", "1")
     assert_replicas_equal_one_device(first)
     assert_replicas_equal_one_device(second)
@@ -121,7 +121,7 @@ def test_each_replica_assigns_for_itself(engine):
 
 @pytest.mark.parametrize("layout_rules", ["batch:data", "batch:data,experts:data"])
 def test_a_tpu_is_one_partitioned_replica_where_experts_are_split(monkeypatch, layout_rules):
-    """The strategy's arguments for eight cores: no TPU is needed to choose them."""
+    """The strategy's arguments for eight cores, without a TPU."""
     cores = [[x, y, 0, core] for x in (0, 1) for y in (0, 1) for core in (0, 1)]
     topology = tf.tpu.experimental.Topology(mesh_shape=[2, 2, 1, 2], device_coordinates=np.array([cores]))
     made = {}

@@ -1,4 +1,4 @@
-"""The dtensor engine against one device: the same losses, weights, results; its collectives; its memory."""
+"""The dtensor engine against one device: equal losses, weights and results; its collectives and memory."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def start(output: pathlib.Path, settings: dict, **environment: str) -> subproces
 
 
 def run(output: pathlib.Path, settings: dict, **environment: str) -> dict[str, np.ndarray]:
-    """Runs `mesh_program` to its end and reads what it wrote."""
+    """Waits for `mesh_program` and reads its results."""
     process = start(output, settings, **environment)
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out[-3000:]
@@ -44,7 +44,7 @@ def run(output: pathlib.Path, settings: dict, **environment: str) -> dict[str, n
 
 
 def dumping(folder: pathlib.Path) -> dict[str, str]:
-    """The environment in which DTensor writes the program after each of its passes."""
+    """The environment in which DTensor dumps the program after each of its passes."""
     return {
         "TF_DUMP_GRAPH_PREFIX": str(folder),
         "TF_CPP_VMODULE": "dtensor_mlir_passes=1",
@@ -76,7 +76,7 @@ def variables(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def assert_same(result: dict[str, np.ndarray], expected: dict[str, np.ndarray], rtol: float = 1e-5) -> None:
-    """Losses, gradient norms, weights, slots, and where they are there also evaluation and decoded tokens."""
+    """Losses, gradient norms, weights and slots, and (if computed) evaluation and decoded tokens."""
     for name in ("losses", "gradient_norms", "expert_load"):
         np.testing.assert_allclose(result[name], expected[name], rtol=rtol)
     if "evaluation" in expected:
@@ -154,7 +154,7 @@ def test_a_device_holds_its_share_of_experts_and_slots_and_what_describe_says(re
     for name in weights:
         assert held[name] == whole[name] / layout.num_devices
     for name in set(experts) - set(weights):
-        # Of a factored slot one side alone has the hidden units that `model` splits.
+        # Only one of two factored slots has the hidden units, which are sharded over `model`.
         has_hidden_units = name.endswith("wi/slots/v_column") or name.endswith("wo/slots/v_column")
         assert held[name] == whole[name] / layout.mesh["data"] / (
             layout.mesh.get("model", 1) if has_hidden_units else 1
@@ -163,7 +163,7 @@ def test_a_device_holds_its_share_of_experts_and_slots_and_what_describe_says(re
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_nothing_is_gathered_in_a_training_step(results, mesh):
-    """On CPUs gathers run as sums, so they are counted where DTensor splits the program; the step is the largest."""
+    """On CPUs all-gathers run as all-reduces, so DTensor's dump is read; the step is its largest function."""
     dumps = list(results(dtensor(mesh))["dumps"].glob("*after_DTensorSPMDExpansion*.mlir"))
     step = max(dumps, key=lambda path: path.stat().st_size).read_text()
     assert step.count('"tf.DTensorAllToAll"') == 8
@@ -172,7 +172,7 @@ def test_nothing_is_gathered_in_a_training_step(results, mesh):
 
 @pytest.mark.slow
 def test_all_to_alls_move_what_gathers_would(results):
-    """DTensor's all-to-all is wrong for some layouts: a whole step must not change without it."""
+    """DTensor's all-to-all is wrong for some layouts: a step has equal results without it."""
     settings = dtensor("data:4,model:2")
     without = results(settings, DTENSOR_USE_ALL_TO_ALL_RELAYOUT="0")
     assert "CollectiveAllToAllV2" not in json.loads(str(without["collectives"]))
@@ -191,7 +191,7 @@ def test_two_processes_train_as_one(results, tmp_path):
         out, _ = member.communicate(timeout=600)
         assert member.returncode == 0, out[-3000:]
     first, second = (dict(np.load(tmp_path / f"{index}.npz")) for index in range(2))
-    # Each process has the pieces that it would write; together they are everything, and nothing twice.
+    # Each process has the shards that it would write; together they hold every element once.
     for name, value in variables(first).items():
         mine, other = np.isnan(value), np.isnan(second[name])
         assert (mine != other).all(), name

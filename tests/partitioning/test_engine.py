@@ -1,4 +1,4 @@
-"""The engines' interface: what a model tells an engine about its weights and activations."""
+"""The interface between models and engines: axis names of weights and activations."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.support.features import random_features
 
 
 class RecordingEngine(SingleEngine):
-    """Keeps what it is asked to place."""
+    """Records the activations that layers constrain."""
 
     def __init__(self):
         super().__init__(Layout({}, {}))

@@ -1,4 +1,4 @@
-"""Layout rules: their notation, and which part of a tensor each device holds."""
+"""Layout rules: their notation, and the shard of a tensor that each device holds."""
 
 import math
 
@@ -104,7 +104,7 @@ def test_the_last_mesh_dimension_is_the_fastest():
     ],
 )
 def test_blocks_of_all_devices_tile_a_tensor(mesh, shape, axes):
-    """Each element is on as many devices as the mesh has without the dimensions that split the tensor."""
+    """Each element is replicated over the mesh dimensions that do not shard the tensor."""
     wanted = "batch:data,experts:data,heads:model,mlp:model,expert_mlp:model"
     there = Layout.parse(mesh, "").mesh
     layout = Layout.parse(mesh, ",".join(rule for rule in wanted.split(",") if rule.split(":")[1] in there))

@@ -1,4 +1,4 @@
-"""Processes find each other, agree, and end together."""
+"""Processes connect, agree, and end together."""
 
 import contextlib
 import json
@@ -56,7 +56,7 @@ def test_when_one_is_killed_the_others_end_with_a_sentence(victim):
 
 
 def test_an_error_of_all_keeps_its_own_sentence_and_status():
-    """Whoever is first to end takes none of the others with it, if they are about to end by themselves."""
+    """A process that ends first does not end the others while they end by themselves."""
     for member in start("fail"):
         _, err = member.communicate(timeout=60)
         assert (member.returncode, err) == (1, "mine\n")

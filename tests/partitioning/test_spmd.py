@@ -1,4 +1,4 @@
-"""The annotated training step, lowered by TensorFlow and split by XLA: TensorFlow's own losses, weights and slots."""
+"""The annotated training step, partitioned by XLA, gives TensorFlow's losses, weights and slots."""
 
 import collections
 import json
@@ -37,11 +37,11 @@ def test_a_split_step_is_the_whole_step(tmp_path, mesh_shape, layout_rules, num_
 
     table = json.loads(str(found["collectives"]))
     kinds = collections.Counter(collective["kind"] for collective in table)
-    # To the experts and back, and the same for the gradient.
+    # To the experts and back, in the forward and in the backward pass.
     assert kinds["all-to-all"] == 4 * NUM_SPARSE_LAYERS
     assert kinds["all-reduce"] > 0
     if "model" not in mesh_shape:  # Counts of tokens, then all gradients, losses and metrics together.
         assert kinds == {"all-to-all": 4 * NUM_SPARSE_LAYERS, "all-reduce": 2}
-    # Whole or in part, no device asks for another's experts (d_model is 16, d_ff 32).
+    # No all-gather of expert weights, whole or sharded (d_model is 16, d_ff 32).
     gathered = [shape for collective in table if collective["kind"] == "all-gather" for shape in collective["shapes"]]
     assert not [shape for shape in gathered if re.search(r"\[(\d+,)?(16,(16|32)|(16|32),16)\]", shape)]

@@ -1,4 +1,4 @@
-"""A mesh that does not fit is refused in one sentence with one that does; what is allowed but wasteful is noted."""
+"""A mesh that does not fit is an error that suggests one that does; wasteful layouts are noted."""
 
 import argparse
 import dataclasses
@@ -54,12 +54,12 @@ LAYOUTS = {
 
 @pytest.fixture
 def config(tiny_config) -> ModelConfig:
-    """12 experts, 6 heads, d_ff 32, 96 words: each divides by other numbers."""
+    """12 experts, 6 heads, d_ff 32, a vocabulary of 96: sizes with different divisors."""
     return dataclasses.replace(tiny_config, num_experts=12, num_heads=6)
 
 
 def layout_of(mesh: str, rules: str = RULES) -> Layout:
-    """Leaves out rules for mesh dimensions that are not there."""
+    """Leaves out rules for mesh dimensions that the mesh does not have."""
     there = Layout.parse(mesh, "").mesh
     return Layout.parse(mesh, ",".join(rule for rule in rules.split(",") if rule.split(":")[1] in there))
 
@@ -75,7 +75,7 @@ def refusal(layout: Layout, config: ModelConfig, batch_size: int | None = 24, **
 @pytest.mark.parametrize(
     ("mesh", "changes", "sentence", "fits"),
     [
-        # As many devices where there is such a mesh, and then the nearest.
+        # As many devices if possible, and then the most similar mesh.
         ("data:8,model:1", {}, "experts over 8 devices, but NUM_EXPERTS = 12 is no multiple of 8", "data:4,model:2"),
         ("data:2,model:4", {}, "heads over 4 devices, but ModelConfig.num_heads = 6 is no", "data:4,model:2"),
         ("data:4,model:3", {}, "expert_mlp over 3 devices, but ModelConfig.d_ff = 32 is no", "data:6,model:2"),
@@ -87,7 +87,7 @@ def refusal(layout: Layout, config: ModelConfig, batch_size: int | None = 24, **
             "data:2,model:1",
         ),
         ("data:5", {"num_experts": 0}, "batch over 5 devices, but BATCH_SIZE = 24 is no multiple of 5", "data:4"),
-        ("model:4,data:6", {}, "heads into 4 parts", "model:2,data:12"),
+        ("model:4,data:6", {}, "heads over 4 devices", "model:2,data:12"),
         ("data:8,more:3", {}, "NUM_EXPERTS = 12", "data:6,more:3"),  # No rule uses it: it stays.
     ],
 )
@@ -265,7 +265,7 @@ def test_layout_files_fit_the_models_that_they_are_for(layout, model, capsys):
     check_placement(mesh, experiment.model, experiment.batch_size, experiment.task_feature_lengths)
     assert mesh.num_devices == (experiment.num_logical_devices or mesh.num_devices)
     assert mesh.num_shards(axes.BATCH) == mesh.mesh.get("data", 1)
-    # Replicas have all experts each.
+    # Each replica has all experts.
     assert mesh.num_shards(axes.EXPERTS) == (1 if layout == "mirrored_8" else mesh.mesh.get("data", 1))
     # Without a run's file too: what a model needs on these devices is a question before there is a run.
     gin_config.load([files[0], files[2]], [])

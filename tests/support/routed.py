@@ -14,7 +14,7 @@ def random_probabilities(groups=3, size=24, experts=4, seed=0) -> np.ndarray:
 
 
 def assign(router: SwitchRouter, probabilities, mask, capacity: int) -> Routing:
-    """Routes as if the router had come to these probabilities."""
+    """Routes with the given probabilities."""
     probabilities = tf.convert_to_tensor(probabilities)
     scores = Scores(tf.math.log(probabilities), probabilities, probabilities)
     return router.assign(scores, tf.constant(mask), capacity)

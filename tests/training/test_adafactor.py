@@ -1,4 +1,4 @@
-"""Adafactor against its formulas, written again in float64 numpy."""
+"""Adafactor against its formulas in float64 numpy."""
 
 import keras
 import numpy as np
@@ -71,7 +71,7 @@ def test_matrices_and_vectors(shape, axes, is_factored):
     assert set(slots) == ({"v_row", "v_column"} if is_factored else {"v"})
 
 
-def test_each_expert_is_a_matrix_of_its_own():
+def test_each_expert_is_a_separate_matrix():
     weight = np.stack([normal((160, 144), e, 10.0**-e) for e in range(3)])
     gradients = [np.stack([normal((160, 144), 10 * i + e, 10.0**e) for e in range(3)]) for i in range(4)]
     ours, slots = run(weight, ("experts", "embed", "expert_mlp"), gradients, 0.02)
@@ -97,7 +97,7 @@ def test_updates_are_clipped_and_relative_to_the_weight():
     weight, gradient = np.full([8], 2.0), np.full([8], 100.0)
     ours, _ = run(weight, ("embed",), [gradient], 0.01)
     np.testing.assert_allclose(ours, 2.0 - 0.01 * 2.0, rtol=1e-6)
-    # A weight of zeros still moves, by epsilon2.
+    # A weight of zeros is still updated, because of epsilon2.
     ours, _ = run(np.zeros([8]), ("embed",), [gradient], 0.01)
     np.testing.assert_allclose(ours, -0.01 * 1e-3, rtol=1e-5)
 
@@ -109,7 +109,7 @@ def test_factored_slots_are_small():
 
 
 def test_it_is_a_keras_optimizer():
-    """`apply` on variables moves them as the pure function says, step after step."""
+    """`apply` updates variables as the pure function does, over several steps."""
     variable = keras.Variable(normal((160, 144), 0, 0.1).astype(np.float32), name="kernel")
     variable.axes = ("embed", "mlp")
     gradients = [normal((160, 144), 1 + i).astype(np.float32) for i in range(3)]

@@ -1,4 +1,4 @@
-"""T5's learning rates at the steps that people know."""
+"""T5's learning rates at well-known steps."""
 
 import numpy as np
 import pytest
