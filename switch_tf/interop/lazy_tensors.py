@@ -15,7 +15,7 @@ from switch_tf.errors import SettingError
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
 
-_COLUMNS_AT_ONCE = 128
+_COLUMNS_AT_ONCE = 64
 _BYTES_AHEAD = 1 << 27
 _THREADS = 2
 
