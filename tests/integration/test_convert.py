@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import tensorflow as tf
 
 import tests.support.tiny_task
 from switch_tf.checkpoints.folder import checkpoints_of
+from switch_tf.cli import flags
 from switch_tf.cli import main as command_line
 from switch_tf.interop.formats import open_source
 from switch_tf.interop.huggingface_directory import read_tensors
@@ -215,7 +218,7 @@ def test_an_upcycled_model_goes_on_from_the_step(dense, sparse, tmp_path, capsys
 
 def test_what_cannot_be_upcycled(dense, tmp_path, capsys):
     target = str(tmp_path / "target")
-    for flags, message in (
+    for arguments, message in (
         (["--upcycle"], "--upcycle makes a sparse model: set the number of experts"),
         (
             ["--upcycle", "--gin.NUM_EXPERTS=2", "--gin.ModelConfig.d_ff=32"],
@@ -232,8 +235,18 @@ def test_what_cannot_be_upcycled(dense, tmp_path, capsys):
         (["--to=huggingface", "--slots"], "--slots keeps what only"),
         (["--from=t5x"], "holds no checkpoint of T5X"),
     ):
-        assert message.replace("\\", "") in fails(capsys, "convert", *flags, str(dense), target)
+        assert message.replace("\\", "") in fails(capsys, "convert", *arguments, str(dense), target)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_of_the_documentation_can_be_given():
+    text = (ROOT / "docs" / "weights.md").read_text()
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
+    commands = [line.partition("#")[0] for line in lines if line.startswith("switch-tf ")]
+    assert len(commands) > 9
+    for command in commands:
+        _, others = flags.split_bindings(shlex.split(command)[1:])
+        command_line.make_parser().parse_args(others)
 
 
 def test_a_folder_that_is_there_is_left_alone(directory, tmp_path, capsys):
@@ -251,8 +264,10 @@ def test_nothing_half_written_is_left(directory, tmp_path, capsys):
     content = bytearray((directory / "pytorch_model.bin").read_bytes())
     content[len(content) // 2] ^= 1
     (source / "pytorch_model.bin").write_bytes(content)
-    for flags in ([], ["--to=huggingface", "--shard_gb=0.00001"], ["--to=t5x"]):
-        assert "is damaged: the checksum of archive/data/" in fails(capsys, "convert", *flags, str(source), str(target))
+    for arguments in ([], ["--to=huggingface", "--shard_gb=0.00001"], ["--to=t5x"]):
+        assert "is damaged: the checksum of archive/data/" in fails(
+            capsys, "convert", *arguments, str(source), str(target)
+        )
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
     (tmp_path / "file").write_text("")
     assert "cannot be written" in fails(capsys, "convert", str(directory), str(tmp_path / "file" / "target"))
