@@ -25,7 +25,7 @@ def test_round_trip():
 
 def test_the_keys_of_the_file_are_those_of_format_2():
     assert set(json.loads(MANIFEST.to_json())) == {
-        "format", "step", "settings", "data", "model", "shapes", "vocabulary", "score", "versions"
+        "format", "step", "settings", "data", "model", "shapes", "vocabulary", "score", "slots_since", "versions"
     }  # fmt: skip
     assert "data" not in json.loads(Manifest(1).to_json())
 
