@@ -42,11 +42,20 @@ def check_types(record: object, setting: Callable[[str], str] | None = None) -> 
     """
     hints = typing.get_type_hints(type(record))
     for field in dataclasses.fields(record):  # type: ignore[arg-type]  # Any dataclass.
-        value, kinds = getattr(record, field.name), _kinds(hints[field.name])
-        if kinds and not any(_is_of(value, kind) for kind in kinds):
-            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-            name = setting(field.name) if setting is not None else f"{type(record).__name__}.{field.name}"
-            raise SettingError(f"{name} = {value!r} must be of the type {names}.")
+        name = setting(field.name) if setting is not None else f"{type(record).__name__}.{field.name}"
+        check_type(name, getattr(record, field.name), hints[field.name])
+
+
+def check_type(name: str, value: object, hint: typing.Any) -> None:
+    """Checks one value as `check_types` does; `hint` is a type annotation, and any but classes and unions pass.
+
+    Raises:
+      SettingError: if the value is of another type.
+    """
+    kinds = _kinds(hint)
+    if kinds and not any(_is_of(value, kind) for kind in kinds):
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise SettingError(f"{name} = {value!r} must be of the type {names}.")
 
 
 def _kinds(hint: typing.Any) -> tuple[type, ...]:

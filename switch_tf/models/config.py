@@ -2,15 +2,12 @@
 
 import dataclasses
 import inspect
-import numbers
-import types
-import typing
 from collections.abc import Collection
 from typing import Any
 
 import gin
 
-from switch_tf.errors import SettingError
+from switch_tf.errors import SettingError, check_type, check_types
 from switch_tf.layers import expert_choice, token_choice  # noqa: F401 (they register their routers)
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import ACTIVATIONS
@@ -129,7 +126,7 @@ class ModelConfig:
     rematerialization: str = "none"
 
     def __post_init__(self) -> None:
-        self._check_types()
+        check_types(self)
         for name in ("router_settings", "decoder_router_settings"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, RouterSettings(getattr(self, name)))
@@ -170,10 +167,6 @@ class ModelConfig:
             self._require(name, getattr(self, name) in known, f"must be one of {options}")
         self._check_routing()
 
-    def _check_types(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_type(f"ModelConfig.{field.name}", getattr(self, field.name), field.type)
-
     def _check_routing(self) -> None:
         self._require("balance_bias_rate", self.balance_bias_rate >= 0, "must be 0 (no bias) or more")
         self._require("router_temperature", self.router_temperature > 0, "must be positive")
@@ -203,7 +196,7 @@ class ModelConfig:
                     f"ModelConfig.{field} has '{setting}', which is no setting of router = '{name}': it has {there}."
                 )
             if own[setting] is not inspect.Parameter.empty:
-                _check_type(f"{setting} in ModelConfig.{field}", value, own[setting])
+                check_type(f"{setting} in ModelConfig.{field}", value, own[setting])
 
     def _check_router(self, is_decoder: bool) -> None:
         """Checks the router of a stack that has experts; its constructor checks the values of its settings."""
@@ -298,15 +291,3 @@ class ModelConfig:
     def num_sparse_layers(self) -> int:
         """The number of sparse layers in both stacks."""
         return len(self.sparse_layer_names)
-
-
-def _check_type(name: str, value: object, kind: Any) -> None:
-    """Checks a value that comes from gin; a whole number is accepted as a float, and 2.0 as an int."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if not all(isinstance(kind, type) for kind in kinds):
-        return  # A router of another module may annotate its settings in ways that cannot be checked here.
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    fits = is_real and (float in kinds or (int in kinds and value == round(typing.cast(float, value))))
-    if not fits and not isinstance(value, tuple(kind for kind in kinds if kind not in (int, float))):
-        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise SettingError(f"{name} = {value!r} must be of the type {names}.")
