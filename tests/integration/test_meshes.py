@@ -177,7 +177,7 @@ def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, mod
     assert time.monotonic() - killed_at < 60
     assert processes[1 - victim].returncode == EXIT_LOST
     lines = [line for line in err.splitlines() if line.startswith("switch-tf: error")]
-    assert len(lines) == 1 and f"process {victim} of 2" in lines[0] and "Start all processes again" in lines[0]
+    assert len(lines) == 1 and f"process {victim} of 2" in lines[0] and "Restart all processes" in lines[0]
     assert "from step 4" in train_two(model_dir)
     assert_same_curve(model_dir, single)
 

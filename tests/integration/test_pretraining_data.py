@@ -78,7 +78,7 @@ def test_a_broken_line_is_one_line(capsys, text, tmp_path):
     # In the training data, and while a vocabulary is trained on them.
     for vocabulary in ({"TrainedVocabulary.task": '"tiny_span_corruption"'}, {}):
         message = fails(capsys, "train", *bindings(text, **broken, **vocabulary))
-        assert message.startswith(f"switch-tf: error: {tmp_path / 'train.jsonl'}, line 2 is not JSON")
+        assert message.startswith(f"{tmp_path / 'train.jsonl'}, line 2 is not JSON")
     message = fails(capsys, "vocabulary", str(tmp_path / "train.jsonl"), f"--output={tmp_path / 'vocabulary'}")
     assert "train.jsonl, line 2 is not JSON" in message
     (tmp_path / "train.json.gz").write_text("not gzipped at all")

@@ -79,8 +79,8 @@ def test_processes_give_what_one_device_gives(tmp_path):
     ("mesh_shape", "layout_rules", "message"),
     [
         ("data:8", "batch:data,experts:data", "can shard only the batch, and LAYOUT_RULES shard experts.*'dtensor'"),
-        ("data:4,model:2", "batch:data,heads:model,mlp:model", "split heads, mlp"),
-        ("data:4,model:2", "batch:data", "each of the 8 devices.*split it over 4"),
+        ("data:4,model:2", "batch:data,heads:model,mlp:model", "LAYOUT_RULES shard heads, mlp"),
+        ("data:4,model:2", "batch:data", "all 8 devices.*shard it over 4"),
         ("data:999", "batch:data", "MESH_SHAPE has 999 device.*NUM_LOGICAL_DEVICES"),
     ],
 )

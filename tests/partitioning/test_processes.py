@@ -51,7 +51,7 @@ def test_when_one_is_killed_the_others_end_with_a_sentence(victim):
         _, err = member.communicate(timeout=60)
         if index != victim:
             assert member.returncode == EXIT_LOST
-            assert err.startswith("\nswitch-tf: error: process ") and err.count("\n") == 2 and "Start all" in err
+            assert err.startswith("\nswitch-tf: error: process ") and err.count("\n") == 2 and "Restart all" in err
     assert time.monotonic() - killed_at < 60
 
 
@@ -135,7 +135,7 @@ def test_tf_config_is_read_too(monkeypatch):
     [
         ("a:1,b:1", "2", r"SWITCH_TF_PROCESS = 2 and SWITCH_TF_PROCESSES names 2 processes: it must be from 0 to 1"),
         ("a:1,b", "0", r"'b' is not of the form host:port"),
-        ("a:1,a:3", "0", r"port plus 2, which is another's"),
+        ("a:1,a:3", "0", r"port plus 2, which another process uses"),
         ("a:1,b:1", "first", r"SWITCH_TF_PROCESS = 'first' must be a number"),
     ],
 )

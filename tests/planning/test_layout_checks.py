@@ -94,7 +94,7 @@ def refusal(layout: Layout, config: ModelConfig, batch_size: int | None = 24, **
 def test_what_does_not_divide_is_refused_with_a_mesh_that_fits(config, mesh, changes, sentence, fits):
     config = dataclasses.replace(config, **changes)
     message = refusal(layout_of(mesh), config)
-    assert message.startswith(f"MESH_SHAPE = '{mesh}' splits ") and sentence in message
+    assert message.startswith(f"MESH_SHAPE = '{mesh}' shards ") and sentence in message
     assert message.endswith(f"or set MESH_SHAPE = '{fits}'.")
     check_placement(layout_of(fits), config, 24, LENGTHS)
 
