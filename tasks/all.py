@@ -3,6 +3,7 @@
 import tasks.c4
 import tasks.files
 import tasks.glue
+import tasks.installed_docs
 import tasks.multilingual
 import tasks.python_docs
 import tasks.question_answering

@@ -70,6 +70,8 @@ SIZES: dict[str, dict[str, int]] = {
 OTHERS = {
     "c4_files_span_corruption": "the hub's json.gz files of C4, in `C4_FOLDER`",
     "files_span_corruption": "text files of your own, `TRAIN_FILES` and `VALIDATION_FILES`",
+    "installed_docs_long_spans": "the docstrings of installed packages; half of the tokens in spans of 12",
+    "installed_docs_span_corruption": "the docstrings of installed packages",
     "python_docs_span_corruption": "the documentation that comes with Python",
 }
 # T5's example (Raffel et al. 2020, Fig. 2), and the same in one of mC4's languages.
