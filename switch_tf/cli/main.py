@@ -56,6 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _prepare_libraries() -> None:
     # TensorFlow tells every CPU user that it found no GPU, at the level of errors.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # oneDNN's matmuls take half of the time of Eigen's or less, on processors too for which TensorFlow leaves them out.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # Without a cache, TensorFlow fetches 64 MB from a bucket for every tensor of a checkpoint that it reads.
     os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "32")
     os.environ.setdefault("GCS_READ_CACHE_MAX_SIZE_MB", "512")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from switch_tf import storage
 from switch_tf.checkpoints.folder import checkpoints_of, write_error
@@ -67,6 +68,13 @@ def read_csv(path: str) -> list[dict[str, str]]:
     # A line that a kill truncated has no end.
     lines = text[: text.rfind("\n") + 1].splitlines()
     return [row for row in csv.DictReader(lines) if None not in row.values()]
+
+
+def _write_scalars(step: int, values: Mapping[str, float]) -> None:
+    """Writes one step's scalars for TensorBoard by one operation; one for each takes a sixth of a small model's time."""
+    parts = [scalar_pb(name, value).SerializeToString() for name, value in values.items()]
+    # Concatenated protocol buffers are merged ones.
+    tf.summary.experimental.write_raw_pb(b"".join(parts), step=step)
 
 
 class RunRecorder:
@@ -137,9 +145,7 @@ class RunRecorder:
             )
         with self._writing_board():
             for row in rows:
-                for name, value in row.items():
-                    if name != "step":
-                        tf.summary.scalar(f"train/{name}", value, step=row["step"])
+                _write_scalars(row["step"], {f"train/{name}": row[name] for name in row if name != "step"})
             for layer, metrics in last.routing.items():
                 tf.summary.histogram(f"train/{layer}/expert_load", metrics.expert_load, step=last_step)
         with self._writing(self._model_dir):
@@ -153,8 +159,7 @@ class RunRecorder:
         """Writes one evaluation's numbers, those that `make_evaluator` returns."""
         self._evaluations.append([{"step": step, **values}])
         with self._writing_board():
-            for name, value in values.items():
-                tf.summary.scalar(f"eval/{name}", value, step=step)
+            _write_scalars(step, {f"eval/{name}": value for name, value in values.items()})
 
     def write_task_scores(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
         """Writes the scores of tasks, one row for each metric of each task."""
@@ -167,8 +172,7 @@ class RunRecorder:
             self._task_scores = self._open_task_scores()
         self._task_scores.append(rows)
         with self._writing_board():
-            for row in rows:
-                tf.summary.scalar(f"tasks/{row['task']}/{row['metric']}", row["value"], step=step)
+            _write_scalars(step, {f"tasks/{row['task']}/{row['metric']}": row["value"] for row in rows})
 
     def copy_records(self) -> None:
         """Copies all rows so far to the model directory, which must come before a checkpoint of their steps.

@@ -1,7 +1,7 @@
 """The objective: cross-entropy of real target tokens, z-loss, and the routers' balance loss."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import gin
@@ -62,6 +62,9 @@ def token_weights(features: Mapping[str, tf.Tensor]) -> tf.Tensor:
 def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Cross-entropy of ops that keep every layout, including that of a sharded vocabulary.
 
+    Its gradient is written out, as the automatic one makes several more passes over [B, L, V] and keeps a one-hot
+    tensor of that size.
+
     Args:
       logits: float32 [B, L, V].
       targets: int32 [B, L].
@@ -69,10 +72,24 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.
     Returns:
       (negative log likelihood of each target in nats, log Z), float32 [B, L].
     """
-    highest = tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
-    log_z = tf.squeeze(highest, -1) + tf.math.log(tf.reduce_sum(tf.exp(logits - highest), axis=-1))
-    of_target = tf.reduce_sum(logits * tf.one_hot(targets, logits.shape[-1], dtype=logits.dtype), axis=-1)
-    return log_z - of_target, log_z
+
+    @tf.custom_gradient
+    def of_logits(logits: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[..., tf.Tensor]]:
+        highest = tf.reduce_max(logits, axis=-1, keepdims=True)
+        exponentials = tf.exp(logits - highest)
+        total = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
+        log_z = tf.squeeze(highest + tf.math.log(total), -1)
+        is_target = tf.equal(tf.range(logits.shape[-1]), tf.expand_dims(targets, -1))
+        of_target = tf.reduce_sum(tf.where(is_target, logits, 0.0), axis=-1)
+
+        def gradient(of_likelihood: tf.Tensor, of_log_z: tf.Tensor) -> tf.Tensor:
+            """d log Z = softmax; d likelihood = softmax - one-hot target."""
+            of_softmax = tf.expand_dims(of_likelihood + of_log_z, -1) / total
+            return exponentials * of_softmax - tf.where(is_target, tf.expand_dims(of_likelihood, -1), 0.0)
+
+        return (log_z - of_target, log_z), gradient
+
+    return of_logits(logits)
 
 
 def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> TokenLosses:

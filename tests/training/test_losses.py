@@ -7,7 +7,7 @@ import tensorflow as tf
 from switch_tf.errors import SettingError
 from switch_tf.layers.routing import Routing
 from switch_tf.models.encoder_decoder import ModelOutput
-from switch_tf.training.losses import Objective, objective, token_losses, token_weights
+from switch_tf.training.losses import Objective, cross_entropy, objective, token_losses, token_weights
 
 
 def test_sums_over_real_tokens():
@@ -30,6 +30,22 @@ def test_huge_logits_do_not_overflow():
     logits = tf.constant([[[3e4, -3e4, 0.0]]])
     sums = token_losses(logits, tf.constant([[1]]), tf.ones([1, 1]))
     np.testing.assert_allclose(sums.negative_log_likelihood, 6e4, rtol=1e-6)
+
+
+def test_gradients_are_the_derivatives():
+    """d log Z / d logits = softmax, d likelihood / d logits = softmax - one-hot; in float64."""
+    random = np.random.default_rng(1)
+    logits, targets = random.normal(size=[2, 3, 7]) * 3, random.integers(0, 7, [2, 3])
+    of_likelihood, of_log_z = random.normal(size=[2, 2, 3])
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = of_likelihood[..., None] * (softmax - np.eye(7)[targets]) + of_log_z[..., None] * softmax
+
+    logits = tf.constant(logits, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        likelihood, log_z = cross_entropy(logits, tf.constant(targets, tf.int32))
+        total = tf.reduce_sum(likelihood * of_likelihood.astype("f") + log_z * of_log_z.astype("f"))
+    np.testing.assert_allclose(tape.gradient(total, logits), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_loss_weights_of_seqio_decide():
