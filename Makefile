@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/switch-tf
 QUICKSTART := runs/quickstart
+# Both models at a time, each on a core, where there are two.
+QUICKSTART_JOBS := $(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))')
 BENCH := runs/bench
 LOCK := build/lock
 SITE := build/site
@@ -17,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile
 .PHONY: help quickstart test test-all lint format docs lock bench clean
 
 help:
-	@echo "make quickstart   pre-train a small Switch Transformer and a dense T5 on Python's documentation, with plots and samples"
+	@echo "make quickstart   pre-train a small Switch Transformer and a dense T5 on docstrings, with plots and samples"
 	@echo "make test         run the tests (minutes)"
 	@echo "make test-all     run the slow tests too; installs torch (to compare with Hugging Face) and Beam"
 	@echo "make lint         check with ruff and mypy"
@@ -70,13 +72,11 @@ $(VENV)/docs: $(VENV)/installed
 	@touch $@
 
 quickstart: $(VENV)/installed
-	$(RUN) train --gin_file=gin/models/switch_tiny_8.gin --gin_file=gin/runs/quickstart.gin \
-	  --gin.MODEL_DIR='"$(QUICKSTART)/switch_tiny_8"'
-	$(RUN) train --gin_file=gin/models/t5_tiny.gin --gin_file=gin/runs/quickstart.gin \
-	  --gin.MODEL_DIR='"$(QUICKSTART)/t5_tiny"'
+	$(BIN)/python -m tasks.docstrings
+	$(RUN) study gin/studies/quickstart.gin --jobs=$(QUICKSTART_JOBS)
 	@echo
-	$(RUN) predict --model_dir=$(QUICKSTART)/switch_tiny_8 --held_out=3
-	$(RUN) report $(QUICKSTART)/switch_tiny_8 $(QUICKSTART)/t5_tiny --output=$(QUICKSTART)
+	$(RUN) predict --model_dir=$(QUICKSTART)/16_experts-seed0 --held_out=3
+	$(RUN) report $(QUICKSTART)/16_experts-seed0 $(QUICKSTART)/dense-seed0 --output=$(QUICKSTART)
 
 test: $(VENV)/aot
 	$(PYTEST)

@@ -19,7 +19,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
-EXPERIMENT = ("gin/models/switch_tiny_8.gin", "gin/runs/quickstart.gin")
+EXPERIMENT = ("gin/models/switch_tiny_8.gin", "gin/runs/python_docs.gin")
 # 32 sequences of 128 and 29 tokens; each a routing group, so that the work is the same on all meshes.
 SETTINGS = ("BATCH_SIZE = 32", "GROUP_SIZE = None", "MODEL_DIR = 'unused'", "VOCABULARY = None")
 

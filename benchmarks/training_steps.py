@@ -49,7 +49,7 @@ def measure(model: Model, folder: str) -> dict[str, list[float]]:
     from switch_tf.training.adafactor import Adafactor
     from switch_tf.training.losses import Objective
 
-    files = (f"gin/models/{model.name}.gin", "gin/runs/quickstart.gin")
+    files = (f"gin/models/{model.name}.gin", "gin/runs/python_docs.gin")
     settings = {"MODEL_DIR": folder, "BATCH_SIZE": model.batch_size, "TASK_FEATURE_LENGTHS": model.lengths}
     gin_config.load(files, [f"{name} = {value!r}" for name, value in settings.items()])
     experiment = Experiment()

@@ -17,7 +17,8 @@ RUNS = {
     "pretrain_c4": 2048,
     "pretrain_files": 2048,
     "pretrain_multilingual": 1024,
-    "quickstart": 16,
+    "python_docs": 16,
+    "installed_docs": 48,
     "finetune": 2048,
 }
 
@@ -59,13 +60,17 @@ def test_released_switch_settings():
     assert {config.initializer_scale for config in (base, large, xxl, c)} == {0.1}
 
 
-def test_quick_start_compares_models_that_differ_in_experts_alone():
+@pytest.mark.parametrize(
+    ("sparse", "dense", "run", "num_experts"),
+    [("switch_nano_16", "t5_nano", "installed_docs", 16), ("switch_tiny_8", "t5_tiny", "python_docs", 8)],
+)
+def test_small_models_differ_in_experts_alone(sparse, dense, run, num_experts):
     configs = []
-    for model in ("switch_tiny_8", "t5_tiny"):
-        gin_config.load([f"gin/models/{model}.gin", "gin/runs/quickstart.gin"], [])
+    for model in (sparse, dense):
+        gin_config.load([f"gin/models/{model}.gin", f"gin/runs/{run}.gin"], ['MODEL_DIR = "unused"'])
         configs.append(ModelConfig())
     sparse, dense = configs
     shape = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_encoder_layers", "num_decoder_layers")
     for name in (*shape, "activation", "tied_logits", "dropout_rate", "initializer_scale", "activation_dtype"):
         assert getattr(sparse, name) == getattr(dense, name), name
-    assert (sparse.num_experts, dense.num_experts) == (8, 0)
+    assert (sparse.num_experts, dense.num_experts) == (num_experts, 0)

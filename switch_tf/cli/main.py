@@ -12,7 +12,7 @@ from switch_tf.errors import SettingError, sentence_inside
 _EPILOG = """\
 examples:
   switch-tf describe --gin_file=gin/models/switch_base_128.gin
-  switch-tf train --gin_file=gin/models/switch_tiny_8.gin --gin_file=gin/runs/quickstart.gin \\
+  switch-tf train --gin_file=gin/models/switch_tiny_8.gin --gin_file=gin/runs/python_docs.gin \\
       --gin.MODEL_DIR='"runs/mine"' --gin.TRAIN_STEPS=500
   switch-tf predict --model_dir=runs/mine "The <extra_id_0> statement returns <extra_id_1> value."
 

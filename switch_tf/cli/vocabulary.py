@@ -7,7 +7,7 @@ from switch_tf.cli import flags
 _EXAMPLES = """\
 examples:
   switch-tf vocabulary 'text/*.jsonl.gz' --num_pieces=32000 --output=mine.model
-  switch-tf vocabulary --gin_file=gin/runs/quickstart.gin --num_pieces=4096 --output=python.model
+  switch-tf vocabulary --gin_file=gin/runs/python_docs.gin --num_pieces=4096 --output=python.model
   switch-tf vocabulary --gin_file=gin/runs/pretrain_multilingual.gin --num_pieces=64000 --output=many.model
 """
 

@@ -252,14 +252,14 @@ def test_a_mesh_that_does_not_fit_is_not_described():
     gin_config.load(["gin/models/switch_base_128.gin", *MESH], ['MESH_SHAPE = "data:4,model:8"'])
     with pytest.raises(SettingError, match=r"num_heads = 12 is no multiple of 8.* MESH_SHAPE = 'data:8,model:4'\.$"):
         describe.run(argparse.Namespace(json=False))
-    run = ["gin/models/switch_tiny_8.gin", "gin/runs/quickstart.gin", *MESH]
+    run = ["gin/models/switch_tiny_8.gin", "gin/runs/python_docs.gin", *MESH]
     gin_config.load(run, ["BATCH_SIZE = 18"])
     with pytest.raises(SettingError, match=r"BATCH_SIZE = 18 is no multiple of 4"):
         describe.run(argparse.Namespace(json=True))
 
 
 def test_a_bound_parameter_means_what_its_macro_means(capsys):
-    files = ["gin/models/switch_tiny_8.gin", "gin/runs/quickstart.gin", *MESH]
+    files = ["gin/models/switch_tiny_8.gin", "gin/runs/python_docs.gin", *MESH]
     by_macro = printed_by_describe(capsys, files, ('MESH_SHAPE = "data:2,model:4"',), as_json=True)
     bindings = ('Experiment.mesh_shape = "data:2,model:4"',)
     assert printed_by_describe(capsys, files, bindings, as_json=True) == by_macro

@@ -257,7 +257,7 @@ def test_every_layout_file_has_a_model():
 def test_layout_files_fit_the_models_that_they_are_for(layout, model, capsys):
     text = (GIN / "layouts" / f"{layout}.gin").read_text()
     assert model in text or layout == "single"
-    run = "quickstart" if model == "switch_tiny_8" else "pretrain"
+    run = "python_docs" if model == "switch_tiny_8" else "pretrain"
     files = [f"gin/models/{model}.gin", f"gin/runs/{run}.gin", f"gin/layouts/{layout}.gin"]
     gin_config.load(files, ['MODEL_DIR = "unused"', 'MIXTURE_OR_TASK = "unused"'])
     experiment = Experiment()

@@ -77,7 +77,7 @@ def test_the_macro_that_a_file_was_looked_for_by():
 def test_parameters_are_read_with_their_macros_and_references_resolved():
     from switch_tf.runs import loop  # noqa: F401 (registers what the files bind)
 
-    gin_config.load(["gin/runs/quickstart.gin"], ["BATCH_SIZE = 24", "Experiment.seed = 7"])
+    gin_config.load(["gin/runs/python_docs.gin"], ["BATCH_SIZE = 24", "Experiment.seed = 7"])
     assert gin_config.parameter("Experiment.batch_size") == 24
     assert gin_config.parameter("Experiment.seed") == 7
     assert gin_config.parameter("train.objective").balance_loss == 1e-2
