@@ -7,6 +7,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from switch_tf.data.autotuning import without_autotuning
 from switch_tf.data.cached_tasks import Cache, open_cache
 from switch_tf.data.task_lookup import check_split, find_task
 from switch_tf.errors import SettingError
@@ -72,4 +73,5 @@ def example_dataset(
         if "targets" not in str(error) and "length" not in str(error):
             raise
         raise SettingError(f"TASK_FEATURE_LENGTHS = {dict(lengths)}: {' '.join(str(error).split())}") from error
-    return dataset.map(lambda example: {name: example[name] for name in _FEATURES if name in example})
+    features = dataset.map(lambda example: {name: example[name] for name in _FEATURES if name in example})
+    return without_autotuning(features)

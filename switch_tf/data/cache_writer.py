@@ -16,6 +16,7 @@ import tensorflow as tf
 import tqdm
 
 from switch_tf import storage
+from switch_tf.data.autotuning import without_autotuning
 from switch_tf.data.cached_tasks import COMPLETED, check_digests, digests, digests_file, task_folder
 from switch_tf.data.sentencepiece import Vocabulary
 from switch_tf.data.task_lookup import check_split, find_task, tasks_of
@@ -97,7 +98,8 @@ def _write_shards(
     with contextlib.ExitStack() as stack:
         paths = [stack.enter_context(storage.replacing(shard)) for shard in shards]
         writers = [stack.enter_context(tf.io.TFRecordWriter(path)) for path in paths]
-        for index, example in enumerate(dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()):
+        examples = without_autotuning(dataset.prefetch(tf.data.AUTOTUNE)).as_numpy_iterator()
+        for index, example in enumerate(examples):
             writers[index % len(writers)].write(_serialize(example))
             counts.add(example)
             bar.update()

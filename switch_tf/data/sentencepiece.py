@@ -12,6 +12,7 @@ import tensorflow as tf
 import tqdm
 
 from switch_tf import storage
+from switch_tf.data.autotuning import without_autotuning
 from switch_tf.data.task_lookup import check_split, find_task, tasks_of
 from switch_tf.data.text_files import Patterns, matching_files, read_documents
 from switch_tf.errors import SettingError
@@ -74,7 +75,7 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> bytes:
 
 def _texts(examples: tf.data.Dataset) -> Iterator[str]:
     """Yields every string of every example, or only its "text" if it has one."""
-    for example in examples.as_numpy_iterator():
+    for example in without_autotuning(examples).as_numpy_iterator():
         chosen = {"text": example["text"]} if "text" in example else example
         for value in chosen.values():
             if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype == object):

@@ -11,6 +11,7 @@ import seqio
 import tensorflow as tf
 from seqio.metrics import ModelOutputType, Scalar
 
+from switch_tf.data.autotuning import without_autotuning
 from switch_tf.data.batches import Batch
 from switch_tf.data.task_lookup import check_vocabulary, empty_split, find_task
 from switch_tf.decoding.greedy import make_greedy
@@ -189,7 +190,7 @@ class TaskEvaluator:
         self, dataset: tf.data.Dataset, padding: Literal["edge", "constant"], of_batch: Callable[[Batch], np.ndarray]
     ) -> list[tuple[int, Any]]:
         found: list[tuple[int, Any]] = []
-        for indices, batch in dataset.batch(self._batch_size).as_numpy_iterator():
+        for indices, batch in without_autotuning(dataset.batch(self._batch_size)).as_numpy_iterator():
             missing = self._batch_size - len(indices)
             full = {
                 name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), mode=padding)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import tasks.python_docs  # noqa: F401 (registers a task)
 import tests.support.tiny_task  # noqa: F401 (registers tasks)
+from switch_tf import compat
 from switch_tf.data import training_batches
 from switch_tf.data.task_lookup import find_task, vocabulary_of
 from switch_tf.data.training_batches import TrainingBatches, training_dataset
@@ -41,6 +42,19 @@ def assert_equal(ours: list[dict], theirs: list[dict]) -> None:
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_without_the_autotuner_positions_are_the_same():
+    """TensorFlow's default is to tune, which makes the deletion of an iterator wait."""
+    tuned = tf.data.Options()
+    tuned.autotune.enabled = True
+    # Two datasets: the iterators of one share its random generators.
+    ours, theirs = (training_dataset(TASK, LENGTHS, 4, 0) for _ in range(2))
+    assert ours.options().autotune.enabled is False
+    ours, theirs = iter(ours), iter(theirs.with_options(tuned))
+    next(theirs)
+    compat.restore_iterator(ours, compat.iterator_position(theirs))
+    assert_equal([next(ours)], [next(theirs)])
 
 
 def test_span_corruption_lengths_of_t5():
