@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.partitioning.processes import EXIT_LOST
-from tests.support import launch
+from tests.support import commands, launch
 from tests.support.addresses import free_addresses
 
 STEPS = 12
@@ -29,10 +29,23 @@ EXPERIMENT = (
 )
 RULES = 'LAYOUT_RULES="batch:data,experts:data,heads:model,mlp:model,expert_mlp:model,vocab:model"'
 SINGLE = ('ENGINE="single"',)
+DATA_4 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:4,model:1"', RULES, "NUM_LOGICAL_DEVICES=4")
+DATA_2_MODEL_2 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:2,model:2"', RULES, "NUM_LOGICAL_DEVICES=4")
+TWO_PROCESSES = ('ENGINE="dtensor"', 'MESH_SHAPE="data:2,model:2"', RULES, "NUM_LOGICAL_DEVICES=2")
+MIRRORED_2 = ('ENGINE="tpu"', 'MESH_SHAPE="data:2"', 'LAYOUT_RULES="batch:data"', "NUM_LOGICAL_DEVICES=2")
+# For the slow tests.
 DATA_8 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:8,model:1"', RULES, "NUM_LOGICAL_DEVICES=8")
 DATA_4_MODEL_2 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:4,model:2"', RULES, "NUM_LOGICAL_DEVICES=8")
-TWO_PROCESSES = ('ENGINE="dtensor"', 'MESH_SHAPE="data:4,model:2"', RULES, "NUM_LOGICAL_DEVICES=4")
+TWO_PROCESSES_OF_4 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:4,model:2"', RULES, "NUM_LOGICAL_DEVICES=4")
 MIRRORED_8 = ('ENGINE="tpu"', 'MESH_SHAPE="data:8"', 'LAYOUT_RULES="batch:data"', "NUM_LOGICAL_DEVICES=8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _at_the_root():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(launch.ROOT)
+        patch.syspath_prepend(str(launch.ROOT))
+        yield
 
 
 def arguments(model_dir: pathlib.Path, *settings: str) -> list[str]:
@@ -47,11 +60,11 @@ def train(model_dir: pathlib.Path, *settings: str) -> str:
 
 
 def start_two(model_dir: pathlib.Path, *settings: str) -> list:
-    """Starts both processes of a run."""
+    """Starts both processes of a run, by default on four devices."""
     addresses = free_addresses(2)
     return [
         launch.start(
-            *arguments(model_dir, *TWO_PROCESSES, *settings),
+            *arguments(model_dir, *(settings or TWO_PROCESSES)),
             environment={"SWITCH_TF_PROCESSES": addresses, "SWITCH_TF_PROCESS": str(index)},
         )
         for index in range(2)
@@ -73,7 +86,7 @@ def train_two(model_dir: pathlib.Path, *settings: str) -> str:
 def single(tmp_path_factory) -> pathlib.Path:
     """The model directory of the experiment on one device."""
     model_dir = tmp_path_factory.mktemp("single")
-    train(model_dir, *SINGLE)
+    commands.run(*arguments(model_dir, *SINGLE))
     return model_dir
 
 
@@ -102,16 +115,16 @@ def assert_same_curve(model_dir: pathlib.Path, single: pathlib.Path, relative: f
 
 
 def test_the_stand_in_of_tpus_trains_as_one_device(single, model_dir):
-    train(model_dir, *MIRRORED_8)
+    train(model_dir, *MIRRORED_2)
     assert_same_curve(model_dir, single)
 
 
 @pytest.fixture(scope="module")
 def killed(single, tmp_path_factory) -> pathlib.Path:
-    """The model directory of the experiment, killed on a mesh of 4 x 2 devices; its last checkpoint is of step 4."""
+    """The model directory of the experiment, killed on a mesh of 2 x 2 devices; its last checkpoint is of step 4."""
     model_dir = tmp_path_factory.mktemp("killed") / "run"
     shutil.copytree(single / "vocabulary", model_dir / "vocabulary")
-    process = launch.start(*arguments(model_dir, *DATA_4_MODEL_2))
+    process = launch.start(*arguments(model_dir, *DATA_2_MODEL_2))
     await_step(6, model_dir, process)
     process.kill()
     _, err = process.communicate(timeout=60)
@@ -119,28 +132,26 @@ def killed(single, tmp_path_factory) -> pathlib.Path:
     return model_dir
 
 
-def test_killed_on_one_mesh_a_run_goes_on_on_another(single, killed, tmp_path):
+def test_killed_on_one_mesh_a_run_goes_on_on_another(single, killed, tmp_path, capsys):
     model_dir = shutil.copytree(killed, tmp_path / "run")
-    assert "from step 4" in train(model_dir, *DATA_8)
+    assert "from step 4" in train(model_dir, *DATA_4)
     assert_same_curve(model_dir, single)
-    # What eight devices have learned, one device says too.
+    # What four devices have learned, one device says too.
     for command, option in (("evaluate", "--json"), ("predict", "--held_out=2")):
-        results = [
-            launch.run(command, f"--model_dir={model_dir}", option, *more)
-            for more in ((), ("--gin_file=gin/layouts/single.gin",))
-        ]
-        assert [result.returncode for result in results] == [0, 0], results
+        words = (command, f"--model_dir={model_dir}", option)
+        finished = launch.run(*words)
+        assert finished.returncode == 0, finished.stderr
+        on_mesh, alone = finished.stdout, commands.call(capsys, *words, "--gin_file=gin/layouts/single.gin")
         if command == "predict":
-            assert results[0].stdout == results[1].stdout and results[0].stdout.count("truth:") == 2
+            assert on_mesh == alone and on_mesh.count("truth:") == 2
         else:
-            on_mesh, alone = (json.loads(result.stdout) for result in results)
-            assert on_mesh == pytest.approx(alone, rel=1e-4)
+            assert json.loads(on_mesh) == pytest.approx(json.loads(alone), rel=1e-4)
 
 
 @pytest.mark.slow
-def test_killed_on_a_mesh_a_run_goes_on_on_one_device(single, killed, tmp_path):
+def test_killed_on_a_mesh_a_run_goes_on_on_one_device(single, killed, tmp_path, capsys):
     model_dir = shutil.copytree(killed, tmp_path / "run")
-    assert "from step 4" in train(model_dir, *SINGLE)
+    assert "from step 4" in commands.call(capsys, *arguments(model_dir, *SINGLE))
     assert_same_curve(model_dir, single)
 
 
@@ -161,14 +172,16 @@ def await_step(step: int, model_dir: pathlib.Path, *processes) -> None:
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, model_dir, victim):
+def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, model_dir, victim, capsys):
+    """Both runs end in both processes; the second one resumes the first, and one device resumes the second."""
     processes = start_two(model_dir)
     await_step(1, model_dir, *processes)
     processes[1].terminate()
-    for process in processes:
-        _, err = process.communicate(timeout=60)
+    for index, process in enumerate(processes):
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 128 + signal.SIGTERM, err
         assert "Stopped by SIGTERM at step" in err
+        assert index == 0 or out == ""  # The first process speaks for all.
     processes = start_two(model_dir)
     await_step(6, model_dir, *processes)
     processes[victim].kill()
@@ -178,7 +191,7 @@ def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, mod
     assert processes[1 - victim].returncode == EXIT_LOST
     lines = [line for line in err.splitlines() if line.startswith("switch-tf: error")]
     assert len(lines) == 1 and f"process {victim} of 2" in lines[0] and "Restart all processes" in lines[0]
-    assert "from step 4" in train_two(model_dir)
+    assert "from step 4" in commands.call(capsys, *arguments(model_dir, *SINGLE))
     assert_same_curve(model_dir, single)
 
 
@@ -218,7 +231,7 @@ def test_a_larger_model_is_the_same_on_every_engine(single, tmp_path, capsys):
         if name in settings:
             train(folders[name], *settings[name], *LARGE)
         else:
-            train_two(folders[name], *LARGE)
+            train_two(folders[name], *TWO_PROCESSES_OF_4, *LARGE)
     losses = {name: launch.losses(folder) for name, folder in folders.items()}
     tensors = {name: weights(folder) for name, folder in folders.items()}
     for name in folders:

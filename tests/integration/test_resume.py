@@ -8,18 +8,25 @@ import time
 
 import pytest
 
-from tests.support import launch
+from tests.support import commands, launch
 
 STEPS = 60
 SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=7", "EVAL_PERIOD=20", "LOG_PERIOD=1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _at_the_root():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(launch.ROOT)
+        patch.syspath_prepend(str(launch.ROOT))
+        yield
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> pathlib.Path:
     """The model directory of a run that nobody disturbed."""
     model_dir = tmp_path_factory.mktemp("uninterrupted")
-    finished = launch.run(*launch.arguments(model_dir, *SETTINGS))
-    assert finished.returncode == 0, finished.stderr
+    commands.run(*launch.arguments(model_dir, *SETTINGS))
     return model_dir
 
 
@@ -47,10 +54,8 @@ def assert_same_run(model_dir: pathlib.Path, uninterrupted: pathlib.Path) -> Non
         assert (model_dir / name).read_text() == (uninterrupted / name).read_text()
 
 
-def finish(model_dir: pathlib.Path) -> str:
-    finished = launch.run(*launch.arguments(model_dir, *SETTINGS))
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+def finish(capsys: pytest.CaptureFixture, model_dir: pathlib.Path) -> str:
+    return commands.call(capsys, *launch.arguments(model_dir, *SETTINGS))
 
 
 def test_every_step_has_its_row(uninterrupted):
@@ -59,49 +64,50 @@ def test_every_step_has_its_row(uninterrupted):
     assert last < first - 0.5
 
 
-def test_killed_in_the_middle_of_a_checkpoint(model_dir, uninterrupted):
+def test_killed_in_the_middle_of_a_checkpoint(model_dir, uninterrupted, capsys):
     killed = launch.run(*launch.arguments(model_dir, *SETTINGS), program="tests.programs.killed_while_saving")
     assert killed.returncode == -signal.SIGKILL
     assert (model_dir / "checkpoints" / "step_00000021").is_dir()
-    assert "from step 14" in finish(model_dir)
+    assert "from step 14" in finish(capsys, model_dir)
     assert_same_run(model_dir, uninterrupted)
 
 
-def test_sigterm_saves_and_says_how_to_resume(model_dir, uninterrupted):
+def test_sigterm_saves_and_says_how_to_resume(model_dir, uninterrupted, capsys):
     process, _, err = kill_at(model_dir, 10, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
     message = err.splitlines()[-1]
     assert "Stopped by SIGTERM at step" in message and "Resume with the same command" in message
     step = int(message.split("at step ")[1].split()[0])
-    assert f"from step {step}" in finish(model_dir)
-    assert_same_run(model_dir, uninterrupted)
-
-
-def test_killed_at_a_random_step(model_dir, uninterrupted):
-    step = random.randrange(1, STEPS)
-    process, _, _ = kill_at(model_dir, step, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, f"was to be killed at step {step}"
-    finish(model_dir)
+    assert f"from step {step}" in finish(capsys, model_dir)
     assert_same_run(model_dir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_killed_ten_times_in_one_run(model_dir, uninterrupted):
+def test_killed_at_a_random_step(model_dir, uninterrupted, capsys):
+    step = random.randrange(1, STEPS)
+    process, _, _ = kill_at(model_dir, step, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, f"was to be killed at step {step}"
+    finish(capsys, model_dir)
+    assert_same_run(model_dir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_in_one_run(model_dir, uninterrupted, capsys):
     """Ten kills at random steps, one after the other, each in a run that goes on from the last."""
     steps = sorted(random.sample(range(1, STEPS), 10))
     for step in steps:
         process, _, err = kill_at(model_dir, step, signal.SIGKILL)
         assert process.returncode in (-signal.SIGKILL, 0), err
-    finish(model_dir)
+    finish(capsys, model_dir)
     print(f"killed at steps {steps}")
     assert_same_run(model_dir, uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", range(10))
-def test_killed_once_at_ten_random_steps(model_dir, uninterrupted, kill):
+def test_killed_once_at_ten_random_steps(model_dir, uninterrupted, capsys, kill):
     step = random.randrange(1 + kill * STEPS // 10, 1 + (kill + 1) * STEPS // 10 - 1)
     process, _, _ = kill_at(model_dir, step, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL, f"was to be killed at step {step}"
-    finish(model_dir)
+    finish(capsys, model_dir)
     assert_same_run(model_dir, uninterrupted)

@@ -6,10 +6,16 @@ import pytest
 from switch_tf.cli import main as command_line
 
 
-def call(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    """Runs a command and returns its output."""
+def run(*arguments: str) -> None:
+    """Runs a command."""
     gin.clear_config()
     command_line.main(list(arguments))
+
+
+def call(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """Runs a command and returns its output."""
+    capsys.readouterr()
+    run(*arguments)
     return capsys.readouterr().out
 
 
