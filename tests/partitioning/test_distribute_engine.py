@@ -50,7 +50,7 @@ def assert_replicas_equal_one_device(found: dict[str, np.ndarray]) -> None:
 
 def test_replicas_give_what_one_device_gives(tmp_path):
     """Noise of all kinds, several groups for each replica, padding: losses, metrics, weights, evaluation, decoding."""
-    (found,) = run_replicas([str(tmp_path / "found.npz")], "data:4", "1")
+    (found,) = run_replicas([str(tmp_path / "found.npz")], "data:2", "1")
     assert_replicas_equal_one_device(found)
 
 
@@ -72,7 +72,8 @@ def test_processes_give_what_one_device_gives(tmp_path):
     """Two workers with different rows of the batch get equal results."""
     first, second = run_replicas([str(tmp_path / f"found_{index}.npz") for index in range(2)], "data:2", "1")
     assert_replicas_equal_one_device(first)
-    assert_replicas_equal_one_device(second)
+    # The second process does not train on one device.
+    assert_replicas_equal_one_device(second | {name: first[name] for name in first.keys() - second.keys()})
 
 
 @pytest.mark.parametrize(

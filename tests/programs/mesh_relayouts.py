@@ -1,9 +1,10 @@
-"""Moves a mesh dimension from each axis to each other axis of tensors of 2 to 5 axes, and checks values and gradients.
+"""Moves a mesh dimension from each axis to each other axis of tensors of some ranks: `... RANK ...`, at most 5.
 
-Prints how many moves were right.
+Checks values and gradients, and prints how many moves were right.
 """
 
 import itertools
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -33,12 +34,12 @@ def check(mesh: dtensor.Mesh, array: np.ndarray, source: Axes, target: Axes) -> 
     np.testing.assert_allclose(gradient, 3 * array**2, rtol=1e-5, err_msg=f"{source} {target}")
 
 
-def main() -> None:
-    """Checks all pairs of axes."""
+def main(*ranks: str) -> None:
+    """Checks all pairs of axes of tensors of the ranks."""
     dtensor.initialize_accelerator_system("CPU", num_logical_cpu_devices=2)
     mesh = dtensor.create_distributed_mesh([("data", 2)], device_type="CPU")
     moves = 0
-    for rank in (2, 3, 4, 5):
+    for rank in map(int, ranks):
         array = np.random.default_rng(rank).normal(size=[2, 4, 6, 8, 2][:rank]).astype(np.float32)
         for source, target in itertools.permutations(range(rank), 2):
             axes = [tuple("data" if axis == split else None for axis in range(rank)) for split in (source, target)]
@@ -48,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -78,7 +78,7 @@ def train(engine: Engine, config: ModelConfig, num_microbatches: int) -> dict[st
 def main(file: str, mesh_shape: str, num_microbatches: str, *settings: str) -> None:
     """Trains on the mesh's replicas, with `settings` of the model, and then on one device without them.
 
-    Writes both: "mesh/..." and "single/...".
+    Writes both: "mesh/..." and, in the first process, "single/...".
     """
     changed = dataclasses.replace(CONFIG, **dict(setting.split("=") for setting in settings))
     layout, processes = Layout.parse(mesh_shape, "batch:data"), Processes.from_environment()
@@ -86,8 +86,9 @@ def main(file: str, mesh_shape: str, num_microbatches: str, *settings: str) -> N
     num_logical_devices = layout.num_devices if processes.count == 1 else None
     runs = {
         "mesh": (make_engine("tpu", layout, num_logical_devices, processes), changed),
-        "single": (make_engine("single", Layout.parse("", "")), CONFIG),
     }
+    if processes.index == 0:
+        runs["single"] = (make_engine("single", Layout.parse("", "")), CONFIG)
     found = {
         f"{name}/{key}": value
         for name, (engine, config) in runs.items()
