@@ -1,5 +1,6 @@
 """Every gin file composes with the others, and what the shipped ones say is what the documents say."""
 
+import itertools
 import pathlib
 
 import pytest
@@ -23,8 +24,14 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    ("model", "run"),
+    # The fast tests have every model once and every run once.
+    [
+        pytest.param(model, run, marks=() if run == "pretrain" or model == "switch_base_8" else pytest.mark.slow)
+        for model, run in itertools.product(MODELS, RUNS)
+    ],
+)
 def test_models_and_runs_compose(model, run):
     bindings = ['MODEL_DIR = "unused"', 'MIXTURE_OR_TASK = "unused"', "Experiment.model = @ModelConfig()"]
     if run == "finetune":

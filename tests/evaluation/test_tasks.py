@@ -69,9 +69,10 @@ def run(tmp_path_factory) -> Run:
         d_ff=32,
         d_kv=8,
         num_heads=2,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
         num_experts=4,
+        sparse_every=1,
         group_size=None,
         eval_capacity_factor=None,
         initializer_scale=1.0,
@@ -92,7 +93,7 @@ def evaluator_of(run: Run, settings: TaskEvaluation, split: str) -> TaskEvaluato
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 2, 64])
 def test_every_example_is_decoded_once_and_in_order(run, batch_size):
     results = evaluator_of(run, TaskEvaluation("echo", batch_size=batch_size), "validation")()
     inputs = tf.constant([tokens(word, 8) for word in WORDS])

@@ -169,18 +169,15 @@ def test_a_wrong_setting_is_one_line_before_the_first_step(capsys, tmp_path, bin
 
 
 @pytest.mark.parametrize(
-    "binding",
+    "bindings",
     [
-        'ACTIVATION_DTYPE="bfloat16"',
-        "NUM_MICROBATCHES=4",
-        "NUM_DATA_SHARDS=4",
-        'ModelConfig.dispatcher="einsum"',
-        'ModelConfig.activation="gated_gelu"',
-        "ModelConfig.tied_logits=False",
+        ('ACTIVATION_DTYPE="bfloat16"', "NUM_MICROBATCHES=4"),
+        ("NUM_DATA_SHARDS=4", 'ModelConfig.dispatcher="einsum"', 'ModelConfig.activation="gated_gelu"')
+        + ("ModelConfig.tied_logits=False",),
     ],
 )
-def test_every_option_trains(capsys, tmp_path, binding):
-    command_line.main(launch.arguments(tmp_path / "run", binding, "TRAIN_STEPS=12"))
+def test_every_option_trains(tmp_path, bindings):
+    command_line.main(launch.arguments(tmp_path / "run", *bindings, "TRAIN_STEPS=12"))
     rows = list(launch.losses(tmp_path / "run").values())
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
@@ -250,15 +247,15 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(trained, tmp_path):
     assert [line.split(",")[0] for line in (copy / "eval.csv").read_text().splitlines()] == ["step", "6", "12", "13"]
 
 
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(tmp_path):
-    model_dir = tmp_path / "run"
-    command_line.main(launch.arguments(model_dir, "TRAIN_STEPS=4"))
-    failed = launch.run(*launch.arguments(model_dir), program="tests.programs.full_disk")
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(trained, tmp_path):
+    model_dir = shutil.copytree(trained, tmp_path / "run")
+    command = launch.arguments(model_dir, "TRAIN_STEPS=18")
+    failed = launch.run(*command, program="tests.programs.full_disk")
     assert failed.returncode == 2, failed.stderr
     message = failed.stderr.splitlines()[-1]
-    assert "MODEL_DIR cannot be written" in message and "the checkpoint of step 4 is safe" in message
-    command_line.main(launch.arguments(model_dir))
-    assert list(launch.losses(model_dir)) == [str(step) for step in range(1, 13)]
+    assert "MODEL_DIR cannot be written" in message and "the checkpoint of step 12 is safe" in message
+    command_line.main(command)
+    assert list(launch.losses(model_dir)) == [str(step) for step in range(1, 19)]
 
 
 def test_help_is_there_for_every_command(capsys):
@@ -313,7 +310,10 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [name if index < 2 else pytest.param(name, marks=pytest.mark.slow) for index, name in enumerate(VARIANTS)],
+)
 def test_variants_of_routing_train_evaluate_and_predict(tmp_path, capsys, variant):
     bindings = ("TRAIN_STEPS=2", "EVAL_PERIOD=2", "CHECKPOINT_PERIOD=2", *VARIANTS[variant])
     command_line.main(launch.arguments(tmp_path, *bindings))

@@ -50,6 +50,8 @@ LAYOUTS = {
     "v5p_256": "switch_c_2048",
     "v6e_256_switch_c": "switch_c_2048",
 }
+# One for each engine and generation of TPU; the others take as long again.
+FAST_LAYOUTS = ("single", "cpu_data_4_model_2", "mirrored_8", "data_4_model_2", "v3_32", "v5e_32", "v4_512_switch_c")
 
 
 @pytest.fixture
@@ -253,7 +255,10 @@ def test_every_layout_file_has_a_model():
     assert {path.stem for path in (GIN / "layouts").glob("*.gin")} == set(LAYOUTS)
 
 
-@pytest.mark.parametrize(("layout", "model"), LAYOUTS.items())
+@pytest.mark.parametrize(
+    ("layout", "model"),
+    [pytest.param(*pair, marks=() if pair[0] in FAST_LAYOUTS else pytest.mark.slow) for pair in LAYOUTS.items()],
+)
 def test_layout_files_fit_the_models_that_they_are_for(layout, model, capsys):
     text = (GIN / "layouts" / f"{layout}.gin").read_text()
     assert model in text or layout == "single"

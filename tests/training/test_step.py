@@ -54,7 +54,7 @@ def test_the_step_is_deterministic_and_its_seed_and_number_matter(tiny_config):
     assert len({loss(0, 0), loss(1, 0), loss(0, 1)}) == 3
 
 
-@pytest.mark.parametrize("num_microbatches", [2, 4])
+@pytest.mark.parametrize("num_microbatches", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_microbatches_give_the_gradient_of_the_batch(tiny_config, num_microbatches):
     """With groups of one example's tokens and no noise, microbatches change results only by rounding."""
     config = dataclasses.replace(tiny_config, group_size=8, router_jitter=0.0, num_encoder_layers=1)

@@ -58,7 +58,10 @@ def bytes_of_layers(make, shape: tuple[int, ...], rematerialize: bool) -> int:
     return temporary_bytes(Program(gradients, specs, axes, 0))
 
 
-@pytest.mark.parametrize(("make", "shape"), [(Experts, (2, 4, 32, 16)), (FeedForward, (4, 64, 16))])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(Experts, (2, 4, 32, 16)), pytest.param(FeedForward, (4, 64, 16), marks=pytest.mark.slow)],
+)
 def test_recomputed_hidden_activations_exist_for_one_layer_at_a_time(make, shape):
     hidden = 4 * math.prod(shape[:-1]) * 512
     assert bytes_of_layers(make, shape, rematerialize=False) > 16 * hidden
