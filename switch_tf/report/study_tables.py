@@ -188,7 +188,7 @@ def plot(curves: Mapping[str, Curves], path: str) -> None:
     places = np.arange(len(curves))
     last = [curve.values[:, -1] for curve in curves.values()]
     right.errorbar(
-        places, [values.mean() for values in last], [np.nan_to_num(_spread(values)) for values in last], fmt="o-"
+        places, [values.mean() for values in last], [np.nan_to_num(_spread(values)) for values in last], fmt="o"
     )
     right.set_xticks(places, list(curves), rotation=30, ha="right")
     right.set(ylabel="the same, at the end")

@@ -71,7 +71,7 @@ def read_csv(path: str) -> list[dict[str, str]]:
 
 
 def _write_scalars(step: int, values: Mapping[str, float]) -> None:
-    """Writes one step's scalars for TensorBoard by one operation; one for each takes a sixth of a small model's time."""
+    """Writes one step's scalars for TensorBoard by one operation, as one for each takes long beside a small step."""
     parts = [scalar_pb(name, value).SerializeToString() for name, value in values.items()]
     # Concatenated protocol buffers are merged ones.
     tf.summary.experimental.write_raw_pb(b"".join(parts), step=step)
