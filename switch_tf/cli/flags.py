@@ -46,6 +46,24 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lines(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of commands that take texts line by line."""
+    parser.add_argument("--file", metavar="FILE", help="read lines from a file; - is standard input")
+    parser.add_argument(
+        "--output", metavar="PATH", help="write JSON lines with scores to this file; - is standard output"
+    )
+    parser.add_argument(
+        "--too_long",
+        choices=("refuse", "cut"),
+        default="refuse",
+        help="what to do with a text of more tokens than TASK_FEATURE_LENGTHS (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=16, metavar="N", help="texts at a time (default: %(default)s)"
+    )
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+
+
 def add_with_examples(commands: Commands, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:
     """Adds a command whose help ends with examples, as they are written.
 

@@ -6,7 +6,20 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from switch_tf.cli import cache, convert, describe, evaluate, flags, predict, report, study, tpu, train, vocabulary
+from switch_tf.cli import (
+    cache,
+    convert,
+    describe,
+    evaluate,
+    flags,
+    predict,
+    report,
+    score,
+    study,
+    tpu,
+    train,
+    vocabulary,
+)
 from switch_tf.errors import SettingError, sentence_inside
 
 _EPILOG = """\
@@ -26,6 +39,7 @@ _COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "score": score,
     "describe": describe,
     "report": report,
     "vocabulary": vocabulary,

@@ -45,12 +45,14 @@ def make_evaluator(model: EncoderDecoder, engine: Engine) -> Callable[[Iterable[
     return evaluate
 
 
-def make_scorer(model: EncoderDecoder, engine: Engine) -> Callable[[Batch], np.ndarray]:
+def make_scorer(model: EncoderDecoder, engine: Engine, dropless: bool = False) -> Callable[[Batch], np.ndarray]:
     """Compiles the log likelihood of given targets.
 
     Args:
       model: built by the engine.
       engine: where the model is.
+      dropless: whether experts drop no token, whatever the evaluation capacity, so that a likelihood does not depend on
+        the rest of the batch.
 
     Returns:
       score(batch of int32 [B, L]) -> float32 [B], in nats, the sum over a target's tokens; B is a multiple of the
@@ -58,7 +60,8 @@ def make_scorer(model: EncoderDecoder, engine: Engine) -> Callable[[Batch], np.n
     """
 
     def on_device(features: Features) -> tf.Tensor:
-        negative_log_likelihood, _ = cross_entropy(model(features), features["decoder_target_tokens"])
+        logits = model(features, dropless=dropless)
+        negative_log_likelihood, _ = cross_entropy(logits, features["decoder_target_tokens"])
         return -tf.reduce_sum(negative_log_likelihood * token_weights(features), axis=-1)
 
     compiled = engine.compile(on_device, gather=True)

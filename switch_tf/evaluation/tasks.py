@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import gin
 import numpy as np
@@ -14,7 +14,8 @@ from seqio.metrics import ModelOutputType, Scalar
 from switch_tf.data.autotuning import without_autotuning
 from switch_tf.data.batches import Batch
 from switch_tf.data.task_lookup import check_vocabulary, empty_split, find_task
-from switch_tf.decoding.greedy import make_greedy
+from switch_tf.decoding.decoder import EXAMPLES, make_decoder
+from switch_tf.decoding.settings import Decoding
 from switch_tf.errors import SettingError, check_types, nearest
 from switch_tf.evaluation.likelihood import make_scorer
 from switch_tf.models.encoder_decoder import EncoderDecoder
@@ -40,6 +41,7 @@ class TaskEvaluation:
         tasks of the mean of their scores.
       best_metric: "glue_rte/accuracy", say, or "average" for that of `mixture_or_task`: the checkpoint that is highest
         in it stays. None: the newest ones alone stay.
+      decoding: how predictions are decoded; of several samples, the first one is scored.
     """
 
     mixture_or_task: str | None = None
@@ -47,6 +49,7 @@ class TaskEvaluation:
     batch_size: int = 64
     averages: Callable[[Mapping[str, Mapping[str, float]]], dict[str, float]] | None = None
     best_metric: str | None = None
+    decoding: Decoding = dataclasses.field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -134,7 +137,7 @@ class TaskEvaluator:
             async_compute_metrics=False,
         )
         self._batch_size = self._check_tasks(split)
-        self._decode = make_greedy(model, lengths["targets"], engine)
+        self._decode = make_decoder(model, settings.decoding, lengths["targets"], engine)
         self._score = make_scorer(model, engine)
         if settings.best_name is not None:
             self._check_best_metric(settings.best_name)
@@ -179,23 +182,18 @@ class TaskEvaluator:
         return self._evaluate(self._predictions, self._log_likelihoods)
 
     def _predictions(self, dataset: tf.data.Dataset) -> list[tuple[int, np.ndarray]]:
-        # Copies of the last row, not padding: an empty row could decode to the maximum length.
-        return self._in_batches(dataset, "edge", lambda batch: self._decode(batch["encoder_input_tokens"]))
+        # The first sequence is the only one, the best one, or the first sample.
+        return self._in_batches(dataset, lambda batch: self._decode(batch).tokens[:, 0])
 
     def _log_likelihoods(self, dataset: tf.data.Dataset) -> list[tuple[int, float]]:
-        # Padding, not copies of the last row: copies would compete for the slots of experts.
-        return self._in_batches(dataset, "constant", self._score)
+        return self._in_batches(dataset, self._score)
 
-    def _in_batches(
-        self, dataset: tf.data.Dataset, padding: Literal["edge", "constant"], of_batch: Callable[[Batch], np.ndarray]
-    ) -> list[tuple[int, Any]]:
+    def _in_batches(self, dataset: tf.data.Dataset, of_batch: Callable[[Batch], np.ndarray]) -> list[tuple[int, Any]]:
         found: list[tuple[int, Any]] = []
         for indices, batch in without_autotuning(dataset.batch(self._batch_size)).as_numpy_iterator():
             missing = self._batch_size - len(indices)
-            full = {
-                name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), mode=padding)
-                for name, array in batch.items()
-            }
+            batch[EXAMPLES] = np.asarray(indices, np.int32).reshape(-1, 1)
+            full = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
             found += zip(indices.tolist(), of_batch(full))
         return found
 

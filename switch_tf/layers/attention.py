@@ -38,13 +38,28 @@ class KeyValues(NamedTuple):
         return cls(zeros, zeros)
 
     def written(self, new: "KeyValues", position: tf.Tensor) -> "KeyValues":
-        """Returns the cache with `new` ([B, N, 1, K]) at `position` (int32 scalar).
+        """Returns the cache with the keys and values of one more position.
 
         Selects at each position instead of scattering, which keeps every layout.
+
+        Args:
+          new: of the R hypotheses of each sequence, [B, N, R, K].
+          position: int32 scalar.
+
+        Returns:
+          A cache of the same shape, [B, N, T * R, K], whose entries at position * R + r are new.
         """
-        length = self.keys.shape[2]
-        is_new = tf.reshape(tf.equal(tf.range(length), position), [1, 1, length, 1])
-        return KeyValues(*(tf.where(is_new, tf.cast(one, old.dtype), old) for old, one in zip(self, new)))
+        rows = new.keys.shape[2]
+        length = self.keys.shape[2] // rows
+        is_new = tf.reshape(tf.equal(tf.range(length), position), [1, 1, length, 1, 1])
+
+        def selected(old: tf.Tensor, one: tf.Tensor) -> tf.Tensor:
+            batch, heads, _, width = old.shape
+            old_rows = tf.reshape(old, [batch, heads, length, rows, width])
+            new_rows = tf.expand_dims(tf.cast(one, old.dtype), 2)
+            return tf.reshape(tf.where(is_new, new_rows, old_rows), old.shape)
+
+        return KeyValues(*(selected(old, one) for old, one in zip(self, new)))
 
 
 def padding_bias(key_mask: tf.Tensor) -> tf.Tensor:
@@ -63,6 +78,21 @@ def causal_bias(query_positions: tf.Tensor, key_positions: tf.Tensor) -> tf.Tens
     """Masks later positions: int32 [Lq] and [Lk] -> float32 [1, 1, Lq, Lk]."""
     later = tf.expand_dims(key_positions, 0) > tf.expand_dims(query_positions, 1)
     return tf.expand_dims(tf.expand_dims(tf.cast(later, tf.float32) * MASKED, 0), 0)
+
+
+def ancestor_bias(ancestors: tf.Tensor) -> tf.Tensor:
+    """Masks what other hypotheses decoded.
+
+    Args:
+      ancestors: int32 [B, R, T]: for each of R hypotheses of a sequence and each position, in which row that position
+        was decoded.
+
+    Returns:
+      float32 [B, 1, R, T * R], for the keys of a cache with R rows for each position.
+    """
+    batch, rows, length = ancestors.shape
+    is_own = tf.reshape(tf.one_hot(ancestors, rows), [batch, rows, length * rows])
+    return tf.expand_dims((1.0 - is_own) * MASKED, 1)
 
 
 class Attention(Layer):

@@ -5,6 +5,7 @@ each element's bits are an integer hash of its coordinates, computed locally on 
 """
 
 import zlib
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -68,15 +69,31 @@ def random_bits(
     Returns:
       uint32 of `shape`, uniform over all 32-bit words.
     """
-    bits = tf.reshape(fold_in(seed, len(shape)), [1] * len(shape))
+    coordinates = []
     for dimension, size in enumerate(shape):
         ones_but_one = [1] * len(shape)
         ones_but_one[dimension] = size
         coordinate = axis_names.global_indices(axes, dimension, size) if axes else tf.range(size)
         if start is not None:
             coordinate += start[dimension]
-        coordinate = tf.reshape(tf.bitcast(coordinate, tf.uint32), ones_but_one)
-        bits = _mix(tf.bitwise.bitwise_xor(bits, (coordinate + _word(1)) * _word(_COORDINATE_MULTIPLIER)))
+        coordinates.append(tf.reshape(coordinate, ones_but_one))
+    return bits_at(coordinates, seed)
+
+
+def bits_at(coordinates: Sequence[tf.Tensor], seed: int | tf.Tensor) -> tf.Tensor:
+    """Hashes coordinates, which may be any numbers; `random_bits` takes those of a whole tensor.
+
+    Args:
+      coordinates: int32, at least one, all of one rank, and broadcastable against each other.
+      seed: int or integer scalar.
+
+    Returns:
+      uint32 of the shape to which the coordinates broadcast.
+    """
+    bits = tf.reshape(fold_in(seed, len(coordinates)), [1] * coordinates[0].shape.rank)
+    for coordinate in coordinates:
+        word = tf.bitcast(coordinate, tf.uint32)
+        bits = _mix(tf.bitwise.bitwise_xor(bits, (word + _word(1)) * _word(_COORDINATE_MULTIPLIER)))
     return bits
 
 
@@ -87,9 +104,13 @@ def uniform(
 
     Arguments as those of `random_bits`.
     """
+    return uniform_of(random_bits(shape, seed, axes, start))
+
+
+def uniform_of(bits: tf.Tensor) -> tf.Tensor:
+    """Turns uint32 words into float32 numbers, as `uniform` draws them."""
     # 23 bits: adding 0.5 to 24 bits would round, and the largest number would be 1.
-    bits = tf.bitwise.right_shift(random_bits(shape, seed, axes, start), _word(9))
-    return (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
+    return (tf.cast(tf.bitwise.right_shift(bits, _word(9)), tf.float32) + 0.5) * 2.0**-23
 
 
 def truncated_normal(

@@ -163,7 +163,7 @@ class Block(Layer):
         self_biases: Sequence[tf.Tensor],
         memory_bias: tf.Tensor,
     ) -> tuple[tf.Tensor, BlockCache]:
-        """Decodes one position of every sequence: [B, 1, M] and a cache -> [B, 1, M] and the cache after it."""
+        """Decodes one position of R hypotheses of every sequence: [B, R, M] and a cache -> [B, R, M] and the next."""
         own, context, cross_attention = cache.self_attention, ForwardContext(dropless=True), self._cross_attention
 
         def attend_to_self(y: tf.Tensor) -> tf.Tensor:
@@ -180,10 +180,10 @@ class Block(Layer):
         x = self._residual(x, self.feed_forward, lambda y: self.feed_forward(y, context=context)[0], context)
         return x, BlockCache(own, cache.cross_attention)
 
-    def start_cache(self, memory: tf.Tensor, length: int) -> BlockCache:
-        """Returns the cache for decoding up to `length` tokens that attend to `memory` [B, Lk, M]."""
+    def start_cache(self, memory: tf.Tensor, length: int, rows: int = 1) -> BlockCache:
+        """Returns the cache for decoding `rows` times `length` tokens that attend to `memory` [B, Lk, M]."""
         attention = self.self_attention
-        empty = KeyValues.empty(memory.shape[0], length, attention.num_heads, attention.d_kv, self.compute_dtype)
+        empty = KeyValues.empty(memory.shape[0], length * rows, attention.num_heads, attention.d_kv, self.compute_dtype)
         return BlockCache(empty, self._cross_attention.project(memory))
 
     @property
@@ -254,9 +254,18 @@ class Stack(Layer):
                 routings[name if sublayer == "feed_forward" else f"{name}/{sublayer}"] = routing
         return self.output_dropout(self.final_norm(x), context=context, axes=STATE_AXES), routings
 
-    def start_caches(self, memory: tf.Tensor, length: int) -> list[BlockCache]:
-        """Returns empty caches for decoding up to `length` tokens that attend to `memory` [B, Lk, M]."""
-        return [block.start_cache(memory, length) for block in self.blocks]
+    def start_caches(self, memory: tf.Tensor, length: int, rows: int = 1) -> list[BlockCache]:
+        """Returns empty caches for decoding up to `length` tokens that attend to `memory` [B, Lk, M].
+
+        Args:
+          memory: the encoder's output.
+          length: T.
+          rows: R, how many hypotheses of each sequence are decoded at once.
+
+        Returns:
+          A cache for each block.
+        """
+        return [block.start_cache(memory, length, rows) for block in self.blocks]
 
     def decode_step(
         self, x: tf.Tensor, caches: list[BlockCache], position: tf.Tensor, mask_bias: tf.Tensor, memory_bias: tf.Tensor
@@ -264,17 +273,18 @@ class Stack(Layer):
         """Decodes one position.
 
         Args:
-          x: [B, 1, M], the embedded token at `position`.
+          x: [B, R, M], the embedded tokens at `position`.
           caches: one for each block.
           position: int32 scalar.
-          mask_bias: float32 [1, 1, 1, T], masks the positions that have not been decoded yet.
-          memory_bias: float32, broadcastable to [B, N, 1, Lk].
+          mask_bias: float32, broadcastable to [B, 1, R, T * R]: masks the positions that have not been decoded yet and
+            the other hypotheses.
+          memory_bias: float32, broadcastable to [B, N, R, Lk].
 
         Returns:
-          ([B, 1, M], the caches after this position).
+          ([B, R, M], the caches after this position).
         """
-        length = caches[0].self_attention.keys.shape[2]
-        self_biases = [self.position_bias(tf.reshape(position, [1]), tf.range(length)) + mask_bias]
+        key_positions = tf.range(caches[0].self_attention.keys.shape[2]) // x.shape[1]
+        self_biases = [self.position_bias(tf.reshape(position, [1]), key_positions) + mask_bias]
         x = self.cast(x)
         after = []
         for block, cache in zip(self.blocks, caches):

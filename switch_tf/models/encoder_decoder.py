@@ -172,6 +172,7 @@ class EncoderDecoder(keras.Model):
         training: bool = False,
         seed: int | tf.Tensor = 0,
         return_routing: bool = False,
+        dropless: bool = False,
     ) -> tf.Tensor | ModelOutput:
         """Predicts every target token from the inputs and the target tokens before it.
 
@@ -183,11 +184,12 @@ class EncoderDecoder(keras.Model):
           training: whether dropout, router noise and the training capacity are on.
           seed: seed of the noise; the same seed gives the same numbers.
           return_routing: whether to return a `ModelOutput`.
+          dropless: whether experts drop no token outside of training, whatever the evaluation capacity.
 
         Returns:
           float32 logits [B, L, V], or a `ModelOutput`.
         """
-        context = ForwardContext(training=training, seed=seed)
+        context = ForwardContext(training=training, seed=seed, dropless=dropless)
         memory, encoder_routings = self.encode(features, context)
         logits, decoder_routings = self.decode(features, memory, context)
         if return_routing:
@@ -237,29 +239,50 @@ class EncoderDecoder(keras.Model):
     def _to_logits(self, x: tf.Tensor) -> tf.Tensor:
         return self.token_embedder.attend(x) if self.logits is None else self.logits(x)
 
-    def start_decoding(self, memory: tf.Tensor, length: int) -> list[BlockCache]:
-        """Returns the caches for decoding at most `length` tokens over `memory` [B, Lk, M] with `decode_step`."""
-        return self.decoder.start_caches(memory, length)
-
-    def decode_step(
-        self, tokens: tf.Tensor, caches: list[BlockCache], position: tf.Tensor, memory_mask: tf.Tensor
-    ) -> tuple[tf.Tensor, list[BlockCache]]:
-        """Predicts the next token of every sequence from the caches of the tokens before it.
+    def start_decoding(self, memory: tf.Tensor, length: int, rows: int = 1) -> list[BlockCache]:
+        """Returns the caches for decoding at most `length` tokens over `memory` [B, Lk, M] with `decode_step`.
 
         Args:
-          tokens: int32 [B], the tokens at `position` (0, the padding id, at the start).
+          memory: the encoder's output.
+          length: T.
+          rows: R, how many hypotheses of each sequence are decoded at once (beams).
+
+        Returns:
+          A cache for each block of the decoder.
+        """
+        return self.decoder.start_caches(memory, length, rows)
+
+    def decode_step(
+        self,
+        tokens: tf.Tensor,
+        caches: list[BlockCache],
+        position: tf.Tensor,
+        memory_mask: tf.Tensor,
+        ancestors: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, list[BlockCache]]:
+        """Predicts the next token of every hypothesis from the caches of the tokens before it.
+
+        Hypotheses that change places, as beams do, leave their caches where they are: `ancestors` tells where.
+
+        Args:
+          tokens: int32 [B, R], the tokens at `position` (0, the padding id, at the start).
           caches: of the earlier positions.
           position: int32 scalar.
           memory_mask: bool [B, Lk], True for a real input token.
+          ancestors: int32 [B, R, T], in which row each position of a hypothesis was decoded; at `position`, its own.
+            None where R = 1.
 
         Returns:
-          (float32 logits [B, V], the caches after this position).
+          (float32 logits [B, R, V], the caches after this position).
         """
-        length = caches[0].self_attention.keys.shape[2]
-        mask_bias = attention.causal_bias(tf.reshape(position, [1]), tf.range(length))
-        x = self.token_embedder(tf.expand_dims(tokens, 1))
+        num_keys = caches[0].self_attention.keys.shape[2]
+        key_positions = tf.range(num_keys) // tokens.shape[1]
+        mask_bias = attention.causal_bias(tf.reshape(position, [1]), key_positions)
+        if ancestors is not None:
+            mask_bias += attention.ancestor_bias(ancestors)
+        x = self.token_embedder(tokens)
         x, caches = self.decoder.decode_step(x, caches, position, mask_bias, attention.padding_bias(memory_mask))
-        return tf.squeeze(self._to_logits(x), 1), caches
+        return self._to_logits(x), caches
 
 
 def weight_name(weight: keras.Variable) -> str:

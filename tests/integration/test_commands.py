@@ -270,7 +270,7 @@ def test_help_is_there_for_every_command(capsys):
     ("arguments", "message"),
     [
         (["predict", "--step=5"], "needs a text"),
-        (["predict", "no sentinel"], "needs a sentinel"),
+        (["score", "no target"], "needs a text and its target"),
         (["predict", "--file=absent.txt"], "absent.txt"),
         (["predict", "<extra_id_0> x", "--step=5"], "there are 4, 8, 12"),
         (["predict", "<extra_id_0>" + " word" * 40], "TASK_FEATURE_LENGTHS"),

@@ -14,7 +14,8 @@ import types
 import numpy as np
 import tensorflow as tf
 
-from switch_tf.decoding.greedy import make_greedy
+from switch_tf.decoding.decoder import make_decoder
+from switch_tf.decoding.settings import Decoding
 from switch_tf.evaluation.likelihood import make_evaluator
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
@@ -71,7 +72,7 @@ def train(engine: Engine, config: ModelConfig, num_microbatches: int) -> dict[st
     held_out = random_features(batch=BATCH, seed=STEPS)
     values = make_evaluator(run.model, run.engine)([held_out])
     found |= {f"evaluation/{name}": value for name, value in values.items()}
-    found["decoded"] = make_greedy(run.model, 6, engine)(held_out["encoder_input_tokens"])
+    found["decoded"] = make_decoder(run.model, Decoding(), 6, engine)(held_out).tokens[:, 0]
     return found | {f"weight/{index}": weight.numpy() for index, weight in enumerate(run.model.trainable_variables)}
 
 
