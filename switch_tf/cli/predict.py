@@ -2,7 +2,7 @@
 
 import argparse
 
-from switch_tf.cli import flags
+from switch_tf.cli import flags, teacher_flags
 
 
 def add_parser(commands: flags.Commands) -> None:
@@ -19,10 +19,15 @@ def add_parser(commands: flags.Commands) -> None:
         help="instead of texts of your own, take N examples spread over the held-out split",
     )
     parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    parser.add_argument("--output", metavar="PATH", help="where to write to, with --probabilities")
+    teacher_flags.add_flags(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the texts with their sentinels filled."""
+    """Prints the texts with their sentinels filled, or writes a teacher's probabilities."""
+    if options.probabilities is not None:
+        teacher_flags.run(options)
+        return
     from switch_tf.runs import infilling
 
     infilling.predict(options.text, options.file, options.held_out, options.step)
