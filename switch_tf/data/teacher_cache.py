@@ -171,7 +171,7 @@ def cached_examples(folder: str, seed: int, shard: seqio.ShardInfo | None = None
     if shard is not None:
         files = files[shard.index :: shard.num_shards]
     dataset = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files), seed=seed)
-    dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, deterministic=True)
+    dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE)
     dataset = dataset.shuffle(_SHUFFLE_BUFFER, seed=seed).repeat()
 
     def parsed(record: tf.Tensor) -> dict[str, tf.Tensor]:
