@@ -134,6 +134,7 @@ def ours(num_experts: int, folder: str) -> dict:
         engine=SingleEngine(),
         step=tf.Variable(0, dtype=tf.int64),
         experiment=types.SimpleNamespace(seed=0),
+        teacher=None,
     )
     update = make_update(run, Objective(z_loss=0.0, router_z_loss=1e-3, balance_loss=1e-3), 1)
     batch = {name: tf.constant(value) for name, value in features().items()}

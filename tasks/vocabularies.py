@@ -147,6 +147,8 @@ class VocabularyFile:
 class InitialVocabulary:
     """The vocabulary of the run whose weights this one starts from, copied once."""
 
+    setting = "INITIAL_CHECKPOINT"
+
     def __init__(self, checkpoint: str = gin.REQUIRED):
         self.checkpoint = checkpoint
 
@@ -167,9 +169,27 @@ class InitialVocabulary:
             if storage.exists(given):
                 return VocabularyFile(given).install(model_dir)
         raise SettingError(
-            f"INITIAL_CHECKPOINT = '{self.checkpoint}' is neither a model directory with a vocabulary nor a checkpoint "
-            "in one."
+            f"{self.setting} = '{self.checkpoint}' is neither a model directory with a vocabulary nor a checkpoint in "
+            "one: set VOCABULARY = @VocabularyFile()."
         )
+
+
+@gin.configurable
+class TeacherVocabulary(InitialVocabulary):
+    """The vocabulary of a teacher, copied once."""
+
+    setting = "TEACHER"
+
+    def __init__(self, checkpoint: str | None = gin.REQUIRED, cache: str | None = None):
+        """Names the teacher.
+
+        Args:
+          checkpoint: its model directory, or one of its checkpoints; None where there is only a cache.
+          cache: what `switch-tf predict --probabilities` wrote.
+        """
+        super().__init__(checkpoint or cache or "")
+        if checkpoint is None:
+            self.setting = "TEACHER_CACHE"
 
 
 @gin.configurable

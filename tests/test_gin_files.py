@@ -9,6 +9,8 @@ import switch_tf.runs.loop  # noqa: F401 (registers `train`)
 from switch_tf.models.config import ModelConfig
 from switch_tf.runs import gin_config
 from switch_tf.runs.experiment import Experiment
+from switch_tf.runs.teacher_settings import configured_teacher
+from switch_tf.training.distillation import SoftLoss
 
 GIN = pathlib.Path(__file__).parents[1] / "gin"
 MODELS = sorted(path.stem for path in (GIN / "models").glob("*.gin"))
@@ -42,6 +44,27 @@ def test_models_and_runs_compose(model, run):
     assert experiment.model == ModelConfig()
     assert experiment.batch_size == RUNS[run]
     assert experiment.model.dropout_rate == (0.1 if run == "finetune" else 0.0)
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run != "finetune"])
+def test_distillation_composes_with_pre_training(run):
+    bindings = ['MODEL_DIR = "unused"', 'MIXTURE_OR_TASK = "unused"', 'TEACHER = "teacher"']
+    gin_config.load(["gin/models/t5_small.gin", f"gin/runs/{run}.gin", "gin/runs/distill.gin"], bindings)
+    gin_config.check_required(but=("TRAIN_FILES",))
+    teacher = configured_teacher()
+    assert (teacher.checkpoint, teacher.soft_loss, teacher.initialize_student) == ("teacher", SoftLoss(), True)
+    assert Experiment().batch_size == RUNS[run]
+    assert Experiment().vocabulary.checkpoint == "teacher"
+
+
+def test_distillation_of_a_fine_tuned_teacher_needs_no_initial_checkpoint():
+    bindings = ['MODEL_DIR = "unused"', 'MIXTURE_OR_TASK = "unused"', 'TEACHER = "teacher"']
+    gin_files = ["gin/models/t5_small.gin", "gin/runs/finetune.gin", "gin/runs/distill_finetuned.gin"]
+    gin_config.load(gin_files, bindings)
+    gin_config.check_required()
+    assert configured_teacher().soft_loss.fraction == 0.25
+    assert gin_config.parameter("train.initial_checkpoint") is None
+    assert Experiment().model.dropout_rate == 0.1
 
 
 @pytest.mark.parametrize("precision", sorted(path.stem for path in (GIN / "precision").glob("*.gin")))

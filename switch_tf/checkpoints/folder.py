@@ -201,11 +201,12 @@ def checkpoints_of(model_dir: str, keep: int = 3) -> CheckpointFolder:
     return CheckpointFolder(os.path.join(model_dir, "checkpoints"), keep)
 
 
-def find_checkpoint(initial: str) -> tuple[CheckpointFolder, int]:
+def find_checkpoint(initial: str, setting: str = "INITIAL_CHECKPOINT") -> tuple[CheckpointFolder, int]:
     """Finds the checkpoint that another run is to start from.
 
     Args:
       initial: a model directory, for its newest checkpoint, or the folder of a checkpoint.
+      setting: the setting that holds it, for the error.
 
     Returns:
       (the folder that it is in, its step).
@@ -219,8 +220,7 @@ def find_checkpoint(initial: str) -> tuple[CheckpointFolder, int]:
     step = int(match.group(1)) if match else checkpoints.latest()
     if step not in checkpoints.steps():
         raise SettingError(
-            f"INITIAL_CHECKPOINT = '{initial}' holds no checkpoint: name a model directory, or one of its "
-            "checkpoints/step_... ."
+            f"{setting} = '{initial}' holds no checkpoint: name a model directory, or one of its checkpoints/step_... ."
         )
     return checkpoints, step
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import typing
 from collections.abc import Mapping
+from typing import Any
 
 from switch_tf.cli import flags
 
@@ -29,17 +30,21 @@ def run(options: argparse.Namespace) -> None:
     from switch_tf.models.config import ModelConfig
     from switch_tf.planning.costs import description, layout_description
     from switch_tf.runs.experiment import configured_layout, configured_lengths
+    from switch_tf.runs.teacher_settings import describe_teacher
 
     config, lengths = ModelConfig(), configured_lengths()
     layout = configured_layout(config)
     costs = description(config, lengths["inputs"], lengths["targets"])
     placed = layout_description(config, layout) if layout.mesh else {}
+    teacher = describe_teacher(config, layout, lengths)
     if options.json:
-        print(json.dumps(costs | placed, indent=2))
+        print(json.dumps(costs | placed | ({"teacher": teacher} if teacher else {}), indent=2))
         return
     _print_costs(config, lengths, costs)
     if placed:
         _print_layout(config, layout, placed["bytes_per_device"])
+    if teacher:
+        _print_teacher(teacher)
 
 
 def _print_table(rows: list[list[str]], alignment: tuple[str, ...]) -> None:
@@ -64,6 +69,20 @@ def _print_costs(config: "ModelConfig", lengths: Mapping[str, int], costs: Mappi
         "bytes of Adafactor's slots": ("slot_bytes", "B"),
     }
     rows = [[label, f"{costs[key]:,}", human(costs[key], unit)] for label, (key, unit) in labels.items()]
+    _print_table(rows, ("left", "right", "left"))
+
+
+def _print_teacher(teacher: Mapping[str, Any]) -> None:
+    from switch_tf.planning.costs import human
+
+    print(f"\nteacher {teacher['checkpoint']}")
+    labels = {
+        "parameters": ("parameters", ""),
+        "forward FLOPs of a sequence": ("forward_flops_per_sequence", ""),
+        f"bytes of weights ({teacher['dtype']})": ("weight_bytes", "B"),
+        "bytes of weights on each device": ("weight_bytes_per_device", "B"),
+    }
+    rows = [[label, f"{teacher[key]:,}", human(teacher[key], unit)] for label, (key, unit) in labels.items()]
     _print_table(rows, ("left", "right", "left"))
 
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from switch_tf.cli import flags
+from switch_tf.cli import flags, teacher_flags
 
 _EXAMPLES = """\
 examples:
@@ -36,10 +36,14 @@ def add_parser(commands: flags.Commands) -> None:
         metavar="N",
         help="instead of texts of your own, take N examples spread over the held-out split",
     )
+    teacher_flags.add_flags(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints or writes predictions; ends with status 1 if a line of the file has none."""
+    """Prints or writes predictions, or a teacher's probabilities; status 1 if a line of the file has no prediction."""
+    if options.probabilities is not None:
+        teacher_flags.run(options)
+        return
     from switch_tf.runs import prediction
 
     request = prediction.Request(

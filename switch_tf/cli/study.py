@@ -1,6 +1,7 @@
 """`switch-tf study`."""
 
 import argparse
+import sys
 
 from switch_tf.cli import flags
 
@@ -24,7 +25,7 @@ def add_parser(commands: flags.Commands) -> None:
         "--jobs", type=int, default=1, metavar="N", help="runs at a time, each on a core of its own (default: 1)"
     )
     parser.add_argument(
-        "--print", action="store_true", help="print the command of each run that is not done, and train nothing"
+        "--print", action="store_true", help="print the command of each run that can be trained now, and train nothing"
     )
     parser.add_argument("--report", action="store_true", help="train nothing, and report the runs that are done")
     parser.add_argument(
@@ -41,7 +42,11 @@ def run(options: argparse.Namespace) -> None:
     chosen = study.Study()
     runs = chosen.runs()
     if options.print:
-        print("\n".join(run.command() for run in runs if not run.is_done()))
+        ready = study.ready_runs(runs)
+        print("\n".join(run.command() for run in ready))
+        waiting = sum(not run.is_done() for run in runs) - len(ready)
+        if waiting:
+            print(f"{waiting} more start from these; print again when these are done.", file=sys.stderr)
         return
     if not options.report:
         study.train_runs(runs, options.jobs)

@@ -13,6 +13,7 @@ from switch_tf import compat
 from switch_tf.data.batches import Batch, example_dataset
 from switch_tf.data.cached_tasks import Cache
 from switch_tf.data.task_lookup import empty_split
+from switch_tf.data.teacher_cache import cached_examples
 from switch_tf.errors import SettingError
 
 # Seconds to wait for the first batch before checking that the stream has an example at all.
@@ -30,6 +31,7 @@ def training_dataset(
     shard: seqio.ShardInfo | None = None,
     pack: bool = False,
     cache: Cache | None = None,
+    teacher_cache: str | None = None,
 ) -> tf.data.Dataset:
     """Endless shuffled batches, the same for the same seed.
 
@@ -43,24 +45,28 @@ def training_dataset(
         every num_shards-th example instead of files of its own; the shards are disjoint only if they have one seed.
       pack: whether to put several short examples, kept apart by their segment ids, into one.
       cache: where tokens are cached; None to tokenize the text.
+      teacher_cache: the folder of a teacher's predictions, whose examples are read instead of the task's.
 
     Returns:
-      Dataset of dicts of int32 [batch_size, length].
+      Dataset of dicts of int32 [batch_size, length], and with a teacher's predictions float32.
 
     Raises:
       SettingError: for an unknown task, a missing split, or lengths that do not fit the task.
     """
-    dataset = example_dataset(
-        mixture_or_task,
-        lengths,
-        split,
-        pack=pack,
-        cache=cache,
-        shuffle=True,
-        num_epochs=None,
-        seed=seed,
-        shard_info=shard,
-    )
+    if teacher_cache is not None:
+        dataset = cached_examples(teacher_cache, seed, shard)
+    else:
+        dataset = example_dataset(
+            mixture_or_task,
+            lengths,
+            split,
+            pack=pack,
+            cache=cache,
+            shuffle=True,
+            num_epochs=None,
+            seed=seed,
+            shard_info=shard,
+        )
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
 
 
@@ -100,6 +106,7 @@ class TrainingBatches:
         process_index: int = 0,
         pack: bool = False,
         cache: Cache | None = None,
+        teacher_cache: str | None = None,
     ):
         """Opens the streams at their start.
 
@@ -113,6 +120,7 @@ class TrainingBatches:
           process_index: which of them this is.
           pack: whether to put several short examples, kept apart by their segment ids, into one.
           cache: where tokens are cached; None to tokenize the text.
+          teacher_cache: the folder of a teacher's predictions, whose examples are read instead of the task's.
 
         Raises:
           SettingError: for an unknown task, a missing split, or lengths that do not fit the task.
@@ -126,7 +134,9 @@ class TrainingBatches:
         for stream in range(mine.start // size, -(-mine.stop // size)):
             first = stream * size
             shard = None if num_shards == 1 else seqio.ShardInfo(stream, num_shards)
-            dataset = training_dataset(mixture_or_task, batch_size=size, shard=shard, **self._options)
+            dataset = training_dataset(
+                mixture_or_task, batch_size=size, shard=shard, teacher_cache=teacher_cache, **self._options
+            )
             saved_by = next(process for process, theirs in enumerate(rows) if theirs.start <= first < theirs.stop)
             self._streams.append(
                 _Stream(

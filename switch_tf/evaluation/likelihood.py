@@ -1,7 +1,7 @@
 """Held-out likelihood of a model, with teacher forcing."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -9,28 +9,38 @@ import tensorflow as tf
 from switch_tf.data.batches import Batch
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.engine import Engine
+from switch_tf.training.distillation import ModelTeacher
 from switch_tf.training.losses import cross_entropy, token_weights
 from switch_tf.training.step import EvaluationSums, Features, make_evaluation_step
 from switch_tf.training.step_metrics import routing_scalars
 
 
-def make_evaluator(model: EncoderDecoder, engine: Engine) -> Callable[[Iterable[Batch]], dict[str, float]]:
+def make_evaluator(
+    model: EncoderDecoder,
+    engine: Engine,
+    teacher: ModelTeacher | None = None,
+    teacher_weights: Sequence[tf.Variable] = (),
+) -> Callable[[Iterable[Batch]], dict[str, float]]:
     """Compiles the evaluation of a model's current weights.
 
     Args:
       model: built by the engine.
       engine: where the model is.
+      teacher: the model's, to be measured beside it; None without one.
+      teacher_weights: its variables.
 
     Returns:
       evaluate(batches) -> numbers by name: neg_log_perplexity (nats for each real target token, higher is better),
-      accuracy, target_tokens, balance_loss, and for each sparse layer what its router did. Likelihood and
-      accuracy are means over all real target tokens of all batches, what routers did a mean over the batches.
+      accuracy, target_tokens, balance_loss, those of the teacher, and for each sparse layer what its router did.
+      Likelihood and accuracy are means over all real target tokens of all batches, what routers did a mean over the
+      batches.
     """
-    step = make_evaluation_step(model)
+    step = make_evaluation_step(model, teacher)
     variables = model.trainable_variables
 
     def on_device(features: Features) -> EvaluationSums:
-        return step([tf.convert_to_tensor(variable) for variable in variables], features)
+        values = [tf.convert_to_tensor(variable) for variable in variables]
+        return step(values, features, [tf.convert_to_tensor(variable) for variable in teacher_weights])
 
     compiled = engine.compile(on_device)
 
@@ -78,6 +88,7 @@ def _means(total: EvaluationSums) -> dict[str, float]:
         "neg_log_perplexity": -float(total.tokens.negative_log_likelihood) / tokens,
         "accuracy": float(total.tokens.correct) / tokens,
         "target_tokens": tokens,
+        **{name: float(value) / tokens for name, value in total.teacher.items()},
         "balance_loss": float(total.balance_loss / total.batches),
         **routing_scalars(routing),
     }

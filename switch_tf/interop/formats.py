@@ -27,11 +27,12 @@ READERS: dict[str, Callable[[str], Source]] = {
 _OWN = re.compile(r"step_\d{8,}")
 
 
-def kind_of(path: str) -> str:
+def kind_of(path: str, setting: str = "FROM") -> str:
     """Recognizes a checkpoint by what is in it.
 
     Args:
       path: a folder, or the prefix of a bundle; local or in a bucket.
+      setting: the setting that holds it, for the error.
 
     Returns:
       One of `READERS`.
@@ -49,9 +50,9 @@ def kind_of(path: str) -> str:
     if mesh_tensorflow.find_bundle(path):
         return "mesh_tensorflow"
     if not names:
-        raise SettingError(f"FROM = '{path}' is not there, or empty.")
+        raise SettingError(f"{setting} = '{path}' is not there, or empty.")
     raise SettingError(
-        f"FROM = '{path}' is no checkpoint: name a Hugging Face directory, a checkpoint_N of T5X, a folder with "
+        f"{setting} = '{path}' is no checkpoint: name a Hugging Face directory, a checkpoint_N of T5X, a folder with "
         "model.ckpt-N of Mesh TensorFlow, or a model directory."
     )
 

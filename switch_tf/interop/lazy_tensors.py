@@ -41,6 +41,18 @@ class LazyTensor:
         """Bytes of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def read_block(self, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+        """Reads a block of the tensor; of a tensor with rows, no other rows.
+
+        Args:
+          start: index of the block's first element.
+          shape: of the block.
+        """
+        place = tuple(slice(first, first + size) for first, size in zip(start, shape))
+        if self.rows is None:
+            return self.read()[place]
+        return np.stack([row.read()[place[1:]] for row in self.rows[place[0]]])
+
     def mapped(self, function: Callable[[np.ndarray], np.ndarray], shape: Sequence[int]) -> "LazyTensor":
         """Returns the tensor, without rows, that `function` makes of this one; it has `shape` and the same dtype."""
         return LazyTensor(tuple(shape), self.dtype, lambda: function(self.read()))

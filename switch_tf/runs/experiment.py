@@ -131,8 +131,12 @@ class Experiment:
         check_placement(layout, self.model, self.batch_size, self.task_feature_lengths, num_microbatches, num_devices)
         return make_engine(self.engine, layout, self.num_logical_devices, processes)
 
-    def training_batches(self, engine: Engine) -> TrainingBatches:
+    def training_batches(self, engine: Engine, teacher_cache: str | None = None) -> TrainingBatches:
         """Opens the training data, for the rows of a batch that this process feeds.
+
+        Args:
+          engine: of the run.
+          teacher_cache: the folder of a teacher's predictions, whose examples are the data; None for the task's.
 
         Raises:
           SettingError: if the data cannot be had.
@@ -147,6 +151,7 @@ class Experiment:
             engine.process_index,
             self.pack,
             self.cache,
+            teacher_cache,
         )
 
     def vocabulary_digest(self) -> str | None:

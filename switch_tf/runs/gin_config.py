@@ -104,9 +104,14 @@ def check_required(but: Sequence[str] = ()) -> None:
     Raises:
       SettingError: with the name of one that has not.
     """
-    for name in _REQUIRED.findall(gin.config_str(max_line_length=1000)):
+    for name in required_macros():
         if name not in but:
             raise _no_value(name)
+
+
+def required_macros() -> list[str]:
+    """Returns the macros that a gin file leaves to the user and that have not been set."""
+    return _REQUIRED.findall(gin.config_str(max_line_length=1000))
 
 
 def parameter(name: str, default: object = gin.REQUIRED, gin_file: str | None = None) -> Any:

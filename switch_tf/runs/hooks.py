@@ -7,6 +7,7 @@ import abc
 import dataclasses
 import math
 import signal
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import gin
@@ -18,6 +19,7 @@ from switch_tf.errors import SettingError
 from switch_tf.evaluation.likelihood import make_evaluator
 from switch_tf.evaluation.tasks import TaskEvaluation, TaskEvaluator, flat, held_out_name
 from switch_tf.runs.progress import StopSignals
+from switch_tf.runs.teachers import SHARE_OF_GAIN
 
 if TYPE_CHECKING:
     from switch_tf.runs.loop import TrainingLoop
@@ -224,7 +226,9 @@ class EvaluateHeldOut(_EvaluationHook):
             self._split,
             cache=experiment.cache,
         )
-        self._evaluate = make_evaluator(loop.run.model, loop.run.engine)
+        run = loop.run
+        teacher, weights = (None, ()) if run.teacher is None else (run.teacher.model_teacher, run.teacher.weights)
+        self._evaluate = make_evaluator(run.model, run.engine, teacher, weights)
 
     def on_start(self, loop: "TrainingLoop") -> None:
         if self.is_missing(loop):
@@ -238,13 +242,23 @@ class EvaluateHeldOut(_EvaluationHook):
 
     def _measure(self, loop: "TrainingLoop") -> None:
         values = self._evaluate(self._batches)
+        if loop.run.teacher is not None:
+            values = loop.run.teacher.with_share_of_gain(values)
         if loop.recorder is not None:
             loop.recorder.write_evaluation(loop.step, values)
         loop.progress.say(
             f"step {loop.step}: held-out negative log perplexity {values['neg_log_perplexity']:.4f}, "
-            f"accuracy {values['accuracy']:.4f}"
+            f"accuracy {values['accuracy']:.4f}{_of_teacher(values)}"
         )
         loop.progress.restart_clock()
+
+
+def _of_teacher(values: Mapping[str, float]) -> str:
+    """What an evaluation measured of a teacher, as the end of a sentence."""
+    text = ""
+    if "teacher_neg_log_perplexity" in values:
+        text += f"; teacher {values['teacher_neg_log_perplexity']:.4f}, agreement {values['teacher_agreement']:.4f}"
+    return text + (f", share of gain {values[SHARE_OF_GAIN]:.3f}" if SHARE_OF_GAIN in values else "")
 
 
 @gin.configurable

@@ -16,6 +16,8 @@ from switch_tf.runs.model_directory import write_description
 from switch_tf.runs.progress import Progress
 from switch_tf.runs.recorder import RunRecorder
 from switch_tf.runs.run import Run
+from switch_tf.runs.teacher_settings import TeacherSettings
+from switch_tf.runs.teachers import RunTeacher
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.step import Features, StepMetrics, make_train_step
@@ -36,7 +38,7 @@ def make_update(run: Run, objective: Objective, num_microbatches: int) -> Callab
     """Compiles one update of a run's variables.
 
     Args:
-      run: with an optimizer.
+      run: with an optimizer, and perhaps a teacher.
       objective: the auxiliary losses.
       num_microbatches: microbatches of a batch; their gradients are accumulated.
 
@@ -45,14 +47,17 @@ def make_update(run: Run, objective: Objective, num_microbatches: int) -> Callab
     """
     optimizer = run.optimizer
     assert optimizer is not None, "A run that updates has an optimizer."
-    step_function = make_train_step(run.model, optimizer, objective, num_microbatches)
+    distillation = None if run.teacher is None else run.teacher.distillation
+    step_function = make_train_step(run.model, optimizer, objective, num_microbatches, distillation)
     weights, slots = run.model.trainable_variables, optimizer.slots
+    teacher_weights = [] if run.teacher is None else run.teacher.weights
 
     def update(features: Features) -> StepMetrics:
         weight_values = [tf.convert_to_tensor(weight) for weight in weights]
         slot_values = [{name: tf.convert_to_tensor(slot) for name, slot in slot.items()} for slot in slots]
+        teacher_values = [tf.convert_to_tensor(weight) for weight in teacher_weights]
         new_weights, new_slots, metrics = step_function(
-            weight_values, slot_values, run.step, features, run.experiment.seed
+            weight_values, slot_values, run.step, features, run.experiment.seed, teacher_values
         )
         for weight, value in zip(weights, new_weights):
             weight.assign(value)
@@ -76,6 +81,7 @@ def train(
     initial_checkpoint: str | None = None,
     upcycle: bool = False,
     num_microbatches: int = 1,
+    teacher: TeacherSettings | None = None,
 ) -> None:
     """Trains until `steps` updates have been made, from the newest checkpoint in the model directory if there is one.
 
@@ -90,21 +96,30 @@ def train(
       upcycle: whether that checkpoint is of a dense model, whose feed-forward layers become the experts; the step, and
         with it the learning rate, goes on from there.
       num_microbatches: gradient accumulation: microbatches of a batch, one in memory at a time.
+      teacher: whose probabilities the model learns from; None without one.
 
     Raises:
       SettingError: if a setting, a file or the disk keeps the run from going on.
       Stopped: after SIGTERM or Ctrl-C, when a checkpoint has been saved.
     """
     hooks = [*hooks, *extra_hooks]
+    if teacher is not None and teacher.initialize_student and initial_checkpoint is not None:
+        raise SettingError(
+            f"INITIAL_CHECKPOINT = '{initial_checkpoint}' and INITIALIZE_FROM_TEACHER = True both say what the student "
+            "starts with: set the first to None or the second to False."
+        )
     engine = experiment.make_engine(num_microbatches)
     for note in placement_notes(engine.layout, experiment.model) if engine.layout.num_devices > 1 else ():
         engine.say(f"Layout: {note}")
     with engine.first_process_first():
         experiment.install_vocabulary()
-    batches = experiment.training_batches(engine)
+    opened = None if teacher is None else RunTeacher(teacher, experiment, engine.layout, num_microbatches)
+    batches = experiment.training_batches(engine, None if teacher is None else teacher.cache)
     with engine.scope():
-        run = Run(experiment, optimizer(), engine=engine)
+        run = Run(experiment, optimizer(), engine=engine, teacher=opened)
     start = _restore(run, batches, initial_checkpoint, upcycle)
+    if opened is not None:
+        opened.place(engine)
     loop = TrainingLoop(run, batches, steps, hooks)
     for hook in hooks:
         hook.setup(loop)
@@ -137,6 +152,8 @@ def _restore(run: Run, batches: TrainingBatches, initial_checkpoint: str | None,
     elif initial_checkpoint is not None:
         run.start_from(initial_checkpoint, upcycle)
         engine.say(f"Starting from the weights of {initial_checkpoint}.")
+    elif run.teacher is not None and run.teacher.settings.initialize_student:
+        run.teacher.initialize(run.weights(), engine)
     elif upcycle:
         raise SettingError("UPCYCLE = True needs INITIAL_CHECKPOINT, a dense model's: set it, or UPCYCLE = False.")
     return int(run.step.numpy())
@@ -189,7 +206,9 @@ class TrainingLoop:
         """
         engine, experiment = self.run.engine, self.run.experiment
         if engine.is_first_process:
-            self.recorder = RunRecorder(experiment.model_dir, experiment.model, self.step)
+            teacher = self.run.teacher
+            scalars = ((), ()) if teacher is None else (teacher.step_scalars, teacher.evaluation_scalars)
+            self.recorder = RunRecorder(experiment.model_dir, experiment.model, self.step, *scalars)
         lacks_row = self.recorder is not None and not self.recorder.has_evaluation(self.step)
         has_checkpoint = self.step > 0 and self.step in self.run.checkpoints.steps()
         self.lacks_evaluation = engine.processes.any_process(has_checkpoint and lacks_row)

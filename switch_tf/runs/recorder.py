@@ -12,7 +12,7 @@ from switch_tf import storage
 from switch_tf.checkpoints.folder import checkpoints_of, write_error
 from switch_tf.models.config import ModelConfig
 from switch_tf.training.step import StepMetrics
-from switch_tf.training.step_metrics import EVALUATION_SCALARS, ROUTING_SCALARS, scalars_of
+from switch_tf.training.step_metrics import EVALUATION_SCALARS, NESTED_METRICS, ROUTING_SCALARS, scalars_of
 
 _TASK_SCORES = "task_eval.csv"
 
@@ -85,13 +85,22 @@ class RunRecorder:
     and then, and when the recorder is closed.
     """
 
-    def __init__(self, model_dir: str, config: ModelConfig, resume_step: int):
+    def __init__(
+        self,
+        model_dir: str,
+        config: ModelConfig,
+        resume_step: int,
+        step_scalars: Sequence[str] = (),
+        evaluation_scalars: Sequence[str] = (),
+    ):
         """Opens the files of a run.
 
         Args:
           model_dir: where they are.
           config: names the sparse layers.
           resume_step: the last step whose rows stay.
+          step_scalars: further columns of `metrics.csv`.
+          evaluation_scalars: further columns of `eval.csv`.
 
         Raises:
           SettingError: if they cannot be written.
@@ -99,14 +108,14 @@ class RunRecorder:
         self._model_dir = model_dir
         self._layers = config.sparse_layer_names
         per_layer = [f"{layer}/{name}" for layer in self._layers for name in ROUTING_SCALARS]
-        scalars = [name for name in StepMetrics._fields if name != "routing"]
+        scalars = [name for name in StepMetrics._fields if name not in NESTED_METRICS] + [*step_scalars]
         loads = [f"load_{expert}" for expert in range(config.num_experts)]
 
         self._resume_step = resume_step
         self._mirror = storage.Mirror(model_dir)
         self._records: list[str] = []
         self._metrics = self._record("metrics.csv", [*scalars, *per_layer, "tokens_per_second"])
-        self._evaluations = self._record("eval.csv", [*EVALUATION_SCALARS, *per_layer])
+        self._evaluations = self._record("eval.csv", [*EVALUATION_SCALARS, *evaluation_scalars, *per_layer])
         self._experts = self._record("experts.csv", ["layer", *loads]) if self._layers else None
         # Most runs score no tasks, and have no such file.
         has_task_scores = storage.exists(os.path.join(model_dir, _TASK_SCORES))
@@ -145,7 +154,7 @@ class RunRecorder:
             )
         with self._writing_board():
             for row in rows:
-                _write_scalars(row["step"], {f"train/{name}": row[name] for name in row if name != "step"})
+                _write_scalars(int(row["step"]), {f"train/{name}": row[name] for name in row if name != "step"})
             for layer, metrics in last.routing.items():
                 tf.summary.histogram(f"train/{layer}/expert_load", metrics.expert_load, step=last_step)
         with self._writing(self._model_dir):
@@ -163,16 +172,15 @@ class RunRecorder:
 
     def write_task_scores(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
         """Writes the scores of tasks, one row for each metric of each task."""
+        values = {(task, metric): value for task, metrics in scores.items() for metric, value in metrics.items()}
         rows = [
-            {"step": step, "task": task, "metric": metric, "value": value}
-            for task, values in scores.items()
-            for metric, value in values.items()
+            {"step": step, "task": task, "metric": metric, "value": value} for (task, metric), value in values.items()
         ]
         if self._task_scores is None:
             self._task_scores = self._open_task_scores()
         self._task_scores.append(rows)
         with self._writing_board():
-            _write_scalars(step, {f"tasks/{row['task']}/{row['metric']}": row["value"] for row in rows})
+            _write_scalars(step, {f"tasks/{task}/{metric}": value for (task, metric), value in values.items()})
 
     def copy_records(self) -> None:
         """Copies all rows so far to the model directory, which must come before a checkpoint of their steps.

@@ -20,6 +20,7 @@ from switch_tf.partitioning.axes import ShardIndex
 from switch_tf.partitioning.engine import Engine
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.model_directory import versions
+from switch_tf.runs.teachers import RunTeacher
 from switch_tf.training.adafactor import Adafactor
 
 
@@ -32,6 +33,7 @@ class Run:
         optimizer: Adafactor | None = None,
         keep_checkpoints: int = 3,
         engine: Engine | None = None,
+        teacher: RunTeacher | None = None,
     ):
         """Builds model and slots; reads nothing yet.
 
@@ -40,8 +42,10 @@ class Run:
           optimizer: whose slots to make; None for evaluation, which needs none.
           keep_checkpoints: how many checkpoints `save` leaves.
           engine: the experiment's, where it is open already.
+          teacher: of the model; None without one.
         """
         self.experiment = experiment
+        self.teacher = teacher
         self.engine = engine or experiment.make_engine()
         self.checkpoints = checkpoints_of(experiment.model_dir, keep_checkpoints)
         self.writer = CheckpointWriter(self.checkpoints, self.engine)
@@ -66,6 +70,10 @@ class Run:
                     named[f"{name}{SLOTS}{slot}"] = variable.value
         return named
 
+    def weights(self) -> dict[str, tf.Variable]:
+        """Returns the model's weights by name."""
+        return {weight_name(weight): weight.value for weight in self.model.trainable_variables}
+
     def manifest(self, score: Score | None = None) -> Manifest:
         """Returns the manifest of a checkpoint of the current step.
 
@@ -74,7 +82,7 @@ class Run:
         """
         return Manifest(
             step=int(self.step.numpy()),
-            settings=self.experiment.fixed_settings(),
+            settings=self._fixed_settings(),
             data=self._data_settings,
             model=dataclasses.asdict(self.experiment.model),
             shapes=_shapes(self.variables()),
@@ -83,6 +91,10 @@ class Run:
             slots_since=0 if self.optimizer is None else self.optimizer.step_offset,
             versions=versions(),
         )
+
+    def _fixed_settings(self) -> dict[str, object]:
+        of_teacher = {} if self.teacher is None else self.teacher.fixed_settings()
+        return self.experiment.fixed_settings() | of_teacher
 
     def save(self, batches: TrainingBatches, score: Score | None = None) -> None:
         """Starts writing a checkpoint of the current step: variables, position of the data, and the manifest.
@@ -125,7 +137,7 @@ class Run:
             )
         if self.optimizer is None:
             return
-        self._check_same(manifest.settings, self.experiment.fixed_settings())
+        self._check_same(manifest.settings, self._fixed_settings())
         if manifest.data is not None:
             self._check_same(manifest.data, self._data_settings)
 
@@ -197,7 +209,7 @@ class Run:
           SettingError: if there is none, it is of another model or vocabulary, or it is damaged.
         """
         checkpoints, step = find_checkpoint(initial)
-        variables = {weight_name(weight): weight.value for weight in self.model.trainable_variables}
+        variables = self.weights()
         sources = {name: name for name in variables}
         if upcycle:
             sources = upcycling.sources(variables)

@@ -46,6 +46,8 @@ class StudyRun:
       bindings: `NAME = value` lines.
       steps: how many updates it makes.
       tokens_per_step: of inputs and targets together, padding included.
+      needs: the model directories of runs that this one starts from, which come first.
+      score: what is compared, "task/metric" of task_eval.csv; None: held-out negative log perplexity.
     """
 
     variant: str
@@ -55,6 +57,16 @@ class StudyRun:
     bindings: tuple[str, ...]
     steps: int
     tokens_per_step: int
+    needs: tuple[str, ...] = ()
+    score: str | None = None
+
+    def curve(self) -> list[tuple[int, float]]:
+        """Returns what is compared so far: (step, value) of each evaluation."""
+        if self.score is None:
+            return [(int(row["step"]), float(row["neg_log_perplexity"])) for row in self.evaluations()]
+        rows = read_csv(os.path.join(self.model_dir, "task_eval.csv"))
+        scores = [row for row in rows if f"{row['task']}/{row['metric']}" == self.score]
+        return [(int(row["step"]), float(row["value"])) for row in scores]
 
     def evaluations(self) -> list[dict[str, str]]:
         """Returns the rows of the run's eval.csv so far."""
@@ -107,6 +119,11 @@ class Study:
       seeds: each variant is run with each of them.
       bindings: of all runs.
       baseline: the variant that others are compared with; None: the first.
+      more_gin_files: further gin files of a variant, read after `gin_files`: {"student": ["gin/runs/distill.gin"]}.
+      starts_from: macros of a variant whose value is the model directory of another variant, of the same seed and
+        trained before it: {"student": {"TEACHER": "sparse"}}.
+      teacher: the variant whose gain over the baseline students are to keep, for `share_of_gain`; None for no teacher.
+      score: what is compared, "task/metric", at its peak (Sec. 4.1); None: the last held-out negative log perplexity.
     """
 
     folder: str = gin.REQUIRED
@@ -116,18 +133,38 @@ class Study:
     seeds: Sequence[int] = (0, 1, 2)
     bindings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     baseline: str | None = None
+    more_gin_files: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    starts_from: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    teacher: str | None = None
+    score: str | None = None
 
     def __post_init__(self) -> None:
         if not self.variants and not self.grid:
             raise SettingError("A study needs Study.variants or Study.grid: which bindings its runs differ in.")
         if not self.seeds:
             raise SettingError("Study.seeds is empty: give it one seed at least.")
+        for setting in ("baseline", "teacher"):
+            self._check_variant(setting, getattr(self, setting))
+        for setting in ("more_gin_files", "starts_from"):
+            for name in getattr(self, setting):
+                self._check_variant(setting, name)
+        for name, macros in self.starts_from.items():
+            for other in macros.values():
+                self._check_variant("starts_from", other)
+            self._check_order(name)
+
+    def _check_variant(self, setting: str, name: str | None) -> None:
         names = list(self.named_bindings())
-        if self.baseline is not None and self.baseline not in names:
+        if name is not None and name not in names:
             raise SettingError(
-                f"Study.baseline = {self.baseline!r} is no variant{nearest(self.baseline, names)}; the variants are "
-                f"{', '.join(names)}."
+                f"Study.{setting} = {name!r} is no variant{nearest(name, names)}; the variants are {', '.join(names)}."
             )
+
+    def _check_order(self, name: str, before: tuple[str, ...] = ()) -> None:
+        if name in before:
+            raise SettingError(f"Study.starts_from is a circle: {' <- '.join((*before, name))}; one has to be first.")
+        for other in self.starts_from.get(name, {}).values():
+            self._check_order(other, (*before, name))
 
     @property
     def baseline_name(self) -> str:
@@ -156,12 +193,17 @@ class Study:
             for variant, bindings in self.named_bindings().items()
         ]
 
-    def _run(self, variant: str, bindings: Mapping[str, Any], seed: int) -> StudyRun:
+    def _model_dir(self, variant: str, seed: int) -> str:
         slug = re.sub(r"[^A-Za-z0-9.=-]+", "_", variant).strip("_")
-        model_dir = os.path.join(self.folder, f"{slug}-seed{seed}")
-        lines = _bindings(self.bindings, bindings, {"SEED": seed, "MODEL_DIR": model_dir})
+        return os.path.join(self.folder, f"{slug}-seed{seed}")
+
+    def _run(self, variant: str, bindings: Mapping[str, Any], seed: int) -> StudyRun:
+        model_dir = self._model_dir(variant, seed)
+        starts = {name: self._model_dir(other, seed) for name, other in self.starts_from.get(variant, {}).items()}
+        lines = _bindings(self.bindings, bindings, starts, {"SEED": seed, "MODEL_DIR": model_dir})
+        gin_files = (*self.gin_files, *self.more_gin_files.get(variant, ()))
         try:
-            gin_config.load(self.gin_files, lines)
+            gin_config.load(gin_files, lines)
             gin_config.check_required()
             experiment: Experiment = gin_config.parameter("train.experiment", gin_file="gin/runs/pretrain.gin")
             find_task(experiment.mixture_or_task)
@@ -169,7 +211,7 @@ class Study:
             raise SettingError(f"Study variant '{variant}': {error}") from error
         tokens = experiment.batch_size * sum(experiment.task_feature_lengths.values())
         steps = gin_config.parameter("train.steps")
-        return StudyRun(variant, seed, model_dir, tuple(self.gin_files), lines, steps, tokens)
+        return StudyRun(variant, seed, model_dir, gin_files, lines, steps, tokens, tuple(starts.values()), self.score)
 
 
 class _Process:
@@ -264,8 +306,14 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def ready_runs(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """Returns the runs that are not done and can be trained: what they start from is done."""
+    done = {run.model_dir for run in runs if run.is_done()}
+    return [run for run in runs if run.model_dir not in done and done.issuperset(run.needs)]
+
+
 def train_runs(runs: Sequence[StudyRun], jobs: int = 1) -> None:
-    """Trains all runs that are not done, `jobs` at a time, and shows how far they are.
+    """Trains all runs that are not done, `jobs` at a time and in an order that they allow, and shows how far they are.
 
     Args:
       runs: of a study; those that began resume.
@@ -280,16 +328,20 @@ def train_runs(runs: Sequence[StudyRun], jobs: int = 1) -> None:
     pending = [run for run in runs if not run.is_done()]
     free: list[int | None] = [*cores[:jobs]] if jobs > 1 else [None]
     active: list[_Process] = []
+    done = {run.model_dir for run in runs if run not in pending}
     ended = sum(run.steps for run in runs if run not in pending)
     total = sum(run.steps for run in runs)
     with _sigterm_raises(), tqdm.tqdm(total=total, initial=ended, unit="step", desc="study") as bar:
         try:
             while pending or active:
-                while pending and free:
-                    active.append(_Process(pending.pop(0), free.pop(0)))
+                ready = [run for run in pending if done.issuperset(run.needs)]
+                for run in ready[: len(free)]:
+                    pending.remove(run)
+                    active.append(_Process(run, free.pop(0)))
                 for process in active.copy():
                     if process.has_ended():
                         active.remove(process)
+                        done.add(process.run.model_dir)
                         free.append(process.core)
                         ended += process.run.steps
                 bar.update(ended + sum(process.run.steps_made() for process in active) - bar.n)

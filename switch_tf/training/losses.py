@@ -129,7 +129,11 @@ def routing_loss(routings: Mapping[str, Routing], settings: Objective) -> tf.Ten
 
 
 def objective(
-    output: ModelOutput, features: Mapping[str, tf.Tensor], settings: Objective, num_tokens: tf.Tensor
+    output: ModelOutput,
+    features: Mapping[str, tf.Tensor],
+    settings: Objective,
+    num_tokens: tf.Tensor,
+    hard_share: float | tf.Tensor = 1.0,
 ) -> tuple[tf.Tensor, TokenLosses]:
     """The loss of one batch, or of one microbatch or replica of it.
 
@@ -139,10 +143,11 @@ def objective(
       settings: the weights of the auxiliary losses.
       num_tokens: float32 scalar, the real target tokens of the whole batch, which normalizes the loss, so that alpha
         means the same for every batch size and amount of padding.
+      hard_share: weight of the cross-entropy; less than 1 beside a teacher.
 
     Returns:
       (float32 scalar loss, the sums that it was computed from).
     """
     sums = token_losses(output.logits, features["decoder_target_tokens"], token_weights(features))
-    loss = (sums.negative_log_likelihood + settings.z_loss * sums.squared_log_z) / num_tokens
+    loss = (hard_share * sums.negative_log_likelihood + settings.z_loss * sums.squared_log_z) / num_tokens
     return loss + routing_loss(output.routings, settings), sums

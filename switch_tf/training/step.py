@@ -7,7 +7,7 @@ On data-parallel replicas, gradients, losses and metrics are contributions of th
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -18,6 +18,7 @@ from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 from switch_tf.partitioning import axes as axis_names
 from switch_tf.partitioning.axes import Axes
 from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.distillation import Distillation, ModelTeacher
 from switch_tf.training.losses import Objective, TokenLosses, mean_over_layers, objective, token_losses, token_weights
 
 Features = Mapping[str, tf.Tensor]
@@ -27,7 +28,7 @@ _FEATURE_AXES = (axis_names.BATCH, axis_names.LENGTH)
 
 
 class StepMetrics(NamedTuple):
-    """The metrics of a step: float32 scalars, and for each sparse layer its `RoutingMetrics`.
+    """The metrics of a step: float32 scalars, those of a teacher, and for each sparse layer its `RoutingMetrics`.
 
     loss: the minimized sum of cross-entropy and auxiliary losses.
     neg_log_perplexity: mean log likelihood of a real target token, in nats, without auxiliary losses; higher is better
@@ -38,6 +39,7 @@ class StepMetrics(NamedTuple):
     gradient_norm: of all gradients together.
     learning_rate: of this step.
     target_tokens: number of real target tokens.
+    teacher: float32 scalars by name (`Teacher.scalars`), means over the real target tokens; empty without a teacher.
     routing: by the layer's name.
     """
 
@@ -49,6 +51,7 @@ class StepMetrics(NamedTuple):
     gradient_norm: tf.Tensor
     learning_rate: tf.Tensor
     target_tokens: tf.Tensor
+    teacher: dict[str, tf.Tensor]
     routing: dict[str, RoutingMetrics]
 
 
@@ -58,8 +61,18 @@ class _Sums(NamedTuple):
     gradients: list[tf.Tensor]
     loss: tf.Tensor
     sums: TokenLosses
+    teacher: dict[str, tf.Tensor]
     balance_loss: tf.Tensor
     routing: dict[str, RoutingMetrics]
+
+
+class _Given(NamedTuple):
+    """What is the same for all microbatches of a step."""
+
+    weights: list[tf.Tensor]
+    teacher_weights: list[tf.Tensor]
+    fraction: tf.Tensor
+    num_tokens: tf.Tensor
 
 
 def microbatch(features: Features, index: tf.Tensor, num_microbatches: int) -> Features:
@@ -121,7 +134,11 @@ def balanced_bias(bias: tf.Tensor, expert_load: tf.Tensor, rate: float) -> tf.Te
 
 
 def make_train_step(
-    model: EncoderDecoder, optimizer: Adafactor, settings: Objective, num_microbatches: int = 1
+    model: EncoderDecoder,
+    optimizer: Adafactor,
+    settings: Objective,
+    num_microbatches: int = 1,
+    distillation: Distillation | None = None,
 ) -> Callable[..., tuple[list[tf.Tensor], OptimizerSlots, StepMetrics]]:
     """Makes the pure training step of a built model.
 
@@ -131,11 +148,13 @@ def make_train_step(
       settings: the auxiliary losses.
       num_microbatches: gradient accumulation: the batch is split into so many microbatches, which saves memory. The
         result is that of the whole batch up to rounding (and up to routing groups, which do not span microbatches).
+      distillation: the teacher of the model, and how much it counts; None without one.
 
     Returns:
-      step(weights, slots, step, features, seed) -> (weights, slots, metrics): `weights` as in
+      step(weights, slots, step, features, seed, teacher_weights) -> (weights, slots, metrics): `weights` as in
       `model.trainable_variables`, `slots` a dict for each of them, `step` an integer scalar (0 for the first),
-      `features` int32 [B, L] tensors, `seed` an integer scalar.
+      `features` int32 [B, L] tensors, `seed` an integer scalar, `teacher_weights` as in `Teacher.weights` (none by
+      default).
     """
     weight_axes = [variable.axes for variable in model.trainable_variables]
     weight_names = [weight_name(variable) for variable in model.trainable_variables]
@@ -150,11 +169,22 @@ def make_train_step(
     )
     balanced = balanced_layers(model)
 
-    def sums_of(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Sums:
+    def sums_of(given: _Given, features: Features, seed: tf.Tensor) -> _Sums:
+        weights, hard_share = given.weights, 1.0
+        of_teacher: dict[str, tf.Tensor] = {}
+        if distillation is not None:
+            # Outside of the tape: the teacher is frozen, and none of its activations are kept.
+            soft = distillation.soft_targets(given.teacher_weights, features)
+            hard_share = 1.0 - given.fraction
         with tf.GradientTape() as tape:
             tape.watch(weights)
             output, _ = model.stateless_call(weights, [], features, training=True, seed=seed, return_routing=True)
-            loss, sums = objective(output, features, settings, num_tokens)
+            loss, sums = objective(output, features, settings, given.num_tokens, hard_share)
+            if distillation is not None:
+                soft_loss, of_teacher = distillation.loss(
+                    output.logits, features, soft, given.fraction, given.num_tokens
+                )
+                loss += soft_loss
         gradients = tape.gradient(loss, weights)
         # A balance bias has no gradient.
         gradients = [
@@ -166,12 +196,12 @@ def make_train_step(
             for name, routing in output.routings.items()
         }
         balance_loss = mean_over_layers(routing.balance_loss for routing in output.routings.values())
-        return _Sums(gradients, loss, sums, balance_loss * share, routing)
+        return _Sums(gradients, loss, sums, of_teacher, balance_loss * share, routing)
 
-    def accumulated(weights: list[tf.Tensor], features: Features, seed: tf.Tensor, num_tokens: tf.Tensor) -> _Sums:
+    def accumulated(given: _Given, features: Features, seed: tf.Tensor) -> _Sums:
         def sums_at(index: tf.Tensor) -> _Sums:
             features_at = microbatch(features, index, num_microbatches)
-            return sums_of(weights, features_at, randomness.fold_in(seed, index), num_tokens)
+            return sums_of(given, features_at, randomness.fold_in(seed, index))
 
         if axis_names.is_replicated():
             return unrolled(sums_at)
@@ -197,14 +227,21 @@ def make_train_step(
         return total
 
     def step_function(
-        weights: list[tf.Tensor], slots: OptimizerSlots, step: tf.Tensor, features: Features, seed: tf.Tensor
+        weights: list[tf.Tensor],
+        slots: OptimizerSlots,
+        step: tf.Tensor,
+        features: Features,
+        seed: tf.Tensor,
+        teacher_weights: Sequence[tf.Tensor] = (),
     ) -> tuple[list[tf.Tensor], OptimizerSlots, StepMetrics]:
         weights, slots = _placed(weights, weight_axes), _placed_slots(slots, slot_axes)
         features = _placed_features(features)
         num_tokens = tf.maximum(axis_names.sum_over_replicas(tf.reduce_sum(token_weights(features))), 1.0)
         seed = randomness.fold_in(seed, tf.cast(step, tf.uint32))
+        fraction = tf.constant(0.0) if distillation is None else distillation.settings.fraction_at(step)
+        given = _Given(weights, list(teacher_weights), fraction, num_tokens)
         compute = sums_of if num_microbatches == 1 else accumulated
-        total = axis_names.sum_over_replicas(compute(weights, features, seed, num_tokens))
+        total = axis_names.sum_over_replicas(compute(given, features, seed))
 
         rate = optimizer.rate(step)
         new_weights, new_slots = [], []
@@ -225,6 +262,7 @@ def make_train_step(
             gradient_norm=tf.linalg.global_norm(total.gradients),
             learning_rate=rate,
             target_tokens=total.sums.tokens,
+            teacher={name: value / num_tokens for name, value in total.teacher.items()},
             routing=total.routing,
         )
         return _placed(new_weights, weight_axes), _placed_slots(new_slots, slot_axes), metrics
@@ -233,32 +271,38 @@ def make_train_step(
 
 
 class EvaluationSums(NamedTuple):
-    """What evaluation sums over batches: token sums, and per-batch means of routing metrics."""
+    """What evaluation sums over batches: token sums, those of a teacher by name, per-batch means of routing metrics."""
 
     tokens: TokenLosses
+    teacher: dict[str, tf.Tensor]
     balance_loss: tf.Tensor
     batches: tf.Tensor
     routing: dict[str, RoutingMetrics]
 
 
-def make_evaluation_step(model: EncoderDecoder) -> Callable[[list[tf.Tensor], Features], EvaluationSums]:
+def make_evaluation_step(model: EncoderDecoder, teacher: ModelTeacher | None = None) -> Callable[..., EvaluationSums]:
     """Makes the pure evaluation step: teacher forcing, no noise, the evaluation capacity.
 
     Args:
       model: built.
+      teacher: the model's, whose likelihood and agreement are measured, too; None without one.
 
     Returns:
-      step(weights, features) -> sums of one batch, to be added up over batches.
+      step(weights, features, teacher_weights) -> sums of one batch, to be added up over batches; `teacher_weights` as
+      in `Teacher.weights` (none by default).
     """
     weight_axes = [variable.axes for variable in model.trainable_variables]
 
-    def step_function(weights: list[tf.Tensor], features: Features) -> EvaluationSums:
+    def step_function(
+        weights: list[tf.Tensor], features: Features, teacher_weights: Sequence[tf.Tensor] = ()
+    ) -> EvaluationSums:
         weights, features = _placed(weights, weight_axes), _placed_features(features)
         output, _ = model.stateless_call(weights, [], features, training=False, return_routing=True)
         sums = token_losses(output.logits, features["decoder_target_tokens"], token_weights(features))
+        of_teacher = {} if teacher is None else teacher.compared(list(teacher_weights), features, output.logits)
         balance = mean_over_layers(routing.balance_loss for routing in output.routings.values())
         routing = {name: routing.metrics for name, routing in output.routings.items()}
-        sums, balance, routing = axis_names.sum_over_replicas((sums, balance, routing))
-        return EvaluationSums(sums, balance, tf.constant(1.0), routing)
+        sums, of_teacher, balance, routing = axis_names.sum_over_replicas((sums, of_teacher, balance, routing))
+        return EvaluationSums(sums, of_teacher, balance, tf.constant(1.0), routing)
 
     return step_function

@@ -7,13 +7,16 @@ from switch_tf.layers.routing import RoutingMetrics
 from switch_tf.training.step import StepMetrics
 
 EVALUATION_SCALARS = ("neg_log_perplexity", "accuracy", "target_tokens", "balance_loss")
+# The fields of `StepMetrics` that are no scalars, but dictionaries of them.
+NESTED_METRICS = ("teacher", "routing")
 # There are E expert loads; they have a file of their own.
 ROUTING_SCALARS = tuple(name for name in RoutingMetrics._fields if name != "expert_load")
 
 
 def scalars_of(metrics: StepMetrics) -> dict[str, float]:
     """Flattens a step's metrics: every scalar by its column's name, `encoder/layer_1/fraction_dropped` and the like."""
-    scalars = {name: float(value) for name, value in metrics._asdict().items() if name != "routing"}
+    scalars = {name: float(value) for name, value in metrics._asdict().items() if name not in NESTED_METRICS}
+    scalars |= {name: float(value) for name, value in metrics.teacher.items()}
     scalars |= routing_scalars(metrics.routing)
     return scalars
 

@@ -1,5 +1,6 @@
 """What a study's table says, against numbers worked out by hand."""
 
+import dataclasses
 import math
 import pathlib
 
@@ -50,6 +51,36 @@ def test_means_spreads_leads_and_speed_ups(runs):
 def test_a_single_seed_has_no_spread_and_a_missing_baseline_no_lead(runs):
     (row,) = study_tables.summary(study_tables.read_curves(runs[2:3]), "dense")
     assert math.isnan(row["std"]) and math.isnan(row["lead"]) and math.isnan(row["speedup_steps"])
+
+
+def test_a_student_keeps_a_share_of_its_teachers_gain(tmp_path, runs):
+    """Gains of 0.5 and 0.7; the student keeps 0.1 and 0.35 of them: 0.45 of 1.2, shares of 0.2 and 0.5."""
+    students = [finished(tmp_path, "student", 0, [-3, -2, -1.9]), finished(tmp_path, "student", 1, [-3, -2, -1.85])]
+    rows = study_tables.summary(study_tables.read_curves([*runs, *students]), "dense", "sparse")
+    dense, sparse, student = ([row[name] for name in study_tables.SHARE_COLUMNS] for row in rows)
+    np.testing.assert_allclose(student, [0.45 / 1.2, 0.3 / 2**0.5])
+    np.testing.assert_allclose([dense, sparse], [[0, 0], [1, 0]], atol=1e-12)
+
+
+def test_a_score_of_a_task_is_compared_at_its_peak(tmp_path, runs, capsys):
+    """The pre-trained models that the runs start from have no score, and no row."""
+    scored = []
+    for name, scores in (("dense", [50, 70, 60]), ("sparse", [60, 80, 90])):
+        run = dataclasses.replace(finished(tmp_path, f"tuned {name}", 0, [-4, -3, -2]), score="pair/average")
+        rows = [f"{100 * index},pair,average,{value}\n100,pair,other,99\n" for index, value in enumerate(scores, 1)]
+        (pathlib.Path(run.model_dir) / "task_eval.csv").write_text("step,task,metric,value\n" + "".join(rows))
+        scored.append(run)
+    bare = dataclasses.replace(runs[0], score="pair/average")
+    curves = study_tables.read_curves([bare, *scored])
+    assert {name: curve.final.tolist() for name, curve in curves.items()} == {"tuned dense": [70], "tuned sparse": [90]}
+    variants = {"tuned dense": {}, "tuned sparse": {}}
+    study = Study(str(tmp_path / "study"), [], variants, teacher="tuned sparse", score="pair/average")
+    study_tables.write_report(study, [bare, *scored])
+    header, dense, sparse = (tmp_path / "study" / "summary.csv").read_text().splitlines()
+    assert header.split(",")[3] == "pair/average" and header.endswith(",share_of_gain,share_std")
+    assert dense.split(",")[3] == "70.000000" and sparse.split(",")[-2] == "1.000000"
+    curves = (tmp_path / "study" / "curves.csv").read_text().splitlines()
+    assert curves[:2] == ["variant,seed,step,tokens,pair/average", "tuned dense,0,100,1000,50.000000"]
 
 
 def test_reaching_a_value():

@@ -27,6 +27,7 @@ class FakeRun:
         self.engine = SingleEngine(Layout({}, {}))
         self.experiment = types.SimpleNamespace(model_dir=str(model_dir), model=config, batch_size=2)
         self.checkpoints = CheckpointFolder(str(model_dir / "checkpoints"))
+        self.teacher = None
         self.writer = types.SimpleNamespace(check=lambda: None, finish=lambda: None)
         self.step = tf.Variable(step)
         self.saved: list[int] = []
@@ -36,7 +37,8 @@ class FakeRun:
 
 
 def metrics_of(loss: float) -> StepMetrics:
-    values = dict.fromkeys(StepMetrics._fields, tf.constant(1.0)) | {"loss": tf.constant(loss), "routing": {}}
+    values = dict.fromkeys(StepMetrics._fields, tf.constant(1.0))
+    values |= {"loss": tf.constant(loss), "teacher": {}, "routing": {}}
     return StepMetrics(**values)
 
 

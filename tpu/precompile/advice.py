@@ -16,9 +16,9 @@ from tpu.topologies import Slice
 def advice(plan: Plan, slice_: Slice, needed: int) -> str:
     """Suggests the smallest change after which the step should fit. An estimate.
 
-    The bytes that do not depend on the batch (weights, slots, gradients as large as the weights) are known for every
-    mesh. The rest of the peak, the activations, is assumed to be proportional to the sequences per device in memory,
-    and to halve when blocks are recomputed (for Switch-C on v6e, 0.43 of them remained).
+    The bytes that do not depend on the batch (weights, slots, gradients as large as the weights, a teacher's weights)
+    are known for every mesh. The rest of the peak, the activations, is assumed to be proportional to the sequences per
+    device in memory, and to halve when blocks are recomputed (for Switch-C on v6e, 0.43 of them remained).
 
     Args:
       plan: the step.
@@ -66,13 +66,14 @@ def advice(plan: Plan, slice_: Slice, needed: int) -> str:
 def _fixed_bytes(plan: Plan) -> int:
     """Bytes on one device that do not depend on the batch, with gradients of all weights."""
     held = layout_description(plan.config, plan.layout)["bytes_per_device"]
-    return 2 * held["weights"] + held["slots"] if plan.step == TRAIN else held["weights"]
+    return 2 * held["weights"] + held["slots"] + plan.teacher_bytes if plan.step == TRAIN else held["weights"]
 
 
 def _minimal_bytes(plan: Plan) -> int:
     """The same, without gradients unless microbatches accumulate them: else they need not all exist at once."""
     held = layout_description(plan.config, plan.layout)["bytes_per_device"]
-    return held["weights"] + held["slots"] + (held["weights"] if plan.num_microbatches > 1 else 0)
+    gradients = held["weights"] if plan.num_microbatches > 1 else 0
+    return held["weights"] + held["slots"] + plan.teacher_bytes + gradients
 
 
 def _is_valid(plan: Plan) -> bool:

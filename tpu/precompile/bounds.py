@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from switch_tf.layers.context import ForwardContext
+from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.axes import placed_by
 from switch_tf.partitioning.layout import Layout
 from switch_tf.partitioning.spmd import Partitioned
 from switch_tf.planning.costs import forward_flops
 from tpu.precompile.chips import chip_of
 from tpu.precompile.hlo import Collective
-from tpu.precompile.plan import DECODE, TRAIN, Plan
+from tpu.precompile.plan import DECODE, TRAIN, Plan, built
 from tpu.topologies import Slice
 
 
@@ -112,7 +113,8 @@ class StepFlops(NamedTuple):
 def step_flops(plan: Plan, compiled: float) -> StepFlops:
     """Counts the matmul FLOPs of one step on one device.
 
-    A training step counts as three forward passes: the gradient has two matmuls for each matmul of the forward pass.
+    A training step counts as three forward passes: the gradient has two matmuls for each matmul of the forward pass. A
+    teacher's forward pass is added.
 
     Args:
       plan: the step.
@@ -121,25 +123,34 @@ def step_flops(plan: Plan, compiled: float) -> StepFlops:
     Returns:
       The FLOPs of the model and of the program.
     """
-    config, passes = plan.config, 3 if plan.step == TRAIN else 1
+    passes = 3 if plan.step == TRAIN else 1
+    context = ForwardContext(training=plan.step == TRAIN, dropless=plan.step == DECODE)
+    tokens, empty = (passes * flops for flops in _forward_flops(plan, plan.model(), context))
+    if plan.teacher is not None and plan.teacher.config is not None:
+        of_teacher = _forward_flops(plan, built(plan.teacher.config), ForwardContext())
+        tokens, empty = tokens + of_teacher[0], empty + of_teacher[1]
+    devices = max(plan.layout.num_devices, 1)
+    return StepFlops(tokens / devices, (tokens + empty) / devices, compiled)
+
+
+def _forward_flops(plan: Plan, model: EncoderDecoder, context: ForwardContext) -> tuple[float, float]:
+    """Counts a forward pass of a batch: (FLOPs of the tokens, FLOPs of slots that no token fills)."""
+    config = model.config
     logits = 2 * plan.targets_length * config.d_model * config.vocab_size
     tokens = plan.batch_size * (forward_flops(config, plan.inputs_length, plan.targets_length) + logits)
     matrices = 3 if config.activation.startswith("gated") else 2
-    empty = _empty_slots(plan) * matrices * 2 * config.d_model * config.d_ff
-    devices = max(plan.layout.num_devices, 1)
-    return StepFlops(passes * tokens / devices, passes * (tokens + empty) / devices, compiled)
+    return tokens, _empty_slots(plan, model, context) * matrices * 2 * config.d_model * config.d_ff
 
 
-def _empty_slots(plan: Plan) -> float:
+def _empty_slots(plan: Plan, model: EncoderDecoder, context: ForwardContext) -> float:
     """Counts the slots in the sparse feed-forward layers of a step that no token fills."""
-    model, num_microbatches = plan.model(), plan.num_microbatches
-    context = ForwardContext(training=plan.step == TRAIN, dropless=plan.step == DECODE)
+    config, num_microbatches = model.config, plan.num_microbatches
     empty = 0.0
     with placed_by(Partitioned(plan.layout)):
         for stack, length in ((model.encoder, plan.inputs_length), (model.decoder, plan.targets_length)):
             is_decoder = stack is model.decoder
             for index, block in enumerate(stack.blocks):
-                if not plan.config.is_sparse(index, is_decoder):
+                if not config.is_sparse(index, is_decoder):
                     continue
                 if plan.step == DECODE:
                     # The encoder runs once on whole sequences, the decoder once for each token.
@@ -148,5 +159,5 @@ def _empty_slots(plan: Plan) -> float:
                 else:
                     microbatch_size = plan.batch_size // num_microbatches
                     slots = num_microbatches * block.feed_forward.num_slots(microbatch_size, length, context)
-                empty += slots - plan.batch_size * length * plan.config.experts_per_token(is_decoder)
+                empty += slots - plan.batch_size * length * config.experts_per_token(is_decoder)
     return empty

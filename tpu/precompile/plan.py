@@ -1,23 +1,72 @@
 """What a compiler needs to know of an experiment: everything but its data and its model directory."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import tensorflow as tf
 
 import switch_tf.runs.loop  # noqa: F401 (registers what gin files bind)
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.layout import Layout
+from switch_tf.planning.costs import layout_description
 from switch_tf.planning.layout_checks import check_placement
 from switch_tf.planning.weight_specs import without_allocation
 from switch_tf.runs import gin_config
+from switch_tf.runs.teacher_settings import (
+    TeacherSettings,
+    cached_choices,
+    checked_config,
+    configured_teacher,
+    open_teacher,
+)
 from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.distillation import CachedTeacher, Distillation, ModelTeacher
 from switch_tf.training.losses import Objective
 from tpu.precompile.program import Program, decoding_program, evaluation_program, training_program
 
 TRAIN, EVALUATE, DECODE = STEPS = ("train", "evaluate", "decode")
 _RUN = "gin/runs/pretrain.gin"
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedTeacher:
+    """The teacher of a training step.
+
+    Attributes:
+      settings: of it.
+      config: of its model; None where its predictions were cached.
+      num_choices: ids of each position in the cache; 0 without one.
+    """
+
+    settings: TeacherSettings
+    config: ModelConfig | None = None
+    num_choices: int = 0
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The type of its weights in memory."""
+        return tf.as_dtype(self.settings.dtype)
+
+    def distillation(self, vocab_size: int) -> Distillation:
+        """Returns what the training step needs.
+
+        Args:
+          vocab_size: V of the student.
+        """
+        if self.config is None:
+            return Distillation(self.settings.soft_loss, CachedTeacher(self.num_choices, vocab_size))
+        return Distillation(self.settings.soft_loss, ModelTeacher(built(self.config)))
+
+
+def built(config: ModelConfig) -> EncoderDecoder:
+    """Makes a model; its weights have shapes but no values."""
+    with without_allocation():
+        model = EncoderDecoder(config)
+        model.build()
+    return model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +83,7 @@ class Plan:
       num_microbatches: into how many microbatches a training batch is split; 1 for other steps.
       make_optimizer: makes the optimizer, whose schedule and settings are compiled into the step.
       objective: weights of the losses.
+      teacher: of a training step; None without one.
     """
 
     step: str
@@ -45,13 +95,19 @@ class Plan:
     num_microbatches: int
     make_optimizer: Callable[[], Adafactor]
     objective: Objective
+    teacher: PlannedTeacher | None = None
 
     def model(self) -> EncoderDecoder:
         """Returns the model; its weights have shapes but no values."""
-        with without_allocation():
-            model = EncoderDecoder(self.config)
-            model.build()
-        return model
+        return built(self.config)
+
+    @property
+    def teacher_bytes(self) -> int:
+        """Bytes of the teacher's weights on one device."""
+        if self.teacher is None or self.teacher.config is None:
+            return 0
+        in_float32 = layout_description(self.teacher.config, self.layout)["bytes_per_device"]["weights"]
+        return in_float32 * self.teacher.dtype.size // tf.float32.size
 
     def program(self) -> Program:
         """Returns the step as a pure function of flat arguments."""
@@ -65,7 +121,11 @@ class Plan:
         )
         if self.step == EVALUATE:
             return evaluation_program(model, features)
-        return training_program(model, self.make_optimizer(), self.objective, features, self.num_microbatches)
+        optimizer, parts = self.make_optimizer(), self.num_microbatches
+        if self.teacher is None:
+            return training_program(model, optimizer, self.objective, features, parts)
+        distillation = self.teacher.distillation(self.config.vocab_size)
+        return training_program(model, optimizer, self.objective, features, parts, distillation, self.teacher.dtype)
 
 
 def read_plan(gin_files: Sequence[str], bindings: Sequence[str], search_path: Sequence[str], step: str) -> Plan:
@@ -103,4 +163,23 @@ def read_plan(gin_files: Sequence[str], bindings: Sequence[str], search_path: Se
     if plan.batch_size < 1:
         raise SettingError(f"BATCH_SIZE = {plan.batch_size} must be at least 1.")
     check_placement(plan.layout, plan.config, plan.batch_size, lengths, plan.num_microbatches)
-    return plan
+    settings = configured_teacher() if step == TRAIN else None
+    if settings is None or settings.soft_loss.fraction == 0:
+        return plan
+    return dataclasses.replace(plan, teacher=_planned_teacher(settings, plan, lengths))
+
+
+def _planned_teacher(settings: TeacherSettings, plan: Plan, lengths: Mapping[str, int]) -> PlannedTeacher:
+    if settings.cache is not None:
+        return PlannedTeacher(settings, num_choices=cached_choices(settings.cache))
+    assert settings.checkpoint is not None, "`TeacherSettings` checks it."
+    config = checked_config(
+        settings,
+        open_teacher(settings.checkpoint),
+        plan.config,
+        plan.layout,
+        plan.batch_size,
+        lengths,
+        plan.num_microbatches,
+    )
+    return PlannedTeacher(settings, config)

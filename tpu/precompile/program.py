@@ -10,6 +10,7 @@ from switch_tf.decoding.greedy import greedy
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning.axes import BATCH, LENGTH, Axes
 from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.distillation import CachedTeacher, Distillation
 from switch_tf.training.losses import Objective
 from switch_tf.training.step import make_evaluation_step, make_train_step
 
@@ -61,6 +62,8 @@ def training_program(
     objective: Objective,
     features: Mapping[str, tuple[int, int]],
     num_microbatches: int = 1,
+    distillation: Distillation | None = None,
+    teacher_dtype: tf.DType = tf.float32,
 ) -> Program:
     """Makes the training step's program.
 
@@ -70,12 +73,19 @@ def training_program(
       objective: weights of the losses.
       features: shape (B, L) of each feature of a batch.
       num_microbatches: into how many microbatches a batch is split.
+      distillation: the teacher of the model, and how much it counts; None without one.
+      teacher_dtype: of the teacher's weights.
 
     Returns:
-      A program of weights and slots (float32: the state), step (int32 []), features (int32 [B, L], by name) and seed
-      (int32 []). It returns the new weights and slots, then the metrics of the step, in the order of `tf.nest`.
+      A program of weights and slots (float32: the state), step (int32 []), features (int32 [B, L], by name), seed
+      (int32 []) and the teacher's weights. It returns the new weights and slots, then the metrics of the step, in the
+      order of `tf.nest`.
     """
-    step = make_train_step(model, optimizer, objective, num_microbatches)
+    step = make_train_step(model, optimizer, objective, num_microbatches, distillation)
+    of_teacher = [] if distillation is None else distillation.teacher.weights
+    specs: dict[str, tf.TensorSpec] = _features(features)
+    if distillation is not None and isinstance(distillation.teacher, CachedTeacher):
+        specs |= distillation.teacher.features(*features["decoder_target_tokens"])
     weights, state_axes = _weights(model)
     slots = [optimizer.slot_shapes(tuple(weight.shape), weight.axes) for weight in model.trainable_variables]
     number = tf.TensorSpec([], tf.int32)
@@ -83,11 +93,13 @@ def training_program(
         weights,
         [{name: tf.TensorSpec(slot.shape) for name, slot in of_weight.items()} for of_weight in slots],
         number,
-        _features(features),
+        specs,
         number,
+        [tf.TensorSpec(weight.shape, teacher_dtype) for weight in of_teacher],
     )
     state_axes += [of_weight[name].axes for of_weight in slots for name in sorted(of_weight)]
-    argument_axes = [*state_axes, (), *[_FEATURE_AXES] * len(features), ()]
+    teacher_axes = [weight.axes for weight in of_teacher]
+    argument_axes = [*state_axes, (), *[_FEATURE_AXES] * len(specs), (), *teacher_axes]
     return _flat(step, arguments, argument_axes, len(state_axes))
 
 

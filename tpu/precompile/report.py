@@ -51,6 +51,8 @@ def make_report(
         "slots": held["slots"] if plan.step == TRAIN else 0,
         "limit": chip_of(slice_.generation).device_bytes,
     }
+    if plan.teacher is not None:
+        memory["teacher"] = plan.teacher_bytes
     report = {
         "topology": slice_.topology_name,
         "accelerator_type": slice_.accelerator_type,
@@ -77,7 +79,7 @@ def make_report(
     memory |= {
         "program": compiled["program_bytes"],
         "activations": compiled["peak_bytes"] - compiled["argument_bytes"],
-        "padding": compiled["argument_bytes"] - memory["weights"] - memory["slots"],
+        "padding": compiled["argument_bytes"] - memory["weights"] - memory["slots"] - plan.teacher_bytes,
         "aliased": compiled["alias_bytes"],
         "needed": compiled["peak_bytes"] + compiled["program_bytes"],
     }
@@ -149,6 +151,7 @@ def _memory_table(memory: dict[str, int]) -> str:
     rows = {
         "weights (float32)": memory["weights"],
         "Adafactor slots": memory["slots"],
+        **({"teacher's weights": memory["teacher"]} if "teacher" in memory else {}),
         "batch and tile padding": memory["padding"],
         "activations and gradients": memory["activations"],
         "program": memory["program"],

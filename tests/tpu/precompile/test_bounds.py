@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 from switch_tf.partitioning.layout import Layout
+from switch_tf.runs.teacher_settings import TeacherSettings
 from tests.support.step_plans import RULES, make_plan
 from tpu.precompile.bounds import step_flops, total_collectives
 from tpu.precompile.hlo import Collective
+from tpu.precompile.plan import PlannedTeacher
 from tpu.topologies import find_slice
 
 
@@ -71,6 +73,17 @@ def test_an_empty_slot_costs_as_much_as_a_token():
 def test_evaluation_is_one_forward_pass():
     train, evaluate = make_plan(), make_plan(step="evaluate", eval_capacity_factor=1.0)
     assert 3 * step_flops(evaluate, 1.0).all_slots == pytest.approx(step_flops(train, 1.0).all_slots)
+
+
+def test_a_teacher_adds_a_forward_pass_of_its_own():
+    settings = {"eval_capacity_factor": 1.0, "num_experts": 8}
+    student, teacher = make_plan(num_experts=0), make_plan(step="evaluate", **settings)
+    planned = PlannedTeacher(TeacherSettings("teacher"), teacher.config)
+    both, alone, forward = (
+        step_flops(plan, 1.0) for plan in (dataclasses.replace(student, teacher=planned), student, teacher)
+    )
+    assert both.model == pytest.approx(alone.model + forward.model)
+    assert both.all_slots == pytest.approx(alone.all_slots + forward.all_slots)
 
 
 def test_decoding_on_a_mesh_gives_each_token_a_slot_in_every_expert():

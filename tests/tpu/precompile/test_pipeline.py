@@ -1,5 +1,6 @@
 """`switch-tf tpu precompile`, with the real TPU compiler if it is installed (`make test` installs it)."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,8 +8,13 @@ import signal
 
 import pytest
 
+from switch_tf.checkpoints.folder import checkpoints_of
+from switch_tf.checkpoints.manifest import Manifest
 from switch_tf.cli.main import main
 from switch_tf.errors import SettingError
+from switch_tf.models.config import ModelConfig
+from switch_tf.planning.costs import description
+from switch_tf.runs import gin_config
 from tests.support.compilers import needs_tpu_compiler
 from tests.support.launch import ROOT
 from tests.support.step_plans import make_plan
@@ -87,6 +93,51 @@ def test_other_steps(capsys, step):
     assert all_to_alls == 2 * {"evaluate": NUM_SPARSE_LAYERS, "decode": 1 + 114}[step]
     flops = report["flops_per_device"]
     assert 0.9 < flops["compiled"] / flops["all_slots"] < 1.15
+
+
+@pytest.fixture
+def teacher(tmp_path) -> str:
+    """The model directory of a sparse teacher; a plan reads no weights."""
+    gin_config.load(["gin/models/switch_tiny_8.gin"], [])
+    checkpoints = checkpoints_of(str(tmp_path))
+    checkpoints.prepare(5)
+    checkpoints.complete(5, Manifest(5, model=dataclasses.asdict(ModelConfig())))
+    return str(tmp_path)
+
+
+def distilled(teacher: str, *flags: str) -> list[str]:
+    return [
+        "--gin_file=gin/runs/distill.gin",
+        "--gin.NUM_EXPERTS=0",
+        f"--gin.TEACHER='{teacher}'",
+        "--gin.BATCH_SIZE=64",
+        "--gin.NUM_MICROBATCHES=1",
+        *flags,
+    ]
+
+
+@needs_tpu_compiler
+@pytest.mark.slow
+def test_a_teacher_is_in_memory_beside_the_student(capsys, teacher):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        flags = distilled(teacher, f"--gin.TEACHER_DTYPE='{dtype}'", "--gin.TEACHER_CAPACITY_FACTOR=2.0", "--json")
+        report = json.loads(run(capsys, *flags))
+        found[dtype] = report["bytes_per_device"]
+        assert report["fits"] and found[dtype]["padding"] >= 0
+        flops = report["flops_per_device"]
+        assert 0.95 < flops["compiled"] / flops["all_slots"] < 1.15
+    # Eight experts over eight cores: one each, and everything else whole.
+    gin_config.load(["gin/models/switch_tiny_8.gin"], ["NUM_EXPERTS = 1"])
+    expected = description(ModelConfig(), 512, 114)["weight_bytes"]
+    router = 4 * 2 * 128 * (8 - 1)
+    assert found["float32"]["teacher"] == 2 * found["bfloat16"]["teacher"] == expected + router
+    assert found["bfloat16"]["needed"] < found["float32"]["needed"]
+
+
+def test_a_teacher_that_the_mesh_cannot_hold(capsys, tmp_path, teacher):
+    sentence = refusal(capsys, *distilled(teacher, "--topology=v3-32", "--gin.MESH_SHAPE='data:32,model:1'"))
+    assert sentence.startswith(f"TEACHER = '{teacher}' does not fit beside the student: MESH_SHAPE = 'data:32,model:1'")
 
 
 @needs_tpu_compiler
