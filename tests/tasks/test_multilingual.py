@@ -93,7 +93,7 @@ def test_unimax_is_even_but_for_languages_read_too_often():
     assert multilingual.unimax(pages, budget=330, max_epochs=4)["small"] == pytest.approx(40 / 330)
 
 
-@pytest.mark.parametrize("code", ["zh-Latn", "yo"])
+@pytest.mark.parametrize("code", ["zh-Latn", pytest.param("yo", marks=pytest.mark.slow)])
 def test_a_language_has_a_task_of_its_own(code):
     task = multilingual.TASKS[code]
     batch = next(iter(training_dataset(task, LENGTHS, 4, 0)))
@@ -126,7 +126,7 @@ def what_it_does(preprocessor) -> object:
     return type(preprocessor) if isinstance(preprocessor, seqio.CacheDatasetPlaceholder) else preprocessor
 
 
-@pytest.mark.parametrize("split", multilingual.SPLITS)
+@pytest.mark.parametrize("split", ["train", pytest.param("validation", marks=pytest.mark.slow)])
 def test_every_language_goes_through_the_one_pipeline(split):
     """The tasks differ in nothing but their sources: those of all are read, one after the other, into one task's."""
     tasks = [seqio.get_mixture_or_task(name) for name in multilingual.TASKS.values()]
@@ -202,7 +202,7 @@ def test_all_languages_start_soon_in_sequences_of_one_each_and_resume_exactly(tm
             np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-@pytest.mark.parametrize("num_streams", [2, 4])
+@pytest.mark.parametrize("num_streams", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_streams_read_other_documents(num_streams):
     """4 are more than a language has files: then the documents are dealt out."""
     load('LANGUAGES = ["de", "sw"]', "BLOCK_SIZE = 4")

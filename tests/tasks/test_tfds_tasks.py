@@ -240,7 +240,13 @@ def test_mixtures_have_the_rates_of_t5():
         assert rates[0] == rates[1]
 
 
-@pytest.mark.parametrize("name", ["glue", "super_glue", "closed_book_qa", "closed_book_qa_test"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("super_glue", "closed_book_qa"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("glue", "closed_book_qa_test")),
+    ],
+)
 def test_mixtures_train(name):
     dataset = seqio.get_dataset(name, LENGTHS, converter(), "train", num_epochs=None, seed=0)
     vocabulary = seqio.get_mixture_or_task(name).output_features["inputs"].vocabulary
