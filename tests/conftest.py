@@ -5,6 +5,8 @@ import os
 from tests.support import bucket_server
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# As switch-tf does: runs in a test's process and in one of their own are compared bit by bit.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # A bucket that does not answer is asked again once, at once, not ten times over minutes.
 os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "1000")
 os.environ.setdefault("GCS_RETRY_CONFIG_MAX_RETRIES", "1")
