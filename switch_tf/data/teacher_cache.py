@@ -16,6 +16,7 @@ import seqio
 import tensorflow as tf
 
 from switch_tf import storage
+from switch_tf.data.autotuning import without_autotuning
 from switch_tf.data.sentencepiece import path_in
 from switch_tf.errors import SettingError
 
@@ -182,4 +183,4 @@ def cached_examples(folder: str, seed: int, shard: seqio.ShardInfo | None = None
             for name, (dtype, length) in description.features.items()
         }
 
-    return dataset.map(parsed)
+    return without_autotuning(dataset.map(parsed))

@@ -135,7 +135,8 @@ def test_a_teacher_is_in_memory_beside_the_student(capsys, teacher):
     assert found["bfloat16"]["needed"] < found["float32"]["needed"]
 
 
-def test_a_teacher_that_the_mesh_cannot_hold(capsys, tmp_path, teacher):
+def test_a_teacher_that_the_mesh_cannot_hold(capsys, monkeypatch, teacher):
+    monkeypatch.setattr(pipeline, "_COMPILERS", {})
     sentence = refusal(capsys, *distilled(teacher, "--topology=v3-32", "--gin.MESH_SHAPE='data:32,model:1'"))
     assert sentence.startswith(f"TEACHER = '{teacher}' does not fit beside the student: MESH_SHAPE = 'data:32,model:1'")
 
