@@ -219,7 +219,7 @@ def plot(curves: Mapping[str, Curves], path: str, measure: str = MEASURE) -> Non
         mean, spread = curve.values.mean(axis=0), curve.values.std(axis=0, ddof=min(1, len(curve.seeds) - 1))
         left.plot(curve.tokens / 1e6, mean, "o-", markersize=3, color=color, label=f"{variant} ({len(curve.seeds)})")
         left.fill_between(curve.tokens / 1e6, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
-    label = "held-out negative log perplexity (nats; higher is better)" if measure == MEASURE else measure
+    label = "held-out negative log perplexity (nats)" if measure == MEASURE else measure
     left.set(xlabel="million tokens", ylabel=label)
     left.grid(alpha=0.3)
     left.legend(loc="lower right", title="mean and standard deviation (seeds)")
