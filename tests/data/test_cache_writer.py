@@ -255,8 +255,9 @@ def test_numbers_and_bytes_are_written_as_seqio_writes_them():
     assert cache_writer._serialize(example) == seqio.dict_to_tfexample(example).SerializeToString()
 
 
-def test_of_a_mixture_each_task_has_the_splits_that_it_has(tmp_path):
-    """As GLUE, some of whose tasks are for training and others for evaluation."""
+@pytest.fixture
+def half_held_out():
+    """A mixture of which one task has no held-out split."""
     source = seqio.FunctionDataSource(
         lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors({"text": "a text " * 200}),
         splits=["train"],
@@ -264,10 +265,17 @@ def test_of_a_mixture_each_task_has_the_splits_that_it_has(tmp_path):
     )
     add_span_corruption_task("only_train", source)
     seqio.MixtureRegistry.add("half_held_out", [TASK, "only_train"], default_rate=1.0)
-    write_cache("half_held_out", str(tmp_path))
+    yield "half_held_out"
+    seqio.MixtureRegistry.remove("half_held_out")
+    seqio.TaskRegistry.remove("only_train")
+
+
+def test_of_a_mixture_each_task_has_the_splits_that_it_has(half_held_out, tmp_path):
+    """As GLUE, some of whose tasks are for training and others for evaluation."""
+    write_cache(half_held_out, str(tmp_path))
     for split in ("train", "validation"):
-        with open_cache(cached(tmp_path), seqio.get_mixture_or_task("half_held_out"), split) as use_cached:
+        with open_cache(cached(tmp_path), seqio.get_mixture_or_task(half_held_out), split) as use_cached:
             assert use_cached
-    write_cache("half_held_out", str(tmp_path), splits=["validation"])
+    write_cache(half_held_out, str(tmp_path), splits=["validation"])
     with pytest.raises(SettingError, match="half_held_out has no split 'test'"):
-        write_cache("half_held_out", str(tmp_path), splits=["test"])
+        write_cache(half_held_out, str(tmp_path), splits=["test"])

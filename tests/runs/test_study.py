@@ -35,9 +35,9 @@ def test_every_study_is_made_of_experiments(name, monkeypatch):
 def test_the_first_seed_of_every_variant_comes_first(monkeypatch):
     monkeypatch.chdir(ROOT)
     runs = study_of("experts").runs()
-    assert [run.seed for run in runs] == [0] * 7 + [1] * 7 + [2] * 7
+    assert [run.seed for run in runs] == [0] * 8 + [1] * 8 + [2] * 8
     dense = runs[0]
-    assert dense.model_dir == "runs/studies/experts/dense-seed0" and dense.tokens_per_step == 96 * 128
+    assert dense.model_dir == "runs/studies/experts/dense-seed0" and dense.tokens_per_step == 48 * 128
     assert "NUM_EXPERTS = 0" in dense.bindings and "SEED = 0" in dense.bindings
     assert dense.command().endswith("""'--gin.MODEL_DIR='"'"'runs/studies/experts/dense-seed0'"'"''""")
 
