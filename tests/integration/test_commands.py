@@ -247,6 +247,7 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(trained, tmp_path):
     assert [line.split(",")[0] for line in (copy / "eval.csv").read_text().splitlines()] == ["step", "6", "12", "13"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(trained, tmp_path):
     model_dir = shutil.copytree(trained, tmp_path / "run")
     command = launch.arguments(model_dir, "TRAIN_STEPS=18")

@@ -343,6 +343,7 @@ def test_from_nothing_to_a_fine_tuned_model(tmp_path):
     assert float(table["rule_glue/average"]) > 95
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_saved_before_its_evaluation_gets_its_score(pretrained, tmp_path):
     command = arguments(tmp_path, pretrained, "TRAIN_STEPS=3")
     stopped = launch.run(*command, program="tests.programs.preempted_at_step_2")

@@ -132,6 +132,7 @@ def killed(single, tmp_path_factory) -> pathlib.Path:
     return model_dir
 
 
+@pytest.mark.slow
 def test_killed_on_one_mesh_a_run_goes_on_on_another(single, killed, tmp_path, capsys):
     model_dir = shutil.copytree(killed, tmp_path / "run")
     assert "from step 4" in train(model_dir, *DATA_4)

@@ -177,6 +177,7 @@ def test_20000_documents_come_as_often_as_alpha_says():
     assert max(map(abs, errors)) < 3
 
 
+@pytest.mark.slow
 def test_all_languages_start_soon_in_sequences_of_one_each_and_resume_exactly(tmp_path):
     load()
     started = time.perf_counter()
