@@ -20,7 +20,7 @@ from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.run import load_run
 from switch_tf.runs.teacher_settings import dropless
 from switch_tf.training import distillation
-from switch_tf.training.losses import cross_entropy, token_weights
+from switch_tf.training.losses import cross_entropy, log_normalizer, token_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def make_predictor(
         scaled = logits / temperature
         values, tokens = tf.math.top_k(scaled, num_choices)
         batch, length, _ = tokens.shape
-        log_probabilities = values - tf.expand_dims(distillation.log_normalizer(scaled), -1)
+        log_probabilities = values - tf.expand_dims(log_normalizer(scaled), -1)
         return {
             distillation.TEACHER_TOKENS: tf.reshape(tokens, [batch, length * num_choices]),
             distillation.TEACHER_LOG_PROBABILITIES: tf.reshape(log_probabilities, [batch, length * num_choices]),

@@ -8,22 +8,28 @@ through it. Padding counts in neither term.
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import gin
 import tensorflow as tf
 
-from switch_tf.errors import SettingError
+from switch_tf.errors import SettingError, check_types
 from switch_tf.layers.embedding import sharded_argmax
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.partitioning import axes as axis_names
 from switch_tf.partitioning.axes import WeightShape
-from switch_tf.training.losses import cross_entropy, token_weights
+from switch_tf.training.losses import cross_entropy, log_normalizer, token_weights
 
 # The columns that a teacher adds to an evaluation, and to the metrics of a step.
 EVALUATION_SCALARS = ("teacher_neg_log_perplexity", "teacher_agreement")
 SCALARS = ("soft_cross_entropy", "teacher_entropy", *EVALUATION_SCALARS)
+
+_MACROS = {
+    "fraction": "TEACHER_FRACTION",
+    "temperature": "TEACHER_TEMPERATURE",
+    "start_step": "DISTILLATION_START_STEP",
+}
 
 # Features of a batch that a teacher was cached for.
 TEACHER_TOKENS = "teacher_tokens"
@@ -49,6 +55,7 @@ class SoftLoss:
     start_step: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self, _MACROS.__getitem__)
         if not 0 <= self.fraction <= 1:
             raise SettingError(f"TEACHER_FRACTION = {self.fraction} must be in [0, 1].")
         if not self.temperature > 0:
@@ -78,22 +85,6 @@ class SoftTargets(NamedTuple):
     best: tf.Tensor
     target_log_probability: tf.Tensor
     entropy: tf.Tensor
-
-
-@tf.custom_gradient
-def log_normalizer(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """Returns log Z = log(sum(exp(logits))), float32 [B, L], of logits [B, L, V]; of ops that keep every layout.
-
-    Its gradient is written out, as in `losses.cross_entropy`.
-    """
-    highest = tf.reduce_max(logits, axis=-1, keepdims=True)
-    exponentials = tf.exp(logits - highest)
-    total = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
-
-    def gradient(of_log_z: tf.Tensor) -> tf.Tensor:
-        return exponentials * (tf.expand_dims(of_log_z, -1) / total)
-
-    return tf.squeeze(highest + tf.math.log(total), -1), gradient
 
 
 def soft_cross_entropy(logits: tf.Tensor, soft: SoftTargets, temperature: float) -> tf.Tensor:

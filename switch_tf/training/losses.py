@@ -92,6 +92,22 @@ def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.
     return of_logits(logits)
 
 
+@tf.custom_gradient
+def log_normalizer(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """Returns log Z = log(sum(exp(logits))), float32 [B, L], of logits [B, L, V]; of ops that keep every layout.
+
+    Its gradient is written out, as in `cross_entropy`.
+    """
+    highest = tf.reduce_max(logits, axis=-1, keepdims=True)
+    exponentials = tf.exp(logits - highest)
+    total = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
+
+    def gradient(of_log_z: tf.Tensor) -> tf.Tensor:
+        return exponentials * (tf.expand_dims(of_log_z, -1) / total)
+
+    return tf.squeeze(highest + tf.math.log(total), -1), gradient
+
+
 def token_losses(logits: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> TokenLosses:
     """Computes the sums over a batch that the objective and evaluation need.
 

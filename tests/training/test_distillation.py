@@ -155,6 +155,7 @@ def test_a_student_that_is_certain_has_no_logarithm_of_zero():
     ("settings", "sentence"),
     [
         ({"fraction": 1.5}, "TEACHER_FRACTION = 1.5 must be in"),
+        ({"fraction": "0.5"}, "TEACHER_FRACTION = '0.5' must be of the type float"),
         ({"temperature": 0.0}, "TEACHER_TEMPERATURE = 0.0 must be positive"),
         ({"start_step": -1}, "DISTILLATION_START_STEP = -1 must be 0 or more"),
     ],
