@@ -30,7 +30,7 @@ def _forget_gin():
     gin.clear_config()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """A sparse model that builds in a second: one dense and one sparse block in each stack."""
     return ModelConfig(

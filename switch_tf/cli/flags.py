@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 Commands = argparse._SubParsersAction  # What `add_subparsers` returns; argparse gives it no public name.
 
@@ -62,6 +63,11 @@ def add_lines(parser: argparse.ArgumentParser) -> None:
         "--batch_size", type=int, default=16, metavar="N", help="texts at a time (default: %(default)s)"
     )
     parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+
+
+def lines_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the values of the flags that `add_lines` adds, by name."""
+    return {name: getattr(options, name) for name in ("file", "output", "too_long", "batch_size", "step")}
 
 
 def add_with_examples(commands: Commands, name: str, help_text: str, examples: str) -> argparse.ArgumentParser:

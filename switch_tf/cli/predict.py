@@ -48,16 +48,12 @@ def run(options: argparse.Namespace) -> None:
 
     request = prediction.Request(
         texts=options.text,
-        file=options.file,
         fields=() if options.field is None else (options.field,),
         task=options.task,
         held_out=options.held_out,
         prefix=options.prefix,
         stream=options.stream,
-        output=options.output,
-        too_long=options.too_long,
-        batch_size=options.batch_size,
-        step=options.step,
+        **flags.lines_of(options),
     )
     if prediction.predict(request):
         sys.exit(1)

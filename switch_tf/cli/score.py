@@ -28,13 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from switch_tf.runs import prediction
 
     request = prediction.Request(
-        texts=options.text,
-        file=options.file,
-        fields=(options.inputs, options.targets),
-        output=options.output,
-        too_long=options.too_long,
-        batch_size=options.batch_size,
-        step=options.step,
+        texts=options.text, fields=(options.inputs, options.targets), **flags.lines_of(options)
     )
     if prediction.score(request):
         sys.exit(1)

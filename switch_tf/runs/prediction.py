@@ -56,10 +56,16 @@ class Request:
 
 
 class _Row(NamedTuple):
-    """One input: its line, what its result is written with, its token ids; the features that a task made of it."""
+    """One input.
 
-    number: int
+    record: what its result is written with.
+    text: as it was given; empty where a task makes it from fields.
+    tokens: ids of the inputs.
+    features: that a task made of it.
+    """
+
     record: dict[str, Any]
+    text: str
     tokens: list[int]
     features: Fields | None = None
 
@@ -140,13 +146,14 @@ def _rows(
     if task is not None:
         return _task_rows(predictor, task, chunk)
     rows: list[_Row | SettingError] = []
-    for number, line in chunk:
+    for _, line in chunk:
         try:
-            record, text = {"inputs": _text(line)}, line
             if request.fields:
                 record = _object(line, request.fields)
-                text = record[request.fields[0]].encode()
-            rows.append(_Row(number, record, predictor.tokenize(text)))
+                text = record[request.fields[0]]
+                rows.append(_Row(record, text, predictor.tokenize(text)))
+            else:
+                rows.append(_Row({"inputs": _text(line)}, _text(line), predictor.tokenize(line)))
         except SettingError as error:
             rows.append(error)
     return rows
@@ -156,7 +163,7 @@ def _task_rows(predictor: Predictor, task: TaskInputs, chunk: Sequence[tuple[int
     objects = [json_fields(line) for _, line in chunk]
     prepared = iter(task.preprocessed([fields for fields in objects if isinstance(fields, dict)]))
     rows: list[_Row | SettingError] = []
-    for (number, _), fields in zip(chunk, objects):
+    for fields in objects:
         if isinstance(fields, SettingError):
             rows.append(fields)
             continue
@@ -165,7 +172,7 @@ def _task_rows(predictor: Predictor, task: TaskInputs, chunk: Sequence[tuple[int
             rows.append(features)
             continue
         try:
-            rows.append(_Row(number, fields, predictor.fitting(features["inputs"].tolist()), features))
+            rows.append(_Row(fields, "", predictor.fitting(features["inputs"].tolist()), features))
         except SettingError as error:
             rows.append(error)
     return rows
@@ -179,13 +186,12 @@ def _object(line: bytes, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _write(results: Results, row: _Row, prediction: Prediction, task: TaskInputs | None) -> None:
-    text = str(row.record.get("inputs", ""))
     record = row.record | {"prediction": prediction.text, "score": prediction.score}
-    if FIRST_SENTINEL in text:
-        record["filled"] = fill(text, prediction.text)
+    if FIRST_SENTINEL in row.text:
+        record["filled"] = fill(row.text, prediction.text)
     if len(prediction.candidates) > 1:
         record["candidates"] = [candidate._asdict() for candidate in prediction.candidates]
-    lines = [shown(text, each.text) for each in prediction.candidates]
+    lines = [shown(row.text, each.text) for each in prediction.candidates]
     if task is not None and row.features is not None:
         record["answer"] = task.answer(prediction.text, row.features)
         lines = [str(record["answer"])]

@@ -49,6 +49,8 @@ def json_fields(line: bytes, names: Sequence[str] = ()) -> dict[str, Any] | Sett
     for name in names:
         if not isinstance(fields.get(name), str):
             return SettingError(f"Its field '{name}' is no text (it has {', '.join(sorted(fields)) or 'no field'}).")
+        if any("\ud800" <= character <= "\udfff" for character in fields[name]):
+            return SettingError(f"Its field '{name}' is no Unicode text: it has half of a surrogate pair.")
     return fields
 
 

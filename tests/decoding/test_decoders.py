@@ -30,20 +30,8 @@ def built(config: ModelConfig, sharpness: float = 2.0) -> EncoderDecoder:
 
 
 @pytest.fixture(scope="module")
-def model():
-    return built(
-        ModelConfig(
-            vocab_size=12,
-            d_model=16,
-            d_ff=32,
-            d_kv=8,
-            num_heads=2,
-            num_encoder_layers=2,
-            num_decoder_layers=2,
-            num_experts=4,
-            initializer_scale=1.0,
-        )
-    )
+def model(tiny_config):
+    return built(dataclasses.replace(tiny_config, vocab_size=12))
 
 
 @pytest.fixture(scope="module")

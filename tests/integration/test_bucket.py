@@ -20,14 +20,6 @@ SETTINGS = ("TRAIN_STEPS=8", "CHECKPOINT_PERIOD=3", "EVAL_PERIOD=4", "LOG_PERIOD
 RUN = "gs://runs/tiny"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _at_the_root():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(launch.ROOT)
-        patch.syspath_prepend(str(launch.ROOT))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _healthy(buckets):
     buckets.heal()
@@ -41,7 +33,7 @@ def main(*words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory, _at_the_root) -> pathlib.Path:
+def local(tmp_path_factory) -> pathlib.Path:
     """The model directory of the same run on a disk, which nobody disturbed."""
     model_dir = tmp_path_factory.mktemp("local") / "tiny"
     main(*launch.arguments(model_dir, *SETTINGS))

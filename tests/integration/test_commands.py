@@ -19,24 +19,13 @@ from tasks.vocabularies import train_sentencepiece
 from tests.support import launch
 from tests.support.commands import call, fails
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(ROOT))
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> pathlib.Path:
     """The model directory of the tiny run."""
     model_dir = tmp_path_factory.mktemp("trained") / "tiny"
     gin.clear_config()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.syspath_prepend(str(ROOT))
-        command_line.main(launch.arguments(model_dir))
+    command_line.main(launch.arguments(model_dir))
     return model_dir
 
 

@@ -43,14 +43,6 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _at_the_root():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.syspath_prepend(str(ROOT))
-        yield
-
-
 @pytest.fixture(scope="module")
 def vocabulary() -> bytes:
     return train_sentencepiece([line for text in tests.support.tiny_task.TOPICS for line in text.splitlines()], 400)

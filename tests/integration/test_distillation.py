@@ -29,14 +29,6 @@ SHORT = ("LOG_PERIOD=1", "TRAIN_STEPS=6", "EVAL_PERIOD=3", "CHECKPOINT_PERIOD=3"
 SETTINGS = ("NUM_EXPERTS=0", "WARMUP_STEPS=1000000", *SHORT)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _at_the_root():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(launch.ROOT)
-        patch.syspath_prepend(str(launch.ROOT))
-        yield
-
-
 def train(model_dir: pathlib.Path, *bindings: str) -> pathlib.Path:
     gin.clear_config()
     command_line.main(launch.arguments(model_dir, *bindings))

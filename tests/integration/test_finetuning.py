@@ -46,11 +46,9 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _at_the_root(data_dir):
-    """Finds the gin files, and the data sets: in this process and in those that it starts."""
+def _data_sets(data_dir):
+    """Finds the data sets, in this process and in those that it starts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.syspath_prepend(str(ROOT))
         patch.setenv("TFDS_DATA_DIR", str(data_dir))
         patch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(data_dir))
         yield

@@ -40,14 +40,6 @@ TWO_PROCESSES_OF_4 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:4,model:2"', RULES, 
 MIRRORED_8 = ('ENGINE="tpu"', 'MESH_SHAPE="data:8"', 'LAYOUT_RULES="batch:data"', "NUM_LOGICAL_DEVICES=8")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _at_the_root():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(launch.ROOT)
-        patch.syspath_prepend(str(launch.ROOT))
-        yield
-
-
 def arguments(model_dir: pathlib.Path, *settings: str) -> list[str]:
     return launch.arguments(model_dir, *EXPERIMENT, *settings)
 

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import pathlib
 import sys
 import types
 
@@ -23,16 +22,7 @@ from switch_tf.runs.run import load_run
 from tests.support import launch
 from tests.support.commands import call, fails
 
-ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = ["The <extra_id_0> statement <extra_id_1>.", "plain words", "One <extra_id_0>", "\N{SNOWMAN} is no ASCII", "x"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _at_the_root():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.syspath_prepend(str(ROOT))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +106,8 @@ def test_long_texts_are_refused_or_cut(model_dir, predictor, capsys):
 
 def test_lines_become_json_lines_and_a_bad_one_does_not_end_the_rest(model_dir, predictor, tmp_path, capsys):
     lines = [json.dumps({"body": text, "id": index}) for index, text in enumerate(TEXTS)]
-    bad = ['{"body": ', "[1]", '{"text": "x"}', '{"body": 3}', json.dumps({"body": "word " * 60})]
+    too_long = json.dumps({"body": "word " * 60})
+    bad = ['{"body": ', "[1]", '{"text": "x"}', '{"body": 3}', '{"body": "\\ud800"}', too_long]
     (tmp_path / "in.jsonl").write_text("\n".join([*lines[:2], *bad, *lines[2:]]) + "\n")
     output = tmp_path / "out.jsonl"
     arguments = ["--field=body", f"--file={tmp_path / 'in.jsonl'}", f"--output={output}", "--batch_size=2"]
@@ -125,14 +116,15 @@ def test_lines_become_json_lines_and_a_bad_one_does_not_end_the_rest(model_dir, 
         command_line.main(["predict", f"--model_dir={model_dir}", *arguments])
     assert exit_.value.code == 1
     errors = capsys.readouterr().err
-    assert "line 3: It is not JSON" in errors and "5 of 10 lines have no result" in errors
+    assert "line 3: It is not JSON" in errors and "6 of 11 lines have no result" in errors
     records = [json.loads(line) for line in output.read_text().splitlines()]
-    assert ["error" in record for record in records] == [False] * 2 + [True] * 5 + [False] * 3
+    assert ["error" in record for record in records] == [False] * 2 + [True] * 6 + [False] * 3
     found = [record for record in records if "error" not in record]
     expected = predictor.predict(TEXTS)
     assert [record["id"] for record in found] == list(range(5))
     assert [record["prediction"] for record in found] == [prediction.text for prediction in expected]
     np.testing.assert_allclose([record["score"] for record in found], [each.score for each in expected], rtol=1e-4)
+    assert ["filled" in record for record in found] == ["<extra_id_0>" in text for text in TEXTS]
 
 
 def test_a_stream_is_answered_line_by_line(model_dir, monkeypatch, capsys):

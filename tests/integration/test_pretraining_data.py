@@ -9,16 +9,9 @@ from switch_tf.cli import main as command_line
 from tests.support import launch
 from tests.support.commands import call, fails
 
-ROOT = pathlib.Path(__file__).parents[2]
 # The tiny run has its own number of pieces.
 PIECES = ("--gin.TrainedVocabulary.num_pieces=%NUM_PIECES", "--gin.NUM_PIECES=400")
 FILES = ("--gin_file=gin/runs/pretrain_files.gin", "--gin_file=tests/support/tiny.gin", *PIECES)
-
-
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(ROOT))
 
 
 @pytest.fixture(scope="module")

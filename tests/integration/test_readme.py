@@ -11,11 +11,6 @@ from tests.support import commands, launch
 from tests.support.shell_blocks import blocks_of, commands_of
 
 
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(launch.ROOT)
-
-
 def test_the_model_of_the_example():
     (example,) = blocks_of("README.md", "python")
     features = {"inputs": np.ones([2, 5], np.int32), "shifted_targets": np.zeros([2, 3], np.int32)}

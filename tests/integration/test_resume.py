@@ -14,14 +14,6 @@ STEPS = 60
 SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=7", "EVAL_PERIOD=20", "LOG_PERIOD=1")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _at_the_root():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(launch.ROOT)
-        patch.syspath_prepend(str(launch.ROOT))
-        yield
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> pathlib.Path:
     """The model directory of a run that nobody disturbed."""

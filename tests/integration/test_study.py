@@ -13,12 +13,6 @@ from tests.support import launch
 STUDY = "tests/support/tiny_study.gin"
 
 
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(launch.ROOT)
-    monkeypatch.syspath_prepend(str(launch.ROOT))
-
-
 def arguments(folder: pathlib.Path, *others: str) -> list[str]:
     return ["study", STUDY, f'--gin.FOLDER="{folder}"', *others]
 
