@@ -2,22 +2,27 @@
 
     python -m benchmarks.convert --folder=runs/convert --json=runs/convert.json
 
-Needs torch, which writes the checkpoint (bfloat16, `pytorch_model-*.bin`), and 50 GB of disk.
+Copy and command alternate; the figures are medians of the rounds. Needs torch, which writes the checkpoint (bfloat16,
+`pytorch_model-*.bin`), and 45 GB of disk.
 """
 
 import argparse
+import collections
 import json
+import os
 import pathlib
-import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 import ml_dtypes
 import numpy as np
 
 _CHUNK = 1 << 26
+_FLOAT32, _BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 
 
 def shapes(num_experts: int, num_layers: int = 12, d_model: int = 768, d_ff: int = 3072) -> dict[str, tuple[int, ...]]:
@@ -65,25 +70,30 @@ def make(folder: pathlib.Path, num_experts: int, shard_bytes: int = 1_000_000_00
     (folder / "config.json").write_text(json.dumps({"model_type": "switch_transformers", "num_experts": num_experts}))
 
 
-def plain_copy(source: pathlib.Path, target: pathlib.Path) -> float:
-    """Copies all shards with a cast to float32, in chunks; returns the seconds."""
+def plain_copy(files: Iterable[pathlib.Path], target: pathlib.Path, dtype: np.dtype, cast_to: np.dtype) -> float:
+    """Copies files with a cast of all their bytes, in chunks, and removes the copies; returns the seconds."""
     target.mkdir()
     start = time.perf_counter()
-    for path in sorted(source.glob("*.bin")):
-        size = path.stat().st_size // 2
+    for path in files:
+        size = path.stat().st_size // dtype.itemsize
         with open(target / path.name, "wb") as file:
             for offset in range(0, size, _CHUNK):
-                values = np.fromfile(path, ml_dtypes.bfloat16, min(_CHUNK, size - offset), offset=2 * offset)
-                file.write(values.astype(np.float32).data)
-    return time.perf_counter() - start
+                count = min(_CHUNK, size - offset)
+                values = np.fromfile(path, dtype, count, offset=offset * dtype.itemsize)
+                file.write(values.astype(cast_to).view(np.uint8).data)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(target)
+    return seconds
 
 
 def convert(*arguments: str) -> tuple[float, float]:
-    """Runs the command; returns (seconds, peak memory in GB of the largest command so far)."""
+    """Runs the command; returns (seconds, peak memory in GB)."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "switch_tf.cli.main", "convert", *arguments], check=True)
-    seconds = time.perf_counter() - start
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+    process = subprocess.Popen([sys.executable, "-m", "switch_tf.cli.main", "convert", *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"switch-tf convert {' '.join(arguments)} failed.")
+    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
 
 
 def size_of(folder: pathlib.Path) -> float:
@@ -96,19 +106,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="runs/convert", help="for the checkpoints; removed at the end")
     parser.add_argument("--num_experts", type=int, default=68)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", help="where the figures go")
     options = parser.parse_args()
     folder = pathlib.Path(options.folder)
     source, copy, model_dir, back = (folder / name for name in ("hub", "copy", "model_dir", "back"))
     make(source, options.num_experts)
-    figures = {"source_gb": size_of(source), "plain_copy_seconds": plain_copy(source, copy)}
-    shutil.rmtree(copy)
-    figures["in_seconds"], figures["in_peak_gb"] = convert(str(source), str(model_dir))
-    figures["model_dir_gb"] = size_of(model_dir)
-    flags = ("--to=huggingface", "--dtype=bfloat16")
-    figures["out_seconds"], figures["peak_gb"] = convert(*flags, str(model_dir), str(back))
-    figures["out_gb"] = size_of(back)
-    figures["in_over_copy"] = figures["in_seconds"] / figures["plain_copy_seconds"]
+    rounds: dict[str, list[float]] = collections.defaultdict(list)
+    for _ in range(options.rounds):
+        for made in (model_dir, back):
+            shutil.rmtree(made, ignore_errors=True)
+        rounds["in_copy_seconds"].append(plain_copy(sorted(source.glob("*.bin")), copy, _BFLOAT16, _FLOAT32))
+        seconds, peak = convert(str(source), str(model_dir))
+        rounds["in_seconds"].append(seconds)
+        rounds["in_peak_gb"].append(peak)
+        tensors = sorted(model_dir.glob("checkpoints/step_*/*.data-*"))
+        rounds["out_copy_seconds"].append(plain_copy(tensors, copy, _FLOAT32, _BFLOAT16))
+        seconds, peak = convert("--to=huggingface", "--dtype=bfloat16", str(model_dir), str(back))
+        rounds["out_seconds"].append(seconds)
+        rounds["out_peak_gb"].append(peak)
+    figures = {name: statistics.median(values) for name, values in rounds.items()}
+    figures |= {f"{folder.name}_gb": size_of(folder) for folder in (source, model_dir, back)}
+    figures |= {f"{way}_over_copy": figures[f"{way}_seconds"] / figures[f"{way}_copy_seconds"] for way in ("in", "out")}
     shutil.rmtree(folder)
     text = json.dumps(figures, indent=2)
     print(text)

@@ -62,13 +62,20 @@ def processes_written(prefix: str) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
+def _without_copy(values: np.ndarray | tf.Tensor) -> tf.Tensor:
+    """Returns a tensor; an array's shares its memory, which may be aligned too loosely for anything but `SaveV2`."""
+    if isinstance(values, np.ndarray) and values.flags.c_contiguous and values.flags.writeable:
+        return tf.experimental.dlpack.from_dlpack(values.__dlpack__())
+    return tf.convert_to_tensor(values)
+
+
 def write_shards(prefix: str, process: int, shards: list[Shard]) -> None:
     """Writes what one process has of the bundle `prefix`.
 
     Args:
       prefix: of the bundle.
       process: index of the process.
-      shards: its shards. The list is emptied on the way, so that no more than one shard is in memory twice.
+      shards: its shards. The list is emptied on the way, and arrays are not copied.
 
     Raises:
       tf.errors.OpError: if the files cannot be written.
@@ -79,7 +86,7 @@ def write_shards(prefix: str, process: int, shards: list[Shard]) -> None:
             name, place, values = shards.pop()
             names.append(name)
             places.append(place)
-            tensors.append(tf.convert_to_tensor(values))
+            tensors.append(_without_copy(values))
         if tensors:  # A process may hold nothing but what another one saves.
             tf.raw_ops.SaveV2(
                 prefix=_part(prefix, process), tensor_names=names, shape_and_slices=places, tensors=tensors

@@ -195,7 +195,7 @@ class TrainingBatches:
           read: returns the saved position of a name, whichever process saved it.
 
         Raises:
-          SettingError: if a file that was being read no longer exists.
+          SettingError: if a file that was being read no longer exists, or the input pipeline has changed.
         """
         for stream in self._streams:
             position = read(stream.name)
@@ -203,7 +203,12 @@ class TrainingBatches:
                 compat.restore_iterator(stream.iterator, position)
             except tf.errors.NotFoundError as error:
                 missing = _MISSING_FILE.search(error.message)
+                if missing is None:
+                    raise SettingError(
+                        f"The position in '{self._task}' was saved by another version of its input pipeline: go on "
+                        "with the version of the code and of the packages that began the run, or use another MODEL_DIR."
+                    ) from error
                 raise SettingError(
-                    f"The run was reading {missing[1] if missing else 'a file'} of '{self._task}', which no longer "
-                    "exists: put it back, or use another MODEL_DIR."
+                    f"The run was reading {missing[1]} of '{self._task}', which no longer exists: put it back, or use "
+                    "another MODEL_DIR."
                 ) from error

@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from switch_tf.models.config import ModelConfig
 from switch_tf.partitioning.axes import ShardIndex
 
 _FLOAT32 = np.dtype(np.float32)
-# A bundle's file holds so much, and as much is in memory when it is written.
+# A bundle's file holds so much; one is written while the next is read.
 _BYTES_AT_ONCE = 1 << 27
 
 
@@ -89,6 +90,22 @@ def _pieces(tensors: LazyTensors) -> Iterator[tuple[str, str, LazyTensor]]:
             yield name, place, row.cast(_FLOAT32).mapped(functools.partial(np.reshape, shape=shape), shape)
 
 
+def _files(tensors: LazyTensors, step: int, written: Callable[[int], None]) -> Iterator[list[Shard]]:
+    """Reads all tensors; yields what goes into each file of the bundle."""
+    shards, size = [Shard("step", "", np.asarray(step, np.int64))], 0
+    names_and_places = ((name, place) for name, place, _ in _pieces(tensors))
+    arrays = read_ahead(piece for _, _, piece in _pieces(tensors))
+    for (name, place), array in zip(names_and_places, arrays):
+        shards.append(Shard(name, place, array))
+        size += array.nbytes
+        written(array.nbytes)
+        if size >= _BYTES_AT_ONCE:
+            yield shards
+            shards, size = [], 0
+    if shards:
+        yield shards
+
+
 def write_own(
     model_dir: str, tensors: LazyTensors, manifest: Manifest, written: Callable[[int], None] = lambda _: None
 ) -> None:
@@ -105,23 +122,15 @@ def write_own(
     """
     checkpoints = checkpoints_of(model_dir)
     checkpoints.prepare(manifest.step)
-    prefix, num_files = checkpoints.prefix(manifest.step), 0
-    waiting = [Shard("step", "", np.asarray(manifest.step, np.int64))]
-    size = 0
-
-    def flush() -> None:
-        nonlocal num_files, size
-        tensor_bundle.write_shards(prefix, num_files, waiting)
-        num_files, size = num_files + 1, 0
-
-    names_and_places = ((name, place) for name, place, _ in _pieces(tensors))
-    for (name, place), array in zip(names_and_places, read_ahead(piece for _, _, piece in _pieces(tensors))):
-        waiting.append(Shard(name, place, array))
-        size += array.nbytes
-        written(array.nbytes)
-        if size >= _BYTES_AT_ONCE:
-            flush()
-    if waiting:
-        flush()
+    prefix = checkpoints.prefix(manifest.step)
+    num_files = 0
+    writing: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as thread:
+        for shards in _files(tensors, manifest.step, written):
+            while writing:
+                writing.pop().result()
+            writing.append(thread.submit(tensor_bundle.write_shards, prefix, num_files, shards))
+            num_files += 1
+        writing.pop().result()
     tensor_bundle.merge_shards(prefix, num_files)
     checkpoints.complete(manifest.step, manifest)

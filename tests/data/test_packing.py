@@ -9,6 +9,7 @@ import tensorflow as tf
 import tests.support.tiny_task  # noqa: F401 (registers tasks)
 from switch_tf.data.batches import example_dataset
 from switch_tf.data.training_batches import TrainingBatches
+from switch_tf.errors import SettingError
 from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.training.losses import token_losses, token_weights
 from tasks import vocabularies
@@ -91,3 +92,12 @@ def test_packed_streams_resume_exactly():
         assert again.keys() == batch.keys() and "decoder_segment_ids" in batch
         for name, array in batch.items():
             np.testing.assert_array_equal(again[name], array)
+
+
+def test_a_position_of_another_pipeline_is_refused():
+    packed = TrainingBatches(TASK, LENGTHS, 4, seed=0, pack=True)
+    next(packed)
+    positions = packed.positions()
+    padded = TrainingBatches(TASK, LENGTHS, 4, seed=0)
+    with pytest.raises(SettingError, match=f"position in '{TASK}' was saved by another version of its input pipeline"):
+        padded.restore(positions.__getitem__)
