@@ -7,6 +7,8 @@ RUN := $(BIN)/switch-tf
 QUICKSTART := runs/quickstart
 # Both models at a time, each on a core, where there are two.
 QUICKSTART_JOBS := $(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))')
+# Greedily, models this small repeat themselves.
+SAMPLING := --gin.DECODER='"sample"' --gin.TOP_P=0.7 --gin.TEMPERATURE=0.7
 BENCH := runs/bench
 LOCK := build/lock
 SITE := build/site
@@ -75,7 +77,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m tasks.docstrings
 	$(RUN) study gin/studies/quickstart.gin --jobs=$(QUICKSTART_JOBS)
 	@echo
-	$(RUN) predict --model_dir=$(QUICKSTART)/16_experts-seed0 --held_out=3
+	$(RUN) predict --model_dir=$(QUICKSTART)/16_experts-seed0 --held_out=3 $(SAMPLING)
 	$(RUN) report $(QUICKSTART)/16_experts-seed0 $(QUICKSTART)/dense-seed0 --output=$(QUICKSTART)
 
 test: $(VENV)/aot
