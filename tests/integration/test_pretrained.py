@@ -35,5 +35,5 @@ def test_its_size_is_what_its_page_says(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_its_likelihood_is_what_its_page_says(name, capsys):
     command_line.main(["evaluate", f"--model_dir={ROOT / 'pretrained' / name}"])
-    found = float(re.search(r"negative log perplexity (-\d\.\d+)", capsys.readouterr().out)[1])
-    assert found == pytest.approx(MODELS[name][1], abs=2e-3)
+    found = float(re.search(r"neg_log_perplexity +(-\d\.\d+)", capsys.readouterr().out)[1])
+    assert found == pytest.approx(MODELS[name][1], abs=5e-3)  # The page: 24 batches.
