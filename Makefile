@@ -12,7 +12,7 @@ SAMPLING := --gin.DECODER='"sample"' --gin.TOP_P=0.7 --gin.TEMPERATURE=0.7
 BENCH := runs/bench
 LOCK := build/lock
 SITE := build/site
-LOCKED_EXTRAS := test cloud cache aot interop docs
+LOCKED_EXTRAS := test cloud cache aot interop serve docs
 # Test files are spread over this many processes, each of which needs one or two gigabytes for TensorFlow.
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder

@@ -8,6 +8,7 @@ ROOT = pathlib.Path(__file__).parent
 GIN_FOLDERS = [""] + sorted(
     str(folder.relative_to(ROOT / "gin")) for folder in (ROOT / "gin").glob("**/") if folder != ROOT / "gin"
 )
+SERVE = ["starlette>=1,<2", "uvicorn>=0.40,<1", "prometheus-client>=0.20"]
 CLOUD = ["google-cloud-tpu==1.28.0", "google-cloud-storage==3.17.1", "pyyaml"]
 
 setup(
@@ -23,7 +24,7 @@ setup(
     packages=[*find_packages(include=["switch_tf*", "tasks*", "tpu*"]), "switch_tf.gin"],
     package_dir={"switch_tf.gin": "gin"},
     package_data={
-        "switch_tf": ["py.typed"],
+        "switch_tf": ["py.typed", "serving/*.html"],
         "tasks": ["*.json", "*.model"],
         "tpu": ["*.sh"],
         "switch_tf.gin": [f"{folder}/*.gin".lstrip("/") for folder in GIN_FOLDERS],
@@ -52,7 +53,7 @@ setup(
     ],
     extras_require={
         # trustme: the certificate of the bucket server that tests start.
-        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "trustme", "safetensors", *CLOUD],
+        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "trustme", "safetensors", *CLOUD, *SERVE],
         # `switch-tf tpu submit` and its like.
         "cloud": CLOUD,
         # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are
@@ -62,6 +63,8 @@ setup(
         "tpu": ["tensorflow-tpu==2.20.0", "libtpu==0.0.14"],
         "gpu": ["tensorflow[and-cuda]==2.20.0"],
         "interop": ["torch", "transformers==5.23.0"],
+        # `switch-tf serve`.
+        "serve": SERVE,
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material", "mkdocstrings[python]"],
     },
     entry_points={"console_scripts": ["switch-tf=switch_tf.cli.main:main"]},

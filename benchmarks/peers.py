@@ -7,6 +7,7 @@ affects both alike.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import resource
 import tempfile
 import time
 import types
+from collections.abc import Sequence
 
 # Before a process loads TensorFlow.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,6 +26,8 @@ import numpy as np
 from benchmarks.measuring import spread
 
 BATCH, INPUTS, TARGETS = 16, 256, 64
+# Rows and beams of each generation; one beam is greedy decoding.
+GENERATIONS = {"greedy of 1": (1, 1), "generate": (BATCH, 1), "beams of 1": (1, 4), "beams": (BATCH, 4)}
 # All cores of the machine, for both.
 THREADS = os.cpu_count() or 1
 
@@ -89,19 +93,21 @@ def theirs(num_experts: int, folder: str) -> dict:
         model(input_ids=inputs, labels=batch["decoder_target_tokens"]).loss.backward()
         optimizer.step()
 
-    def generate():
+    def generate(rows: int, num_beams: int):
         model.eval()
+        length = {"max_new_tokens": TARGETS, "min_new_tokens": TARGETS}
         with torch.no_grad():
-            model.generate(input_ids=inputs, max_new_tokens=TARGETS, min_new_tokens=TARGETS, do_sample=False)
+            model.generate(input_ids=inputs[:rows], do_sample=False, num_beams=num_beams, **length)
 
-    return {"step": step, "generate": generate}
+    return {"step": step} | {name: functools.partial(generate, *sizes) for name, sizes in GENERATIONS.items()}
 
 
 def ours(num_experts: int, folder: str) -> dict:
     """Our step and generation, as functions without arguments; reads Hugging Face's weights."""
     import tensorflow as tf
 
-    from switch_tf.decoding.greedy import greedy
+    from switch_tf.decoding.decoder import decode
+    from switch_tf.decoding.settings import Decoding
     from switch_tf.interop.huggingface_weights import load_weights
     from switch_tf.models.config import ModelConfig
     from switch_tf.models.encoder_decoder import EncoderDecoder
@@ -138,11 +144,18 @@ def ours(num_experts: int, folder: str) -> dict:
     )
     update = make_update(run, Objective(z_loss=0.0, router_z_loss=1e-3, balance_loss=1e-3), 1)
     batch = {name: tf.constant(value) for name, value in features().items()}
-    decode = tf.function(lambda tokens: greedy(model, tokens, TARGETS, end_of_sequence=-1), autograph=False)
-    return {
-        "step": lambda: update(batch).loss.numpy(),
-        "generate": lambda: decode(batch["encoder_input_tokens"]).numpy(),
-    }
+
+    def generation(rows: int, num_beams: int):
+        settings, inputs = Decoding(decoder="beam", num_beams=num_beams), batch["encoder_input_tokens"][:rows]
+        # No token ends a sequence: both decode all of them.
+        decoded = tf.function(
+            lambda tokens: decode(model, {"encoder_input_tokens": tokens}, settings, TARGETS, end_of_sequence=-1),
+            autograph=False,
+        )
+        return lambda: decoded(inputs).tokens.numpy()
+
+    generations = {name: generation(*sizes) for name, sizes in GENERATIONS.items()}
+    return {"step": lambda: update(batch).loss.numpy()} | generations
 
 
 SYSTEMS = {"huggingface": theirs, "switch_tf": ours}
@@ -173,12 +186,13 @@ def work(system: str, num_experts: int, folder: str, pipe) -> None:
         pipe.send(time.perf_counter() - start)
 
 
-def measure(num_experts: int, rounds: int) -> list[dict]:
+def measure(num_experts: int, rounds: int, things: Sequence[str] = ("step", *GENERATIONS)) -> list[dict]:
     """Times both systems in turn.
 
     Args:
       num_experts: E; 0: the dense T5.
       rounds: how many times each does each thing.
+      things: the training step and generations.
 
     Returns:
       A row for each system and thing: the spread of seconds and of the ratio of Hugging Face's time to it, and
@@ -198,7 +212,7 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
             return pipes[system].recv()
 
         rows = []
-        for thing in ("step", "generate"):
+        for thing in things:
             for _ in range(2):  # Warm-up: the first calls compile and allocate.
                 for system in SYSTEMS:
                     ask(system, thing)
@@ -219,18 +233,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="how many times each does each thing")
     parser.add_argument("--experts", type=int, nargs="*", default=[0, 8, 32, 64], help="0: the dense T5")
+    parser.add_argument("--things", nargs="*", default=("step", *GENERATIONS), help="what to time")
     parser.add_argument("--json", metavar="FILE", help="where to save the table")
     options = parser.parse_args()
 
     print(f"4+4 layers, d_model 256, {BATCH} x {INPUTS} inputs and {TARGETS} targets, float32, {THREADS} threads")
-    print(f"{'experts':>8}{'thing':>10}{'system':>13}{'median s':>10}{'speed-up':>10}{'quartiles':>15}", end="")
+    print(f"{'experts':>8}{'thing':>13}{'system':>13}{'median s':>10}{'speed-up':>10}{'quartiles':>15}", end="")
     print(f"{'peak MiB':>10}{'imports':>9}")
     rows = []
     for num_experts in options.experts:
-        for row in measure(num_experts, options.rounds):
+        for row in measure(num_experts, options.rounds, options.things):
             rows.append(row)
             print(
-                f"{row['experts']:>8}{row['thing']:>10}{row['system']:>13}{row['seconds']:>10.3f}{row['ratio']:>10.2f}"
+                f"{row['experts']:>8}{row['thing']:>13}{row['system']:>13}{row['seconds']:>10.3f}{row['ratio']:>10.2f}"
                 f"{row['ratio_low']:>8.2f} - {row['ratio_high']:.2f}{row['memory'] / 2**20:>10.0f}"
                 f"{row['libraries'] / 2**20:>9.0f}",
                 flush=True,

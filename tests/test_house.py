@@ -15,7 +15,7 @@ ALLOWED = {
     "switch_tf.cli": (
         *("tpu.jobs", "tpu.precompile", "tpu.topologies", "switch_tf.report", "switch_tf.runs", "switch_tf.planning"),
         *("switch_tf.interop", "switch_tf.models", "switch_tf.partitioning", "switch_tf.data", "switch_tf.storage"),
-        "switch_tf.errors",
+        *("switch_tf.serving", "switch_tf.errors"),
     ),
     "switch_tf.report": (
         *("switch_tf.runs", "switch_tf.planning", "switch_tf.data", "switch_tf.storage", "switch_tf.errors"),
@@ -27,7 +27,7 @@ ALLOWED = {
     ),
     "tpu.topologies": ("switch_tf.errors",),
     "switch_tf.runs": (
-        *("switch_tf.evaluation", "switch_tf.planning", "switch_tf.interop"),
+        *("switch_tf.evaluation", "switch_tf.planning", "switch_tf.interop", "switch_tf.export"),
         *("switch_tf.training", "switch_tf.decoding", "switch_tf.checkpoints", "switch_tf.models"),
         *("switch_tf.partitioning", "switch_tf.data", "switch_tf.storage", "switch_tf.errors"),
     ),
@@ -39,6 +39,10 @@ ALLOWED = {
         *("switch_tf.training", "switch_tf.models", "switch_tf.layers", "switch_tf.partitioning", "switch_tf.compat"),
         "switch_tf.errors",
     ),
+    "switch_tf.export": (
+        *("switch_tf.training", "switch_tf.decoding", "switch_tf.models", "switch_tf.partitioning", "switch_tf.errors"),
+    ),
+    "switch_tf.serving": ("switch_tf.errors",),
     "switch_tf.interop": (
         *("switch_tf.checkpoints", "switch_tf.models", "switch_tf.layers", "switch_tf.partitioning"),
         *("switch_tf.data", "switch_tf.storage", "switch_tf.errors"),

@@ -11,10 +11,12 @@ from switch_tf.cli import (
     convert,
     describe,
     evaluate,
+    export,
     flags,
     predict,
     report,
     score,
+    serve,
     study,
     tpu,
     train,
@@ -46,6 +48,8 @@ _COMMANDS: dict[str, ModuleType] = {
     "cache": cache,
     "study": study,
     "convert": convert,
+    "export": export,
+    "serve": serve,
 }
 # These count or prepare something, and need no value for every macro that a run needs.
 _INCOMPLETE = ("describe", "vocabulary")
@@ -124,7 +128,7 @@ def _run(options: argparse.Namespace, bindings: list[str]) -> None:
 
     try:
         options.bindings = bindings
-        if options.command not in ("report", "convert"):
+        if options.command not in ("report", "convert", "serve"):
             _load_configuration(options, bindings)
         _COMMANDS[options.command].run(options)
     except loop.Stopped as stopped:

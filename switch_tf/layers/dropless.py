@@ -91,6 +91,10 @@ def apply_dropless(
     block_size = block_size_for(assignments, num_experts)
     has_slot = routing.slot < num_experts * routing.capacity
     expert = tf.reshape(tf.where(has_slot, routing.expert, num_experts), [assignments])
+    if assignments == 1:  # One token alone, as in greedy decoding of one text, needs no sorting and no loop.
+        only = tf.minimum(tf.reshape(expert, []), num_experts - 1)
+        output = expert_function(only, tf.reshape(tokens, [1, tokens.shape[-1]]))
+        return tf.reshape(output, [groups, size, width]) * tf.cast(routing.gate, output.dtype)
     blocks = blocks_of(expert, num_experts, block_size)
     token_of_place = blocks.assignment // choices
     rows = tf.reshape(tokens, [groups * size, tokens.shape[-1]])

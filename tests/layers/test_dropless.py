@@ -63,6 +63,18 @@ def test_blocks_equal_slots_for_every_token(router, activation):
     assert float(routing.metrics.fraction_dropped) == pytest.approx(0, abs=1e-6)
 
 
+def test_one_token_alone_gets_what_it_gets_among_others():
+    built = layer("switch")
+    x = tf.random.stateless_normal([4, 3, 8], (0, 1))
+    together, _ = built(x)
+    for row in range(4):
+        for position in range(3):
+            alone, _ = built(x[row : row + 1, position : position + 1])
+            np.testing.assert_allclose(alone[0, 0], together[row, position], atol=1e-6)
+    nothing, _ = built(x[:1, :1], context=ForwardContext(token_mask=tf.constant([[False]])))
+    assert not np.any(nothing)
+
+
 def test_bfloat16_stays_bfloat16():
     y, _ = layer("switch", dtype="mixed_bfloat16")(tf.random.stateless_normal([1, 8, 8], (0, 1)))
     assert y.dtype == tf.bfloat16

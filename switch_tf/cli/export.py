@@ -1,0 +1,82 @@
+"""`switch-tf export`."""
+
+import argparse
+import os
+
+from switch_tf.cli import flags
+from switch_tf.errors import SettingError
+
+_FORMATS = ("saved_model", "huggingface")
+_EXAMPLES = """\
+examples:
+  switch-tf export --model_dir=runs/mine --output=exported
+  switch-tf export --model_dir=runs/mine --output=exported --dtype=bfloat16 --gin.DECODER='"beam"'
+  switch-tf export --model_dir=runs/mine --output=mine --format=huggingface
+"""
+
+
+def add_parser(commands: flags.Commands) -> None:
+    """Adds the command's flags."""
+    parser = flags.add_with_examples(commands, "export", "write a model for use without this package", _EXAMPLES)
+    flags.add_gin(parser)
+    flags.add_model_dir(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--format", choices=_FORMATS, default="saved_model", help="default: %(default)s")
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lengths",
+        type=_numbers,
+        metavar="L,...",
+        help="input lengths that get a graph of their own (default: 64 and TASK_FEATURE_LENGTHS['inputs'])",
+    )
+    parser.add_argument(
+        "--batch_sizes",
+        type=_numbers,
+        default=(1, 16),
+        metavar="B,...",
+        help="batch sizes that get a graph of their own; a request may have any number of texts (default: 1,16)",
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the model and prints its size and the time that it took.
+
+    Raises:
+      SettingError: if there is no such checkpoint, or the output exists or cannot be written.
+    """
+    if options.format == "huggingface":
+        _export_huggingface(options)
+        return
+    from switch_tf.runs import exporting
+
+    request = exporting.ExportRequest(options.output, options.step, options.dtype, options.lengths, options.batch_sizes)
+    print(exporting.export_text_model(request), flush=True)
+
+
+def _export_huggingface(options: argparse.Namespace) -> None:
+    """Converts, as `switch-tf convert --to=huggingface` does."""
+    from switch_tf.runs.weight_conversion import Conversion, convert
+
+    if options.model_dir is None:
+        raise SettingError("--format=huggingface needs --model_dir.")
+    source = options.model_dir
+    if options.step is not None:
+        source = os.path.join(source, "checkpoints", f"step_{options.step:08d}")
+    convert(
+        Conversion(
+            source=source,
+            target=options.output,
+            target_kind="huggingface",
+            dtype=options.dtype,
+            gin_files=tuple(options.gin_file),
+            bindings=tuple(options.bindings),
+            search_paths=tuple(options.gin_search_path),
+        )
+    )

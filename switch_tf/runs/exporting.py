@@ -1,0 +1,83 @@
+"""The work of `export`: a checkpoint of a model directory as a SavedModel, StableHLO or a Hugging Face directory."""
+
+import dataclasses
+import os
+import time
+
+import tensorflow as tf
+
+from switch_tf import storage
+from switch_tf.data.task_lookup import vocabulary_of
+from switch_tf.decoding.settings import Decoding
+from switch_tf.errors import SettingError
+from switch_tf.export.model_functions import Shapes
+from switch_tf.export.saved_model import export_saved_model, in_bfloat16
+from switch_tf.runs.experiment import Experiment
+from switch_tf.runs.run import load_run
+
+# Short requests do not wait for a graph of the longest inputs.
+_SHORT = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRequest:
+    """What a command line asks for.
+
+    Attributes:
+      output: the folder to write; a SavedModel goes into a folder of its own there, named by the step.
+      step: which checkpoint; None for the newest.
+      dtype: "float32" or "bfloat16", of the weights.
+      lengths: input lengths that get a graph; None for 64 and that of the run.
+      batch_sizes: batch sizes that get a graph.
+    """
+
+    output: str
+    step: int | None = None
+    dtype: str = "float32"
+    lengths: tuple[int, ...] | None = None
+    batch_sizes: tuple[int, ...] = (1, 16)
+
+
+def export_text_model(request: ExportRequest) -> str:
+    """Writes a SavedModel.
+
+    Args:
+      request: what to write; the model is that of gin's configuration.
+
+    Returns:
+      A sentence that tells what was written, how large it is and how long it took.
+
+    Raises:
+      SettingError: if there is no such checkpoint, or the output exists or cannot be written.
+    """
+    start = time.monotonic()
+    # The SavedModel is for one device, whatever mesh trained the weights.
+    experiment = dataclasses.replace(
+        Experiment(), engine="single", mesh_shape="", layout_rules="", num_logical_devices=None
+    )
+    decoding = Decoding()
+    lengths = experiment.task_feature_lengths
+    shapes = Shapes(
+        request.lengths or tuple(sorted({min(_SHORT, lengths["inputs"]), lengths["inputs"]})),
+        decoding.max_length or lengths["targets"],
+        request.batch_sizes,
+    )
+    run = load_run(experiment, request.step)
+    step = int(run.step.numpy())
+    folder = os.path.join(request.output, str(step))
+    if storage.exists(folder):
+        raise SettingError(f"--output={request.output} has a model of step {step} already: name another folder.")
+    model = in_bfloat16(run.model) if request.dtype == "bfloat16" else run.model
+    vocabulary = vocabulary_of(experiment.mixture_or_task)
+    sentencepiece_model = getattr(vocabulary, "sp_model", None)
+    if sentencepiece_model is None:
+        raise SettingError(f"MIXTURE_OR_TASK = '{experiment.mixture_or_task}' has no SentencePiece vocabulary.")
+    try:
+        size = export_saved_model(model, sentencepiece_model, decoding, shapes, folder)
+    except (OSError, tf.errors.OpError) as error:
+        reason = storage.refusal(error) or storage.reason_of(error)
+        raise SettingError(f"--output={request.output} cannot be written: {reason}.") from error
+    return (
+        f"{folder}: weights {size.weights / 1e6:,.1f} MB ({request.dtype}), graphs {size.graphs / 1e6:,.1f} MB, "
+        f"{time.monotonic() - start:,.0f} s."
+    )

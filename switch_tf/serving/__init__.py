@@ -1,0 +1,1 @@
+"""A server for exported models, with the REST API of TensorFlow Serving."""
