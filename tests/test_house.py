@@ -18,7 +18,8 @@ ALLOWED = {
         *("switch_tf.serving", "switch_tf.errors"),
     ),
     "switch_tf.report": (
-        *("switch_tf.runs", "switch_tf.planning", "switch_tf.data", "switch_tf.storage", "switch_tf.errors"),
+        *("switch_tf.runs", "switch_tf.evaluation", "switch_tf.planning", "switch_tf.health", "switch_tf.data"),
+        *("switch_tf.storage", "switch_tf.errors"),
     ),
     "tpu.jobs": ("tpu.topologies", "switch_tf.runs", "switch_tf.errors"),
     "tpu.precompile": (
@@ -27,9 +28,9 @@ ALLOWED = {
     ),
     "tpu.topologies": ("switch_tf.errors",),
     "switch_tf.runs": (
-        *("switch_tf.evaluation", "switch_tf.planning", "switch_tf.interop", "switch_tf.export"),
+        *("switch_tf.evaluation", "switch_tf.planning", "switch_tf.interop", "switch_tf.export", "switch_tf.health"),
         *("switch_tf.training", "switch_tf.decoding", "switch_tf.checkpoints", "switch_tf.models"),
-        *("switch_tf.partitioning", "switch_tf.data", "switch_tf.storage", "switch_tf.errors"),
+        *("switch_tf.partitioning", "switch_tf.layers", "switch_tf.data", "switch_tf.storage", "switch_tf.errors"),
     ),
     "switch_tf.evaluation": (
         *("switch_tf.training", "switch_tf.decoding", "switch_tf.models", "switch_tf.partitioning", "switch_tf.data"),
@@ -55,6 +56,7 @@ ALLOWED = {
     "switch_tf.partitioning": ("switch_tf.compat", "switch_tf.errors"),
     "tasks": ("switch_tf.data", "switch_tf.storage", "switch_tf.errors"),
     "switch_tf.data": ("switch_tf.compat", "switch_tf.storage", "switch_tf.errors"),
+    "switch_tf.health": (),
     "switch_tf.storage": ("switch_tf.errors",),
     "switch_tf.compat": (),
     "switch_tf.errors": (),

@@ -20,12 +20,19 @@ class RoutingMetrics(NamedTuple):
     expert_load: [E], share of the tokens' choices that fell on the expert, before capacity is applied; sums to 1.
     router_entropy: [], mean entropy of the router's distribution, in nats; ln E for a uniform one.
     router_confidence: [], mean probability of the first choice.
+    tokens: [], the number of real tokens.
+    output_square: [], sum over the real tokens of the mean square of what the layer adds to the residual stream, the
+      gates included; 0 outside of a block, which alone knows the stream (`with_sizes`).
+    residual_square: [], the same of the residual stream that the layer adds to.
     """
 
     fraction_dropped: tf.Tensor
     expert_load: tf.Tensor
     router_entropy: tf.Tensor
     router_confidence: tf.Tensor
+    tokens: tf.Tensor
+    output_square: tf.Tensor
+    residual_square: tf.Tensor
 
 
 class Routing(NamedTuple):
@@ -154,7 +161,31 @@ def routing_metrics(
         expert_load=tf.reduce_sum(choices, axis=[0, 1]) / num_choices,
         router_entropy=tf.reduce_sum(entropy * mask) / num_tokens,
         router_confidence=tf.reduce_sum(confidence * mask) / num_tokens,
+        tokens=tf.reduce_sum(mask),
+        output_square=tf.constant(0.0),
+        residual_square=tf.constant(0.0),
     )
+
+
+def with_sizes(routing: Routing, residual: tf.Tensor, output: tf.Tensor, mask: tf.Tensor | None) -> Routing:
+    """Adds to a routing's metrics how large the layer's output is beside the residual stream that it is added to.
+
+    Args:
+      routing: the layer's.
+      residual: [B, L, M], any float dtype.
+      output: [B, L, M], before dropout.
+      mask: bool [B, L], True for a real token; None if all are real.
+
+    Returns:
+      The routing, with `output_square` and `residual_square` in its metrics.
+    """
+
+    def sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
+        squares = tf.reduce_mean(tf.square(tf.cast(tf.stop_gradient(tensor), tf.float32)), axis=-1)
+        return tf.reduce_sum(squares if mask is None else squares * tf.cast(mask, tf.float32))
+
+    metrics = routing.metrics._replace(output_square=sum_of_squares(output), residual_square=sum_of_squares(residual))
+    return routing._replace(metrics=metrics)
 
 
 def highest_first(priority: tf.Tensor) -> tf.Tensor:

@@ -14,7 +14,7 @@ from switch_tf.layers.feed_forward import FeedForward
 from switch_tf.layers.moe import SwitchFeedForward
 from switch_tf.layers.normalization import RMSNorm
 from switch_tf.layers.rematerialization import rematerialized
-from switch_tf.layers.routing import Routing
+from switch_tf.layers.routing import Routing, with_sizes
 from switch_tf.partitioning import axes
 
 # Axis names of the residual stream.
@@ -134,26 +134,32 @@ class Block(Layer):
         memory_bias: tf.Tensor | None,
     ) -> tuple[tf.Tensor, dict[str, Routing]]:
         cross_attention = self.cross_attention
-        routings: dict[str, Routing | None] = {}
+        routings: dict[str, Routing] = {}
+
+        def record(sublayer: str, routing: Routing | None, residual: tf.Tensor, output: tf.Tensor) -> None:
+            if routing is not None:
+                routings[sublayer] = with_sizes(routing, residual, output, context.token_mask)
 
         def attend_to_self(y: tf.Tensor, *biases: tf.Tensor) -> tf.Tensor:
-            query, key_values, routings["self_attention"] = self.self_attention.project_self(y, context)
-            return self.self_attention.attend(query, key_values, biases, context)
+            query, key_values, routing = self.self_attention.project_self(y, context)
+            output = self.self_attention.attend(query, key_values, biases, context)
+            record("self_attention", routing, x, output)
+            return output
 
         def feed_forward(y: tf.Tensor) -> tf.Tensor:
-            y, routings["feed_forward"] = self.feed_forward(y, context=context)
-            return y
+            output, routing = self.feed_forward(y, context=context)
+            record("feed_forward", routing, attended, output)
+            return output
 
-        x = self._residual(x, self.self_attention, attend_to_self, context, biases=self_biases)
+        attended = self._residual(x, self.self_attention, attend_to_self, context, biases=self_biases)
         if cross_attention is not None:
 
             def attend_to_memory(y: tf.Tensor, memory: tf.Tensor) -> tf.Tensor:
                 query, key_values = cross_attention.project_query(y), cross_attention.project(memory)
                 return cross_attention.attend(query, key_values, [memory_bias], context)
 
-            x = self._residual(x, cross_attention, attend_to_memory, context, other_states=[memory])
-        x = self._residual(x, self.feed_forward, feed_forward, context)
-        return x, {name: routing for name, routing in routings.items() if routing is not None}
+            attended = self._residual(attended, cross_attention, attend_to_memory, context, other_states=[memory])
+        return self._residual(attended, self.feed_forward, feed_forward, context), routings
 
     def decode_step(
         self,

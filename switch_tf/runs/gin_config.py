@@ -168,3 +168,9 @@ def macro(name: str, default: object = None) -> object:
         return gin.query_parameter(f"{name}/gin.macro.value")
     except ValueError:
         return default
+
+
+def scalar_macros() -> dict[str, bool | int | float | str]:
+    """Returns the macros that are numbers, strings or truth values, by name."""
+    values = {name: macro(name) for name in _DEFINITION.findall(gin.config_str(max_line_length=1000))}
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}

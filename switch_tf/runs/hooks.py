@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import gin
@@ -20,6 +20,7 @@ from switch_tf.evaluation.likelihood import make_evaluator
 from switch_tf.evaluation.tasks import TaskEvaluation, TaskEvaluator, flat, held_out_name
 from switch_tf.runs.progress import StopSignals
 from switch_tf.runs.teachers import SHARE_OF_GAIN
+from switch_tf.training.step import StepMetrics
 
 if TYPE_CHECKING:
     from switch_tf.runs.loop import TrainingLoop
@@ -40,6 +41,9 @@ class Hook:
 
     def after_step(self, loop: "TrainingLoop") -> None:
         """Called after every update."""
+
+    def on_metrics(self, loop: "TrainingLoop", steps: Sequence[tuple[int, StepMetrics]]) -> None:
+        """Called with the metrics of steps, as numpy, when they have been fetched and written."""
 
     def on_exit(self, loop: "TrainingLoop") -> None:
         """Called when the loop ends, by an error too."""

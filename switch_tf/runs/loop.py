@@ -10,6 +10,7 @@ from switch_tf.checkpoints.manifest import Score
 from switch_tf.data.training_batches import TrainingBatches
 from switch_tf.errors import SettingError
 from switch_tf.planning.layout_checks import placement_notes
+from switch_tf.runs import gin_config
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.hooks import Hook
 from switch_tf.runs.model_directory import write_description
@@ -209,6 +210,7 @@ class TrainingLoop:
             teacher = self.run.teacher
             scalars = ((), ()) if teacher is None else (teacher.step_scalars, teacher.evaluation_scalars)
             self.recorder = RunRecorder(experiment.model_dir, experiment.model, self.step, *scalars)
+            self.recorder.write_settings(gin_config.scalar_macros())
         lacks_row = self.recorder is not None and not self.recorder.has_evaluation(self.step)
         has_checkpoint = self.step > 0 and self.step in self.run.checkpoints.steps()
         self.lacks_evaluation = engine.processes.any_process(has_checkpoint and lacks_row)
@@ -261,3 +263,5 @@ class TrainingLoop:
                     f"{self.run.checkpoints.latest() or 0}. Try ROUTER_DTYPE = 'float32', a smaller learning rate or "
                     "ModelConfig.initializer_scale = 0.1."
                 )
+        for hook in self._hooks:
+            hook.on_metrics(self, fetched)

@@ -6,15 +6,23 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
-from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from switch_tf import storage
 from switch_tf.checkpoints.folder import checkpoints_of, write_error
+from switch_tf.health.rules import Event
 from switch_tf.models.config import ModelConfig
+from switch_tf.runs.tensorboard_files import Board
 from switch_tf.training.step import StepMetrics
-from switch_tf.training.step_metrics import EVALUATION_SCALARS, NESTED_METRICS, ROUTING_SCALARS, scalars_of
+from switch_tf.training.step_metrics import (
+    EVALUATION_SCALARS,
+    NESTED_METRICS,
+    ROUTING_SCALARS,
+    UPDATE_SCALARS,
+    scalars_of,
+)
 
 _TASK_SCORES = "task_eval.csv"
+_FINDINGS = "findings.csv"
 
 
 class CsvRecord:
@@ -70,15 +78,9 @@ def read_csv(path: str) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(lines) if None not in row.values()]
 
 
-def _write_scalars(step: int, values: Mapping[str, float]) -> None:
-    """Writes one step's scalars for TensorBoard by one operation, as one for each takes long beside a small step."""
-    parts = [scalar_pb(name, value).SerializeToString() for name, value in values.items()]
-    # Concatenated protocol buffers are merged ones.
-    tf.summary.experimental.write_raw_pb(b"".join(parts), step=step)
-
-
 class RunRecorder:
-    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `task_eval.csv`, and TensorBoard's.
+    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `findings.csv`, `task_eval.csv`, and
+    TensorBoard's files.
 
     In a bucket, where nothing can be appended to a file, they are copies of local files: the CSV files are copied
     before every checkpoint, so that a run that resumes has the rows of all steps before it; all files are copied now
@@ -108,19 +110,22 @@ class RunRecorder:
         self._model_dir = model_dir
         self._layers = config.sparse_layer_names
         per_layer = [f"{layer}/{name}" for layer in self._layers for name in ROUTING_SCALARS]
+        updates = [f"{layer}/{name}" for layer in self._layers for name in UPDATE_SCALARS]
         scalars = [name for name in StepMetrics._fields if name not in NESTED_METRICS] + [*step_scalars]
         loads = [f"load_{expert}" for expert in range(config.num_experts)]
 
         self._resume_step = resume_step
         self._mirror = storage.Mirror(model_dir)
         self._records: list[str] = []
-        self._metrics = self._record("metrics.csv", [*scalars, *per_layer, "tokens_per_second"])
+        self._metrics = self._record("metrics.csv", [*scalars, *per_layer, *updates, "tokens_per_second"])
         self._evaluations = self._record("eval.csv", [*EVALUATION_SCALARS, *evaluation_scalars, *per_layer])
         self._experts = self._record("experts.csv", ["layer", *loads]) if self._layers else None
+        self._findings = self._record(_FINDINGS, ["layer", "rule", "event", "sentence"]) if self._layers else None
         # Most runs score no tasks, and have no such file.
         has_task_scores = storage.exists(os.path.join(model_dir, _TASK_SCORES))
         self._task_scores = self._open_task_scores() if has_task_scores else None
-        self._board = tf.summary.create_file_writer(self._mirror.path)
+        with self._writing_board():
+            self._board = Board(self._mirror.path)
         self.copy_records()
 
     def _record(self, name: str, columns: Sequence[str]) -> CsvRecord:
@@ -153,10 +158,8 @@ class RunRecorder:
                 ]
             )
         with self._writing_board():
-            for row in rows:
-                _write_scalars(int(row["step"]), {f"train/{name}": row[name] for name in row if name != "step"})
-            for layer, metrics in last.routing.items():
-                tf.summary.histogram(f"train/{layer}/expert_load", metrics.expert_load, step=last_step)
+            self._board.write_scalars(rows, "train")
+            self._board.write_loads(last_step, {layer: metrics.expert_load for layer, metrics in last.routing.items()})
         with self._writing(self._model_dir):
             self._mirror.copy_seldom()
 
@@ -168,7 +171,7 @@ class RunRecorder:
         """Writes one evaluation's numbers, those that `make_evaluator` returns."""
         self._evaluations.append([{"step": step, **values}])
         with self._writing_board():
-            _write_scalars(step, {f"eval/{name}": value for name, value in values.items()})
+            self._board.write_scalars([{"step": step, **values}], "eval")
 
     def write_task_scores(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
         """Writes the scores of tasks, one row for each metric of each task."""
@@ -180,7 +183,39 @@ class RunRecorder:
             self._task_scores = self._open_task_scores()
         self._task_scores.append(rows)
         with self._writing_board():
-            _write_scalars(step, {f"tasks/{task}/{metric}": value for (task, metric), value in values.items()})
+            by_tag = {f"{task}/{metric}": value for (task, metric), value in values.items()}
+            self._board.write_scalars([{"step": step, **by_tag}], "tasks")
+
+    def write_settings(self, settings: Mapping[str, bool | int | float | str]) -> None:
+        """Writes the run's settings for TensorBoard's table of hyperparameters."""
+        with self._writing_board():
+            self._board.write_settings(settings)
+
+    def findings(self) -> list[Event]:
+        """Returns the findings of the run so far, in order."""
+        rows = [] if self._findings is None else read_csv(self._findings.path)
+        return [
+            Event(int(row["step"]), row["layer"], row["rule"], row["event"] == "begins", row["sentence"])
+            for row in rows
+        ]
+
+    def write_findings(self, events: Sequence[Event]) -> None:
+        """Writes findings that begin or end."""
+        assert self._findings is not None, "Only sparse layers have findings."
+        self._findings.append(
+            [
+                {
+                    "step": event.step,
+                    "layer": event.layer,
+                    "rule": event.rule,
+                    "event": "begins" if event.begins else "ends",
+                    "sentence": event.sentence,
+                }
+                for event in events
+            ]
+        )
+        with self._writing_board():
+            self._board.write_findings(events)
 
     def copy_records(self) -> None:
         """Copies all rows so far to the model directory, which must come before a checkpoint of their steps.
@@ -203,9 +238,7 @@ class RunRecorder:
     @contextlib.contextmanager
     def _writing_board(self) -> Iterator[None]:
         with self._writing("TensorBoard's files"):
-            with self._board.as_default():
-                yield
-            self._board.flush()
+            yield
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:

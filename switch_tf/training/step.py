@@ -20,6 +20,7 @@ from switch_tf.partitioning.axes import Axes
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.distillation import Distillation, ModelTeacher
 from switch_tf.training.losses import Objective, TokenLosses, mean_over_layers, objective, token_losses, token_weights
+from switch_tf.training.update_statistics import UpdateStatistics, make_update_statistics
 
 Features = Mapping[str, tf.Tensor]
 OptimizerSlots = list[dict[str, tf.Tensor]]
@@ -41,6 +42,7 @@ class StepMetrics(NamedTuple):
     target_tokens: number of real target tokens.
     teacher: float32 scalars by name (`Teacher.scalars`), means over the real target tokens; empty without a teacher.
     routing: by the layer's name.
+    updates: what the update did to each sparse layer, by the layer's name.
     """
 
     loss: tf.Tensor
@@ -53,6 +55,7 @@ class StepMetrics(NamedTuple):
     target_tokens: tf.Tensor
     teacher: dict[str, tf.Tensor]
     routing: dict[str, RoutingMetrics]
+    updates: dict[str, UpdateStatistics]
 
 
 class _Sums(NamedTuple):
@@ -168,6 +171,7 @@ def make_train_step(
         settings, balance_loss=settings.balance_loss * share, router_z_loss=settings.router_z_loss * share
     )
     balanced = balanced_layers(model)
+    update_statistics = make_update_statistics(model)
 
     def sums_of(given: _Given, features: Features, seed: tf.Tensor) -> _Sums:
         weights, hard_share = given.weights, 1.0
@@ -264,6 +268,7 @@ def make_train_step(
             target_tokens=total.sums.tokens,
             teacher={name: value / num_tokens for name, value in total.teacher.items()},
             routing=total.routing,
+            updates=update_statistics(total.gradients, weights, new_weights),
         )
         return _placed(new_weights, weight_axes), _placed_slots(new_slots, slot_axes), metrics
 

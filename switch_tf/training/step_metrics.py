@@ -5,12 +5,14 @@ from collections.abc import Mapping
 
 from switch_tf.layers.routing import RoutingMetrics
 from switch_tf.training.step import StepMetrics
+from switch_tf.training.update_statistics import UpdateStatistics
 
 EVALUATION_SCALARS = ("neg_log_perplexity", "accuracy", "target_tokens", "balance_loss")
 # The fields of `StepMetrics` that are no scalars, but dictionaries of them.
-NESTED_METRICS = ("teacher", "routing")
-# There are E expert loads; they have a file of their own.
-ROUTING_SCALARS = tuple(name for name in RoutingMetrics._fields if name != "expert_load")
+NESTED_METRICS = ("teacher", "routing", "updates")
+# Columns of each sparse layer. There are E expert loads; they have a file of their own.
+ROUTING_SCALARS = ("fraction_dropped", "router_entropy", "router_confidence", "output_size", "residual_size")
+UPDATE_SCALARS = UpdateStatistics._fields
 
 
 def scalars_of(metrics: StepMetrics) -> dict[str, float]:
@@ -18,15 +20,30 @@ def scalars_of(metrics: StepMetrics) -> dict[str, float]:
     scalars = {name: float(value) for name, value in metrics._asdict().items() if name not in NESTED_METRICS}
     scalars |= {name: float(value) for name, value in metrics.teacher.items()}
     scalars |= routing_scalars(metrics.routing)
+    scalars |= {
+        f"{layer}/{name}": float(value)
+        for layer, statistics in metrics.updates.items()
+        for name, value in statistics._asdict().items()
+    }
     return scalars
 
 
-def routing_scalars(routing: Mapping[str, RoutingMetrics]) -> dict[str, float]:
-    """Returns the scalars of every sparse layer's `RoutingMetrics` (all but the loads) under `layer/name`."""
+def layer_scalars(metrics: RoutingMetrics) -> dict[str, float]:
+    """Returns the scalars of one sparse layer: all but the loads, and sizes (root mean squares) for sums of squares."""
+    tokens = max(float(metrics.tokens), 1.0)
     return {
-        f"{layer}/{name}": float(getattr(metrics, name))
-        for layer, metrics in routing.items()
-        for name in ROUTING_SCALARS
+        "fraction_dropped": float(metrics.fraction_dropped),
+        "router_entropy": float(metrics.router_entropy),
+        "router_confidence": float(metrics.router_confidence),
+        "output_size": math.sqrt(float(metrics.output_square) / tokens),
+        "residual_size": math.sqrt(float(metrics.residual_square) / tokens),
+    }
+
+
+def routing_scalars(routing: Mapping[str, RoutingMetrics]) -> dict[str, float]:
+    """Returns the `layer_scalars` of every sparse layer under `layer/name`."""
+    return {
+        f"{layer}/{name}": value for layer, metrics in routing.items() for name, value in layer_scalars(metrics).items()
     }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from switch_tf.layers.routing import expert_capacity, load_balance_loss
+from switch_tf.layers.routing import expert_capacity, load_balance_loss, with_sizes
 from switch_tf.layers.token_choice import SwitchRouter
 from tests.support.gates import softmax
 from tests.support.routed import assign, random_probabilities
@@ -155,3 +155,18 @@ def test_router_works_in_float32_whatever_comes_in():
     probabilities = router.scores(rounded).probabilities
     assert probabilities.dtype == tf.float32
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
+
+
+def test_sizes_count_real_tokens_alone():
+    generator = np.random.default_rng(2)
+    residual, output = generator.normal(size=[2, 3, 24, 8]).astype(np.float32)
+    mask = generator.random([3, 24]) > 0.3
+    routing = assign(switch_router(4), random_probabilities(), mask.astype(np.float32), 24)
+    assert float(routing.metrics.output_square) == 0
+    metrics = with_sizes(routing, residual, output, tf.constant(mask)).metrics
+    assert float(metrics.tokens) == mask.sum()
+    assert float(metrics.output_square) == pytest.approx(np.square(output[mask]).mean(axis=-1).sum(), rel=1e-5)
+    assert float(metrics.residual_square) == pytest.approx(np.square(residual[mask]).mean(axis=-1).sum(), rel=1e-5)
+    assert float(with_sizes(routing, residual, output, None).metrics.output_square) == pytest.approx(
+        np.square(output).mean(axis=-1).sum(), rel=1e-5
+    )

@@ -68,12 +68,14 @@ def train(engine: Engine, config: ModelConfig, num_microbatches: int) -> dict[st
         batch = {name: array[rows] for name, array in random_features(batch=BATCH, seed=step).items()}
         with engine.scope():
             metrics = engine.fetch(update(engine.feed(batch)))
-        routing = {f"{layer}/{k}": v for layer, of in metrics.routing.items() for k, v in of._asdict().items()}
-        found |= {
-            f"{step}/{name}": value
-            for name, value in (metrics._asdict() | routing).items()
-            if name not in NESTED_METRICS
+        of_layers = {
+            f"{layer}/{k}": v
+            for nested in (metrics.routing, metrics.updates)
+            for layer, of in nested.items()
+            for k, v in of._asdict().items()
         }
+        scalars = {name: value for name, value in metrics._asdict().items() if name not in NESTED_METRICS}
+        found |= {f"{step}/{name}": value for name, value in (scalars | of_layers).items()}
     held_out = random_features(batch=BATCH, seed=STEPS)
     values = make_evaluator(run.model, run.engine)([held_out])
     found |= {f"evaluation/{name}": value for name, value in values.items()}

@@ -38,7 +38,7 @@ class FakeRun:
 
 def metrics_of(loss: float) -> StepMetrics:
     values = dict.fromkeys(StepMetrics._fields, tf.constant(1.0))
-    values |= {"loss": tf.constant(loss), "teacher": {}, "routing": {}}
+    values |= {"loss": tf.constant(loss), "teacher": {}, "routing": {}, "updates": {}}
     return StepMetrics(**values)
 
 
