@@ -7,13 +7,17 @@ from switch_tf.cli import flags
 
 def add_parser(commands: flags.Commands) -> None:
     """Adds the command's flags."""
-    parser = commands.add_parser("report", help="compare model directories: a table, loss.png, experts.png")
+    parser = commands.add_parser("report", help="compare model directories: report.html, a table, plots")
     parser.add_argument("model_dirs", nargs="+", metavar="MODEL_DIR", help="model directories that `train` made")
     parser.add_argument("--output", default=".", metavar="FOLDER", help="where the plots go (default: %(default)s)")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the run that speed-ups compare with (default: the first dense one)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the table and writes the plots."""
-    from switch_tf.report import comparison
+    """Writes the page, prints the table and writes the plots."""
+    from switch_tf.report import comparison, run_report
 
+    print(f"Wrote {run_report.write_report(options.model_dirs, options.output, options.baseline)}.")
     comparison.compare(options.model_dirs, options.output)
