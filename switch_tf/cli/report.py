@@ -18,6 +18,8 @@ def add_parser(commands: flags.Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Writes the page, prints the table and writes the plots."""
     from switch_tf.report import comparison, run_report
+    from switch_tf.report.run_records import read_run
 
-    print(f"Wrote {run_report.write_report(options.model_dirs, options.output, options.baseline)}.")
-    comparison.compare(options.model_dirs, options.output)
+    runs = [read_run(model_dir) for model_dir in options.model_dirs]
+    print(f"Wrote {run_report.write_report(runs, options.output, options.baseline)}.")
+    comparison.compare(runs, options.output)

@@ -34,6 +34,15 @@ class RoutingMetrics(NamedTuple):
     output_square: tf.Tensor
     residual_square: tf.Tensor
 
+    def scaled(self, share: float) -> "RoutingMetrics":
+        """Scales the means by a microbatch's share of the batch; what is summed over tokens adds up as it is."""
+        return self._replace(
+            fraction_dropped=self.fraction_dropped * share,
+            expert_load=self.expert_load * share,
+            router_entropy=self.router_entropy * share,
+            router_confidence=self.router_confidence * share,
+        )
+
 
 class Routing(NamedTuple):
     """The experts and slots of every token of every group.
@@ -181,7 +190,9 @@ def with_sizes(routing: Routing, residual: tf.Tensor, output: tf.Tensor, mask: t
     """
 
     def sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
-        squares = tf.reduce_mean(tf.square(tf.cast(tf.stop_gradient(tensor), tf.float32)), axis=-1)
+        # Of the residual stream the layer's norm computes the same, which TensorFlow then does once.
+        squares = tf.reduce_mean(tf.square(tf.cast(tensor, tf.float32)), axis=-1, keepdims=True)
+        squares = tf.stop_gradient(tf.squeeze(squares, axis=-1))
         return tf.reduce_sum(squares if mask is None else squares * tf.cast(mask, tf.float32))
 
     metrics = routing.metrics._replace(output_square=sum_of_squares(output), residual_square=sum_of_squares(residual))

@@ -1,9 +1,8 @@
-"""Compares model directories: a table, the curves of all (`loss.png`), where tokens went (`experts.png`)."""
+"""Compares runs: a table, the curves of all (`loss.png`), where tokens went (`experts.png`)."""
 
 import io
 import itertools
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 
 import matplotlib
@@ -17,35 +16,22 @@ from tabulate import tabulate
 from switch_tf import storage
 from switch_tf.data.evaluation_batches import evaluation_batches
 from switch_tf.data.training_batches import training_dataset
-from switch_tf.errors import SettingError
-from switch_tf.planning.costs import description, human
+from switch_tf.planning.costs import human
+from switch_tf.report.run_records import RunRecords
 from switch_tf.report.unigram import unigram_neg_log_perplexity
-from switch_tf.runs import gin_config
 from switch_tf.runs.experiment import Experiment
-from switch_tf.runs.model_directory import read_description
-from switch_tf.runs.recorder import read_csv
 
 # Enough targets for a unigram model's frequencies to settle.
 _UNIGRAM_BATCHES = 100
 _COLUMNS = ("model", "parameters", "FLOPs/sequence", "steps", "held-out NLP", "accuracy")
 
 
-def _experiment(model_dir: str) -> Experiment:
-    gin_config.load([], [f"MODEL_DIR = {model_dir!r}"], recorded=read_description(model_dir))
-    experiment = Experiment()
-    experiment.install_vocabulary()
-    return experiment
-
-
 def _unigram(experiment: Experiment) -> float:
+    experiment.install_vocabulary()
     name, lengths, size = experiment.mixture_or_task, experiment.task_feature_lengths, experiment.batch_size
     train = training_dataset(name, lengths, size, experiment.seed, cache=experiment.cache).as_numpy_iterator()
     held_out = evaluation_batches(name, lengths, size, None, cache=experiment.cache)
     return unigram_neg_log_perplexity(itertools.islice(train, _UNIGRAM_BATCHES), held_out, experiment.model.vocab_size)
-
-
-def _column(rows: Sequence[dict[str, str]], name: str) -> np.ndarray:
-    return np.array([float(row[name]) for row in rows])
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:
@@ -64,17 +50,18 @@ def _save(figure: plt.Figure, path: str) -> None:
         file.write(image.getvalue())
 
 
-def plot_curves(model_dirs: Sequence[str], unigram: float, path: str) -> None:
+def plot_curves(runs: Sequence[RunRecords], unigram: float, path: str) -> None:
     """Draws the negative log perplexity of every run over its steps: training (thin), held-out (dots)."""
     figure, plot = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    for index, model_dir in enumerate(model_dirs):
-        steps = read_csv(os.path.join(model_dir, "metrics.csv"))
-        held_out = read_csv(os.path.join(model_dir, "eval.csv"))
+    for index, run in enumerate(runs):
         color = f"C{index}"
-        smooth = _smooth(_column(steps, "neg_log_perplexity"), max(1, len(steps) // 50))
-        plot.plot(_column(steps, "step"), smooth, color=color, alpha=0.4, linewidth=1)
-        label = f"{os.path.basename(os.path.normpath(model_dir))}, held-out"
-        plot.plot(_column(held_out, "step"), _column(held_out, "neg_log_perplexity"), "o-", color=color, label=label)
+        if "step" in run.steps:
+            training = run.steps["neg_log_perplexity"]
+            smooth = _smooth(training, max(1, len(training) // 50))
+            plot.plot(run.steps["step"], smooth, color=color, alpha=0.4, linewidth=1)
+        if "step" in run.evaluations:
+            held_out = (run.evaluations["step"], run.evaluations["neg_log_perplexity"])
+            plot.plot(*held_out, "o-", color=color, label=f"{run.name}, held-out")
     plot.axhline(unigram, color="gray", linestyle=":", label="unigram model, held-out")
     plot.set(
         xlabel="step", ylabel="negative log perplexity (nats per token; higher is better)", ylim=(unigram - 1, None)
@@ -84,67 +71,54 @@ def plot_curves(model_dirs: Sequence[str], unigram: float, path: str) -> None:
     _save(figure, path)
 
 
-def plot_experts(model_dir: str, path: str) -> bool:
+def plot_experts(run: RunRecords, path: str) -> bool:
     """Draws each expert's share of the tokens over the steps, one panel for each sparse layer; False if it is dense."""
-    layers = defaultdict(list)
-    for row in read_csv(os.path.join(model_dir, "experts.csv")):
-        layers[row["layer"]].append(row)
-    if not layers:
+    if not run.loads:
         return False
-    columns = min(3, len(layers))
-    lines = -(-len(layers) // columns)
+    columns = min(3, len(run.loads))
+    lines = -(-len(run.loads) // columns)
     size = (1 + 4 * columns, 3 * lines)
     figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
-    for plot in grid.flat[len(layers) :]:
+    for plot in grid.flat[len(run.loads) :]:
         plot.set_visible(False)
-    for plot, (layer, rows) in zip(grid.flat, layers.items()):
-        loads = [name for name in rows[0] if name.startswith("load_")]
-        shares = [_column(rows, name) for name in loads]
-        plot.stackplot(_column(rows, "step"), shares, colors=plt.get_cmap("viridis")(np.linspace(0, 1, len(loads))))
+    num_experts = run.experiment.model.num_experts
+    for plot, (layer, (steps, loads)) in zip(grid.flat, run.loads.items()):
+        plot.stackplot(steps, loads.T, colors=plt.get_cmap("viridis")(np.linspace(0, 1, num_experts)))
         plot.hlines(
-            np.arange(1, len(loads)) / len(loads), *plot.get_xlim(), color="white", linewidth=0.4, linestyle=":"
+            np.arange(1, num_experts) / num_experts, *plot.get_xlim(), color="white", linewidth=0.4, linestyle=":"
         )
         plot.set(title=layer, xlabel="step", ylim=(0, 1))
         plot.margins(x=0)
     figure.supylabel("share of the tokens, by expert")
-    figure.suptitle(f"Load of the {len(loads)} experts of {os.path.basename(os.path.normpath(model_dir))}")
+    figure.suptitle(f"Load of the {num_experts} experts of {run.name}")
     _save(figure, path)
     return True
 
 
-def compare(model_dirs: Sequence[str], output: str) -> None:
-    """Prints a table of the runs and writes `loss.png` and (for the first sparse one) `experts.png` into `output`.
+def _row(run: RunRecords) -> list[str]:
+    """What the table says of a run, of its last evaluation if there is one."""
+    evaluations, costs = run.evaluations, run.costs
+    is_evaluated = "step" in evaluations
+    return [
+        run.name,
+        human(costs["parameters"]),
+        human(costs["forward_flops_per_sequence"]),
+        f"{evaluations['step'][-1]:.0f}" if is_evaluated else str(run.last_step),
+        f"{evaluations['neg_log_perplexity'][-1]:.4f}" if is_evaluated else "",
+        f"{evaluations['accuracy'][-1]:.4f}" if is_evaluated else "",
+    ]
 
-    Raises:
-      SettingError: if a directory holds no run that has been evaluated.
-    """
+
+def compare(runs: Sequence[RunRecords], output: str) -> None:
+    """Prints a table of the runs and writes `loss.png` and (for the first sparse one) `experts.png` into `output`."""
     storage.make_folder(output)
-    experiments = [_experiment(model_dir) for model_dir in model_dirs]
-    table = []
-    for model_dir, experiment in zip(model_dirs, experiments):
-        rows = read_csv(os.path.join(model_dir, "eval.csv"))
-        if not rows:
-            raise SettingError(f"MODEL_DIR = '{model_dir}' has no evaluation in its eval.csv yet: train it further.")
-        lengths = experiment.task_feature_lengths
-        costs = description(experiment.model, lengths["inputs"], lengths["targets"])
-        last = rows[-1]
-        table.append(
-            [
-                os.path.basename(os.path.normpath(model_dir)),
-                human(costs["parameters"]),
-                human(costs["forward_flops_per_sequence"]),
-                last["step"],
-                f"{float(last['neg_log_perplexity']):.4f}",
-                f"{float(last['accuracy']):.4f}",
-            ]
-        )
-    unigram = _unigram(experiments[-1])
-    table.append(["unigram model", "", "", "", f"{unigram:.4f}", ""])
+    unigram = _unigram(runs[-1].experiment)
+    table = [*map(_row, runs), ["unigram model", "", "", "", f"{unigram:.4f}", ""]]
     alignment = ("left", *["right"] * (len(_COLUMNS) - 1))
     print(tabulate(table, _COLUMNS, tablefmt="plain", disable_numparse=True, colalign=alignment))
     print("NLP: negative log perplexity, the mean log likelihood of a target token in nats; higher is better.")
 
     curves, experts = os.path.join(output, "loss.png"), os.path.join(output, "experts.png")
-    plot_curves(model_dirs, unigram, curves)
-    is_sparse = any(plot_experts(model_dir, experts) for model_dir in model_dirs)
+    plot_curves(runs, unigram, curves)
+    is_sparse = any(plot_experts(run, experts) for run in runs)
     print(f"Wrote {curves}{f' and {experts}' if is_sparse else ''}.")

@@ -98,7 +98,7 @@ def _weights_of(run: Run, layer: str) -> list[np.ndarray]:
 def _expert_text(profile: LayerProfile, expert: int) -> tuple[str, str]:
     """What an expert's typical tokens and kinds are, as text."""
     of = profile.experts[expert]
-    tokens = "  ".join(f"{token.piece} {token.count} ({token.ratio:.1f}x)" for token in of.tokens)
+    tokens = "  ".join(f"{token.piece} {token.times} ({token.ratio:.1f}x)" for token in of.tokens)
     kinds = ", ".join(f"{kind} {percent(share)} ({ratio:.1f}x)" for kind, share, ratio in of.kinds if ratio >= 1.2)
     return tokens, kinds
 

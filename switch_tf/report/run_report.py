@@ -12,7 +12,7 @@ from switch_tf.planning.costs import human
 from switch_tf.report.findings import findings_of
 from switch_tf.report.html_elements import figure_grid, page, table
 from switch_tf.report.router_sections import router_section, thinned
-from switch_tf.report.run_records import RunRecords, read_run
+from switch_tf.report.run_records import Columns, RunRecords
 from switch_tf.report.speedups import (
     UNITS,
     Group,
@@ -42,7 +42,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-def _last(columns: dict, name: str) -> str:
+def _last(columns: Columns, name: str) -> str:
     return f"{columns[name][-1]:.4f}" if name in columns else ""
 
 
@@ -200,11 +200,11 @@ def report_page(runs: Sequence[RunRecords], baseline: str | None = None) -> str:
     return page("Report of " + ", ".join(run.name for run in runs), "\n".join(parts))
 
 
-def write_report(model_dirs: Sequence[str], output: str, baseline: str | None = None) -> str:
-    """Reads runs and writes `report.html`.
+def write_report(runs: Sequence[RunRecords], output: str, baseline: str | None = None) -> str:
+    """Writes `report.html`.
 
     Args:
-      model_dirs: of the runs.
+      runs: see `report_page`.
       output: a folder.
       baseline: see `report_page`.
 
@@ -212,9 +212,9 @@ def write_report(model_dirs: Sequence[str], output: str, baseline: str | None = 
       The file's path.
 
     Raises:
-      SettingError: if a directory holds no run, or no run has the baseline's name.
+      SettingError: if no run has the baseline's name.
     """
-    text = report_page([read_run(model_dir) for model_dir in model_dirs], baseline)
+    text = report_page(runs, baseline)
     storage.make_folder(output)
     path = os.path.join(output, "report.html")
     storage.write_atomically(path, text)

@@ -17,12 +17,12 @@ class TokenOfExpert(NamedTuple):
     """A token that an expert gets more often than chance.
 
     piece: its text.
-    count: how often the expert got it.
+    times: how often the expert got it.
     ratio: that relative to chance; its logarithm is the pointwise mutual information of token and expert.
     """
 
     piece: str
-    count: int
+    times: int
     ratio: float
 
     @property

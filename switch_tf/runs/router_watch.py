@@ -22,21 +22,27 @@ if TYPE_CHECKING:
 _AVERAGED = tuple(name for name in LayerWindow._fields if name not in ("expert_load", "load_tokens"))
 
 
-def layer_window(steps: Sequence[tuple[RoutingMetrics, UpdateStatistics]]) -> LayerWindow:
-    """Averages a sparse layer's metrics over some steps.
+def layer_row(routing: RoutingMetrics, updates: UpdateStatistics) -> np.ndarray:
+    """Returns what the rules need of a sparse layer's step: float64 [measures, then tokens, then loads]."""
+    scalars = layer_scalars(routing) | updates._asdict()
+    return np.array([*(scalars[name] for name in _AVERAGED), routing.tokens, *routing.expert_load], np.float64)
+
+
+def layer_window(rows: Sequence[np.ndarray]) -> LayerWindow:
+    """Averages a sparse layer's steps.
 
     Args:
-      steps: of each step, as numpy.
+      rows: a `layer_row` of each step.
 
     Returns:
       The window that rules judge.
     """
-    scalars = [layer_scalars(routing) | updates._asdict() for routing, updates in steps]
-    means = {name: float(np.mean([of_step[name] for of_step in scalars])) for name in _AVERAGED}
+    means = np.mean(rows, axis=0)
+    num_measures = len(_AVERAGED)
     return LayerWindow(
-        expert_load=np.mean([routing.expert_load for routing, _ in steps], axis=0),
-        load_tokens=float(np.sum([routing.tokens for routing, _ in steps])),
-        **means,
+        expert_load=means[num_measures + 1 :],
+        load_tokens=float(means[num_measures] * len(rows)),
+        **dict(zip(_AVERAGED, means[:num_measures].tolist())),
     )
 
 
@@ -69,7 +75,7 @@ class WatchRouters(Hook):
         self._settling, self._window = (
             default if setting is None else setting for setting, default in zip(self._settings, periods(loop.steps))
         )
-        self._steps: collections.deque[StepMetrics] = collections.deque(maxlen=self._window)
+        self._steps: collections.deque[dict[str, np.ndarray]] = collections.deque(maxlen=self._window)
         self._monitor = Monitor(self._window, loop.run.experiment.model.capacity_factor, self._thresholds)
         if loop.recorder is not None:
             for event in loop.recorder.findings():
@@ -78,13 +84,13 @@ class WatchRouters(Hook):
     def on_metrics(self, loop: "TrainingLoop", steps: Sequence[tuple[int, StepMetrics]]) -> None:
         if loop.recorder is None:
             return
-        self._steps.extend(metrics for step, metrics in steps if step > self._settling)
+        for step, metrics in steps:
+            if step > self._settling:
+                rows = {layer: layer_row(metrics.routing[layer], updates) for layer, updates in metrics.updates.items()}
+                self._steps.append(rows)
         if len(self._steps) < self._window:
             return
-        windows = {
-            layer: layer_window([(metrics.routing[layer], metrics.updates[layer]) for metrics in self._steps])
-            for layer in self._steps[-1].updates
-        }
+        windows = {layer: layer_window([rows[layer] for rows in self._steps]) for layer in self._steps[-1]}
         last_step, _ = steps[-1]
         events = self._monitor.check(last_step, windows)
         if events:

@@ -1,16 +1,18 @@
 """What a run writes for TensorBoard: scalars in one group for each sparse layer, charts, findings, hyperparameters."""
 
-import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
 
 from switch_tf.health.rules import Event
 
@@ -50,6 +52,10 @@ def tag_of(name: str, group: str) -> str:
     return f"{layer.replace('/', '.')}/{'' if group == 'train' else f'{group}/'}{measure}"
 
 
+def _finding_tag(event: Event) -> str:
+    return f"findings/{event.layer.replace('/', '.')}/{event.rule}"
+
+
 def _layout() -> layout_pb2.Layout:
     """Makes the layout of the tab "Custom Scalars"."""
     return layout_pb2.Layout(
@@ -73,44 +79,41 @@ class Board:
         """Opens a new event file in a folder, and writes the layout of charts."""
         self._folder = folder
         self._writer = tf.summary.create_file_writer(folder)
-        with self._writing():
-            tf.summary.experimental.write_raw_pb(custom_scalar.pb(_layout()).SerializeToString(), step=0)
+        self._write([(0, [custom_scalar.pb(_layout())])])
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _write(self, steps: Sequence[tuple[int, Sequence[Summary]]]) -> None:
+        """Writes the summaries of each step by one operation; one for each takes long beside a small model's step."""
         with self._writer.as_default():
-            yield
+            for step, summaries in steps:
+                # Concatenated protocol buffers are merged ones.
+                data = b"".join(summary.SerializeToString() for summary in summaries)
+                tf.summary.experimental.write_raw_pb(data, step=step)
         self._writer.flush()
 
     def write_settings(self, settings: Mapping[str, bool | int | float | str]) -> None:
         """Writes the run's settings, by which the tab "HParams" compares the runs of a study."""
         trial = os.path.basename(os.path.normpath(self._folder))
-        summary = hparams_pb(dict(settings), trial_id=trial, start_time_secs=int(time.time()))
-        with self._writing():
-            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=0)
+        self._write([(0, [hparams_pb(dict(settings), trial_id=trial, start_time_secs=int(time.time()))])])
 
     def write_scalars(self, rows: Sequence[Mapping[str, float]], group: str) -> None:
-        """Writes rows, each with its "step", by one operation for each: one for each scalar takes a sixth of the time
-        of a small model's step."""
-        with self._writing():
-            for row in rows:
-                parts = [
-                    scalar_pb(tag_of(name, group), value).SerializeToString()
-                    for name, value in row.items()
-                    if name != "step"
-                ]
-                # Concatenated protocol buffers are merged ones.
-                tf.summary.experimental.write_raw_pb(b"".join(parts), step=int(row["step"]))
+        """Writes rows, each with its "step"."""
+        self._write(
+            [
+                (int(row["step"]), [scalar_pb(tag_of(name, group), row[name]) for name in row if name != "step"])
+                for row in rows
+            ]
+        )
 
     def write_loads(self, step: int, loads: Mapping[str, np.ndarray]) -> None:
         """Writes the expert loads of each sparse layer as a histogram."""
-        with self._writing():
-            for layer, load in loads.items():
-                tf.summary.histogram(tag_of(f"{layer}/expert_load", "train"), load, step=step)
+        histograms = [histogram_pb(tag_of(f"{layer}/expert_load", "train"), load) for layer, load in loads.items()]
+        self._write([(step, histograms)])
 
     def write_findings(self, events: Sequence[Event]) -> None:
         """Writes findings that begin or end as text."""
-        with self._writing():
-            for event in events:
-                text = event.sentence if event.begins else "no longer holds"
-                tf.summary.text(f"findings/{event.layer.replace('/', '.')}/{event.rule}", text, step=event.step)
+        self._write(
+            [
+                (event.step, [text_pb(_finding_tag(event), event.sentence if event.begins else "no longer holds")])
+                for event in events
+            ]
+        )

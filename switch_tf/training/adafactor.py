@@ -134,7 +134,7 @@ class Adafactor(keras.optimizers.Optimizer):
 
         return {"v_row": without(roles.columns), "v_column": without(roles.rows)}
 
-    def updated(
+    def change(
         self,
         gradient: tf.Tensor,
         weight: tf.Tensor,
@@ -144,7 +144,7 @@ class Adafactor(keras.optimizers.Optimizer):
         learning_rate: tf.Tensor,
         name: str = "",
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """One update of one weight.
+        """Computes one update of one weight.
 
         Args:
           gradient: float, the weight's shape.
@@ -156,7 +156,7 @@ class Adafactor(keras.optimizers.Optimizer):
           name: the weight's, for `rate_factors` and `absolute_steps`.
 
         Returns:
-          (the weight after the update, the slots after it).
+          (what to subtract from the weight, the slots after the update).
         """
         roles, is_factored = factoring(tuple(weight.shape), axes, self.min_size_to_factor)
         gradient = tf.cast(gradient, tf.float32)
@@ -183,9 +183,9 @@ class Adafactor(keras.optimizers.Optimizer):
         if factor is not None:
             learning_rate *= factor
         if any(re.search(key, name) for key in self.absolute_steps):
-            return weight - learning_rate * update, after
+            return learning_rate * update, after
         size = tf.maximum(self._root_mean_square(weight, roles), self.epsilon2)
-        return weight - learning_rate * size * update, after
+        return learning_rate * size * update, after
 
     @staticmethod
     def _expanded(slot: tf.Tensor, dimensions: tuple[int, ...]) -> tf.Tensor:
@@ -225,10 +225,10 @@ class Adafactor(keras.optimizers.Optimizer):
         slots, axes = self.slots[index], self.weight_axes[index]
         values = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
         rate = tf.cast(learning_rate, tf.float32)
-        weight, after = self.updated(
+        change, after = self.change(
             gradient, tf.convert_to_tensor(variable), values, axes, self.iterations, rate, self.weight_names[index]
         )
-        self.assign(variable, weight)
+        self.assign(variable, variable - change)
         for name, slot in slots.items():
             self.assign(slot, after[name])
 

@@ -122,18 +122,17 @@ def balanced_layers(model: EncoderDecoder) -> dict[int, str]:
     return layers
 
 
-def balanced_bias(bias: tf.Tensor, expert_load: tf.Tensor, rate: float) -> tf.Tensor:
+def balance_bias_change(expert_load: tf.Tensor, rate: float) -> tf.Tensor:
     """Moves each expert's bias by a fixed amount against its load (Wang et al. 2024, Algorithm 1).
 
     Args:
-      bias: float32 [E].
       expert_load: float32 [E], the share of the tokens' choices that fell on the expert.
       rate: the step size.
 
     Returns:
-      float32 [E].
+      float32 [E], what to subtract from the bias.
     """
-    return bias + rate * tf.sign(1.0 / bias.shape[0] - expert_load)
+    return rate * tf.sign(expert_load - 1.0 / expert_load.shape[0])
 
 
 def make_train_step(
@@ -195,10 +194,7 @@ def make_train_step(
             tf.zeros_like(weights[index]) if index in balanced else tf.convert_to_tensor(gradient)
             for index, gradient in enumerate(gradients)
         ]
-        routing = {
-            name: RoutingMetrics(*(metric * share for metric in routing.metrics))
-            for name, routing in output.routings.items()
-        }
+        routing = {name: routing.metrics.scaled(share) for name, routing in output.routings.items()}
         balance_loss = mean_over_layers(routing.balance_loss for routing in output.routings.values())
         return _Sums(gradients, loss, sums, of_teacher, balance_loss * share, routing)
 
@@ -248,27 +244,30 @@ def make_train_step(
         total = axis_names.sum_over_replicas(compute(given, features, seed))
 
         rate = optimizer.rate(step)
-        new_weights, new_slots = [], []
+        changes, new_slots = [], []
         for index, (gradient, weight, slot, axes) in enumerate(zip(total.gradients, weights, slots, weight_axes)):
             if index in balanced:
                 load = total.routing[balanced[index]].expert_load
-                weight = balanced_bias(weight, load, model.config.balance_bias_rate)
+                change = balance_bias_change(load, model.config.balance_bias_rate)
             else:
-                weight, slot = optimizer.updated(gradient, weight, slot, axes, step, rate, weight_names[index])
-            new_weights.append(weight)
+                change, slot = optimizer.change(gradient, weight, slot, axes, step, rate, weight_names[index])
+            changes.append(change)
             new_slots.append(slot)
+        new_weights = [weight - change for weight, change in zip(weights, changes)]
+        # Not tf.linalg.global_norm, so that the statistics share the sums.
+        gradient_squares = [tf.nn.l2_loss(gradient) for gradient in total.gradients]
         metrics = StepMetrics(
             loss=total.loss,
             neg_log_perplexity=-total.sums.negative_log_likelihood / num_tokens,
             accuracy=total.sums.correct / num_tokens,
             balance_loss=total.balance_loss,
             z_loss=total.sums.squared_log_z / num_tokens,
-            gradient_norm=tf.linalg.global_norm(total.gradients),
+            gradient_norm=tf.sqrt(2.0 * tf.reduce_sum(tf.stack(gradient_squares))),
             learning_rate=rate,
             target_tokens=total.sums.tokens,
             teacher={name: value / num_tokens for name, value in total.teacher.items()},
             routing=total.routing,
-            updates=update_statistics(total.gradients, weights, new_weights),
+            updates=update_statistics(gradient_squares, weights, changes),
         )
         return _placed(new_weights, weight_axes), _placed_slots(new_slots, slot_axes), metrics
 

@@ -1,6 +1,5 @@
 """Statistics of an update in each sparse layer: gradients and steps of its router and its experts, its norm's scale."""
 
-import string
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -47,16 +46,6 @@ def _layer_weights(model: EncoderDecoder) -> dict[str, _LayerWeights]:
     return layers
 
 
-def _sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
-    """Sums the squares of each row of a tensor, which is an expert in [E, in, out] weights; makes no tensor of squares.
-
-    One value for each expert stays sharded like the experts: the only collective is that of the final sum.
-    """
-    tensor = tf.cast(tensor, tf.float32)
-    letters = string.ascii_lowercase[: len(tensor.shape)]
-    return tf.einsum(f"{letters},{letters}->{letters[0]}", tensor, tensor)
-
-
 def make_update_statistics(model: EncoderDecoder) -> Callable[..., dict[str, UpdateStatistics]]:
     """Makes the function that computes the statistics of an update.
 
@@ -64,33 +53,32 @@ def make_update_statistics(model: EncoderDecoder) -> Callable[..., dict[str, Upd
       model: built; gives names, not values.
 
     Returns:
-      statistics(gradients, weights, new_weights) -> `UpdateStatistics` by the sparse layer's name; the arguments are
-      lists of tensors as in `model.trainable_variables`, the gradients being those of the whole batch.
+      statistics(gradient_squares, weights, changes) -> `UpdateStatistics` by the sparse layer's name. The arguments are
+      lists as `model.trainable_variables`: half the sum of squares of each gradient of the whole batch (float32 [], as
+      `tf.nn.l2_loss` gives it), the weights before the update, and what the update subtracts from them.
     """
     layers = _layer_weights(model)
 
     def statistics(
-        gradients: Sequence[tf.Tensor], weights: Sequence[tf.Tensor], new_weights: Sequence[tf.Tensor]
+        gradient_squares: Sequence[tf.Tensor], weights: Sequence[tf.Tensor], changes: Sequence[tf.Tensor]
     ) -> dict[str, UpdateStatistics]:
-        def total(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-            return sum((tf.reduce_sum(_sum_of_squares(tensor)) for tensor in tensors), tf.constant(0.0))
+        def gradient(indices: list[int]) -> tf.Tensor:
+            return tf.sqrt(2.0 * sum((gradient_squares[index] for index in indices), tf.constant(0.0)))
 
-        def of_layer(layer: _LayerWeights) -> UpdateStatistics:
-            def gradient(indices: list[int]) -> tf.Tensor:
-                return tf.sqrt(total([gradients[index] for index in indices]))
+        def update(indices: list[int]) -> tf.Tensor:
+            steps = sum((tf.nn.l2_loss(changes[index]) for index in indices), tf.constant(0.0))
+            sizes = sum((tf.nn.l2_loss(weights[index]) for index in indices), tf.constant(0.0))
+            return tf.sqrt(tf.math.divide_no_nan(steps, sizes))
 
-            def update(indices: list[int]) -> tf.Tensor:
-                steps = total([new_weights[index] - weights[index] for index in indices])
-                return tf.sqrt(tf.math.divide_no_nan(steps, total([weights[index] for index in indices])))
-
-            return UpdateStatistics(
+        return {
+            name: UpdateStatistics(
                 norm_scale=tf.sqrt(tf.reduce_mean(tf.square(weights[layer.norm]))),
                 router_gradient=gradient(layer.router),
                 expert_gradient=gradient(layer.experts),
                 router_update=update(layer.router),
                 expert_update=update(layer.experts),
             )
-
-        return {name: of_layer(layer) for name, layer in layers.items()}
+            for name, layer in layers.items()
+        }
 
     return statistics

@@ -87,6 +87,7 @@ def test_every_command_reads_it(buckets, resumed, local, capsys):
     main("report", RUN, "--output=gs://runs/report")
     assert "Wrote gs://runs/report/loss.png and gs://runs/report/experts.png." in capsys.readouterr().out
     assert buckets.content("runs", "report/loss.png").startswith(b"\x89PNG")
+    assert b"Routers of tiny" in buckets.content("runs", "report/report.html")
     main("describe", f"--model_dir={RUN}", "--json")
     assert '"parameters"' in capsys.readouterr().out
 

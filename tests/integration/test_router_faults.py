@@ -9,7 +9,7 @@ import tensorflow as tf
 from switch_tf.health.rules import RULES, Thresholds
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
-from switch_tf.runs.router_watch import layer_window
+from switch_tf.runs.router_watch import layer_row, layer_window
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
@@ -56,7 +56,7 @@ def found_in(config: ModelConfig, steps: int, rate: float = 0.02, balance_loss: 
         last = [*last[1 - WINDOW :], tf.nest.map_structure(lambda tensor: tensor.numpy(), metrics)]
     found = {}
     for layer in config.sparse_layer_names:
-        window = layer_window([(metrics.routing[layer], metrics.updates[layer]) for metrics in last])
+        window = layer_window([layer_row(metrics.routing[layer], metrics.updates[layer]) for metrics in last])
         found[layer] = {rule.name for rule in RULES if rule.holds(window, Thresholds())}
     return found
 

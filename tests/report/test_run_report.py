@@ -10,12 +10,11 @@ import time
 import pytest
 
 from switch_tf.errors import SettingError
+from switch_tf.report.comparison import plot_curves, plot_experts
 from switch_tf.report.findings import findings_of
 from switch_tf.report.run_records import read_run
 from switch_tf.report.run_report import report_page, write_report
 from switch_tf.report.speedups import group_runs, speed_up
-from switch_tf.runs import router_watch  # noqa: F401  # Registers what config.gin binds.
-from switch_tf.runs import loop  # noqa: F401
 from tests.support.fake_runs import fake_run
 
 
@@ -77,8 +76,8 @@ def test_what_is_missing_or_cut_off_is_left_out(tmp_path):
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(SettingError, match="holds no config.gin"):
-        write_report([str(tmp_path)], str(tmp_path))
+    with pytest.raises(SettingError, match=r"holds no config\.gin"):
+        read_run(str(tmp_path))
 
 
 _CHECK = """<script>addEventListener("load", () => {
@@ -130,7 +129,10 @@ def test_a_long_run_of_many_experts_takes_a_minute_and_two_gigabytes(tmp_path):
                     file.write(f"{int(step) + 2000 * copy},{rest}")
     assert sum((folder / name).stat().st_size for name in ("metrics.csv", "experts.csv")) > 1e9
     since = time.process_time()
-    path = write_report([str(folder)], str(tmp_path))
+    run = read_run(str(folder))
+    path = write_report([run], str(tmp_path))
+    plot_curves([run], -6.0, str(tmp_path / "loss.png"))
+    assert plot_experts(run, str(tmp_path / "experts.png"))
     assert time.process_time() - since < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20
     with open(path) as file:

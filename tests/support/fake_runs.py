@@ -6,6 +6,8 @@ import pathlib
 
 import numpy as np
 
+from switch_tf.runs import loop  # noqa: F401  # Registers what config.gin binds.
+
 _CONFIG = """\
 import tests.support.tiny_task
 

@@ -69,7 +69,10 @@ def test_recomputation_changes_no_statistic(config):
 
 
 def test_microbatches_have_the_sizes_of_the_batch(config):
-    whole, parts = scalars_of(step_of(config)[2]), scalars_of(step_of(config, 4)[2])
+    of_batch, of_parts = step_of(config)[2], step_of(config, 4)[2]
+    for layer, routing in of_batch.routing.items():
+        assert float(of_parts.routing[layer].tokens) == float(routing.tokens) > 0
+    whole, parts = scalars_of(of_batch), scalars_of(of_parts)
     sizes = [name for name in whole if name.endswith("_size")]
     assert len(sizes) == 4
     for name in sizes:
