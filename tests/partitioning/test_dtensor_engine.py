@@ -85,8 +85,8 @@ def variables(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def assert_same(result: dict[str, np.ndarray], expected: dict[str, np.ndarray], rtol: float = 1e-5) -> None:
-    """Losses, gradient norms, weights and slots, and (if computed) evaluation and decoded tokens."""
-    for name in ("losses", "gradient_norms", "expert_load"):
+    """Losses, gradient norms, statistics of layers, weights, slots, and (if computed) evaluation and decoded tokens."""
+    for name in ("losses", "gradient_norms", "expert_load", "layers"):
         np.testing.assert_allclose(result[name], expected[name], rtol=rtol)
     if "evaluation" in expected:
         np.testing.assert_allclose(result["evaluation"], expected["evaluation"], rtol=rtol)

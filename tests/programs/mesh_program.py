@@ -2,8 +2,9 @@
 
     python -m tests.programs.mesh_program OUTPUT.npz '{"engine": "dtensor", "mesh": "data:8", "steps": 3}'
 
-In the output: losses [steps], gradient norms, the weights and slots after the steps, evaluation sums, decoded tokens;
-and of a dtensor mesh the collectives of the compiled step and the bytes of each variable on the first device.
+In the output: losses [steps], gradient norms, statistics of the sparse layers, the weights and slots after the steps,
+evaluation sums, decoded tokens; and of a dtensor mesh the collectives of the compiled step and the bytes of each
+variable on the first device.
 """
 
 import collections
@@ -29,6 +30,7 @@ from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
 from switch_tf.training.step import make_evaluation_step, make_train_step
+from switch_tf.training.step_metrics import routing_scalars
 from tests.support.features import random_features
 
 RULES = {
@@ -118,6 +120,10 @@ def main(output: str, settings: dict) -> None:
         results["losses"].append(metrics.loss)
         results["gradient_norms"].append(metrics.gradient_norm)
         results["expert_load"] = [routing.expert_load for routing in metrics.routing.values()]
+        results["layers"] = [
+            *(routing_scalars(metrics.routing).values()),
+            *(value for statistics in metrics.updates.values() for value in statistics),
+        ]
     if settings.get("everything", True):
         evaluate = engine.compile(
             lambda features: evaluation_step([tf.convert_to_tensor(weight) for weight in weights], features)
