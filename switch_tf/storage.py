@@ -5,6 +5,8 @@ prefixes of names: they need not be made, and an account with all permissions on
 """
 
 import contextlib
+import functools
+import glob
 import os
 import re
 import tempfile
@@ -12,6 +14,8 @@ import time
 from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
+
+from switch_tf.errors import SettingError
 
 # Appended files are copied as a whole, so the copies are limited: to one in so many seconds, and in total to this share
 # of the time.
@@ -26,6 +30,44 @@ _NO_BUCKET = "specified bucket does not exist"
 def in_bucket(path: str) -> bool:
     """Whether a path is one in an object store, not on a disk of this machine."""
     return "://" in path
+
+
+@functools.cache
+def _links() -> tempfile.TemporaryDirectory:
+    """The folder of the links that `literal` makes; it is removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="switch_tf_")
+
+
+@functools.cache
+def _link_to(folder: str) -> str:
+    link = os.path.join(_links().name, str(len(os.listdir(_links().name))))
+    os.symlink(folder, link, target_is_directory=True)
+    return link
+
+
+def has_glob_characters(path: str) -> bool:
+    """Whether TensorFlow's readers of checkpoints would take a path for a pattern; a backslash escapes in patterns."""
+    return glob.has_magic(path) or "\\" in path
+
+
+def literal(path: str) -> str:
+    """Returns another name of a file, or of a prefix of files, for functions that take names for patterns.
+
+    Args:
+      path: local or in a bucket; its last component must be free of `*?[\\` itself.
+
+    Returns:
+      The path itself where it is plain; otherwise the same file in a link to its folder, for as long as this process.
+
+    Raises:
+      SettingError: for such a path in a bucket, which has no links.
+    """
+    if not has_glob_characters(path):
+        return path
+    if in_bucket(path):
+        raise SettingError(f"'{path}' has one of * ? [ \\ in its name, a pattern in a bucket: choose another name.")
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(_link_to(folder), name)
 
 
 def make_folder(path: str) -> None:

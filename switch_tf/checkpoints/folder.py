@@ -149,8 +149,12 @@ class CheckpointFolder:
         if refusal is not None:
             return SettingError(f"The checkpoint {self.path(step)} cannot be read: {refusal}.")
         older = [other for other in self.steps() if other < step]
-        then = f"resume from step {older[-1]}" if older else "start from the beginning"
-        return UnusableCheckpoint(f"The checkpoint {self.path(step)} is damaged: delete that folder to {then}.")
+        remedy = (
+            f"take the one before, of step {older[-1]}" if older else "there is no older one; use another MODEL_DIR"
+        )
+        return UnusableCheckpoint(
+            f"The checkpoint {self.path(step)} is damaged ({storage.reason_of(error)}): {remedy}."
+        )
 
     def prepare(self, step: int) -> None:
         """Makes a step's folder, without what an interrupted write may have left in it.

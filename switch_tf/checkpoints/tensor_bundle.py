@@ -125,5 +125,7 @@ def read(prefix: str, name: str, dtype: tf.DType, place: str = "") -> tf.Tensor:
       tf.errors.OpError: if the files are damaged, or have no such tensor.
     """
     with tf.device(_HOST):
+        # RestoreV2 looks its prefix up as a pattern, and takes what it does not find for TensorFlow's first format.
+        prefix = storage.literal(prefix)
         (values,) = tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=[name], shape_and_slices=[place], dtypes=[dtype])
     return values

@@ -27,8 +27,8 @@ def add_parser(commands: flags.Commands) -> None:
     parser = flags.add_with_examples(
         commands, "convert", "bring weights from Hugging Face, T5X or Mesh TensorFlow, and take them back", _EXAMPLES
     )
-    parser.add_argument("source", metavar="FROM", help="a checkpoint, recognized by what is in it")
-    parser.add_argument("target", metavar="TO", help="the folder to make")
+    parser.add_argument("source", type=flags.path, metavar="FROM", help="a checkpoint, recognized by what is in it")
+    parser.add_argument("target", type=flags.path, metavar="TO", help="the folder to make")
     parser.add_argument("--from", dest="source_kind", choices=_SOURCES, help="what FROM is (default: recognized)")
     parser.add_argument("--to", dest="target_kind", choices=_TARGETS, default="switch_tf", help="default: %(default)s")
     parser.add_argument(
@@ -41,7 +41,9 @@ def add_parser(commands: flags.Commands) -> None:
     parser.add_argument(
         "--shard_gb", type=float, default=5.0, metavar="GB", help="size of its files at most (default: %(default)s)"
     )
-    parser.add_argument("--vocabulary", metavar="FILE", help="a SentencePiece model (default: the one beside FROM)")
+    parser.add_argument(
+        "--vocabulary", type=flags.path, metavar="FILE", help="a SentencePiece model (default: the one beside FROM)"
+    )
     parser.add_argument("--slots", action="store_true", help="keep Adafactor's slots, between T5X and switch_tf")
     parser.add_argument("--upcycle", action="store_true", help="make each expert a copy of FROM's dense layer")
     parser.add_argument(

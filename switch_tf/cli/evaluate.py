@@ -30,7 +30,10 @@ def add_parser(commands: flags.Commands) -> None:
         "--num_batches", type=int, metavar="N", help="batches that a likelihood is measured on at most (default: all)"
     )
     parser.add_argument(
-        "--output", metavar="FOLDER", help="where predictions and TensorBoard's files go (default: the model directory)"
+        "--output",
+        type=flags.path,
+        metavar="FOLDER",
+        help="where predictions and TensorBoard's files go (default: the model directory)",
     )
 
 

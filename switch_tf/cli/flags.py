@@ -1,10 +1,18 @@
 """Flags that several commands share."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
 Commands = argparse._SubParsersAction  # What `add_subparsers` returns; argparse gives it no public name.
+
+
+def path(text: str) -> str:
+    """The type of flags that name a file or a folder: `~` is the home directory, as after a space in a shell."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a file or a folder")
+    return os.path.expanduser(text)
 
 
 def add_gin(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +21,7 @@ def add_gin(parser: argparse.ArgumentParser) -> None:
         "--gin_file",
         action="append",
         default=[],
+        type=path,
         metavar="FILE",
         help="a gin file, such as gin/models/switch_base_128.gin; repeatable",
     )
@@ -26,6 +35,7 @@ def add_gin(parser: argparse.ArgumentParser) -> None:
         "--gin_search_path",
         action="append",
         default=[],
+        type=path,
         metavar="FOLDER",
         help="look for gin files in this folder first; repeatable",
     )
@@ -35,6 +45,7 @@ def add_model_dir(parser: argparse.ArgumentParser) -> None:
     """Adds the flag that reads the experiment of a run that is there."""
     parser.add_argument(
         "--model_dir",
+        type=path,
         metavar="FOLDER",
         help="a model directory that `train` made: its config.gin is read first, so that no gin file is needed",
     )
@@ -49,9 +60,9 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_lines(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of commands that take texts line by line."""
-    parser.add_argument("--file", metavar="FILE", help="read lines from a file; - is standard input")
+    parser.add_argument("--file", type=path, metavar="FILE", help="read lines from a file; - is standard input")
     parser.add_argument(
-        "--output", metavar="PATH", help="write JSON lines with scores to this file; - is standard output"
+        "--output", type=path, metavar="PATH", help="write JSON lines with scores to this file; - is standard output"
     )
     parser.add_argument(
         "--too_long",

@@ -8,8 +8,12 @@ from switch_tf.cli import flags
 def add_parser(commands: flags.Commands) -> None:
     """Adds the command's flags."""
     parser = commands.add_parser("report", help="compare model directories: report.html, a table, plots")
-    parser.add_argument("model_dirs", nargs="+", metavar="MODEL_DIR", help="model directories that `train` made")
-    parser.add_argument("--output", default=".", metavar="FOLDER", help="where the plots go (default: %(default)s)")
+    parser.add_argument(
+        "model_dirs", nargs="+", type=flags.path, metavar="MODEL_DIR", help="model directories that `train` made"
+    )
+    parser.add_argument(
+        "--output", default=".", type=flags.path, metavar="FOLDER", help="where the plots go (default: %(default)s)"
+    )
     parser.add_argument(
         "--baseline", metavar="NAME", help="the run that speed-ups compare with (default: the first dense one)"
     )

@@ -48,14 +48,19 @@ def add_parsers(commands: flags.Commands) -> None:
     """
     tpu_precompile.add_parser(commands)
     submit = flags.add_with_examples(commands, "submit", "queue a training job", _SUBMIT_EXAMPLES)
-    submit.add_argument("--job", metavar="FILE", help="a YAML file of settings; flags override it")
+    submit.add_argument("--job", type=flags.path, metavar="FILE", help="a YAML file of settings; flags override it")
     for name, text in _SETTINGS.items():
         submit.add_argument(f"--{name}", help=text)
     submit.add_argument(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of the node; repeatable"
     )
     submit.add_argument(
-        "--module", action="append", dest="modules", metavar="FILE", help="Python that gin files import; repeatable"
+        "--module",
+        action="append",
+        dest="modules",
+        type=flags.path,
+        metavar="FILE",
+        help="Python that gin files import; repeatable",
     )
     submit.add_argument("--max_restarts", type=int, metavar="N", help="requeue at most N times (default: 10)")
     submit.add_argument(

@@ -34,7 +34,9 @@ def add_parser(commands: flags.Commands) -> None:
     parser.add_argument(
         "--topology", required=True, metavar="NAME", help="the slice: v4-256 (Cloud TPU) or v4:4x4x8 (the compiler)"
     )
-    parser.add_argument("--layout", metavar="FILE", help="a gin file with the mesh, read after every --gin_file")
+    parser.add_argument(
+        "--layout", type=flags.path, metavar="FILE", help="a gin file with the mesh, read after every --gin_file"
+    )
     parser.add_argument(
         "--step",
         choices=("train", "evaluate", "decode"),
@@ -48,7 +50,9 @@ def add_parser(commands: flags.Commands) -> None:
         help="low: compile faster and in half the host memory; the program is slower, its activations and collectives "
         "are about the same (default: %(default)s)",
     )
-    parser.add_argument("--hlo", metavar="FILE", help="write the optimized program of one device there, as HLO text")
+    parser.add_argument(
+        "--hlo", type=flags.path, metavar="FILE", help="write the optimized program of one device there, as HLO text"
+    )
 
 
 def run(options: argparse.Namespace, bindings: list[str]) -> None:

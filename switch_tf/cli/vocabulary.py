@@ -17,7 +17,11 @@ def add_parser(commands: flags.Commands) -> None:
     parser = flags.add_with_examples(commands, "vocabulary", "train a SentencePiece vocabulary", _EXAMPLES)
     flags.add_gin(parser)
     parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="plain text, .jsonl or .json; .gz or not; names or patterns"
+        "files",
+        nargs="*",
+        type=flags.path,
+        metavar="FILE",
+        help="plain text, .jsonl or .json; .gz or not; names or patterns",
     )
     parser.add_argument("--task", metavar="NAME", help="instead of files: a seqio name (default: MIXTURE_OR_TASK)")
     parser.add_argument("--split", default="train", help="which split of the task (default: %(default)s)")
@@ -25,7 +29,7 @@ def add_parser(commands: flags.Commands) -> None:
     parser.add_argument(
         "--num_pieces", type=int, default=32000, metavar="N", help="without the 100 sentinels (default: %(default)s)"
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--output", required=True, type=flags.path, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--max_characters", type=int, default=20_000_000, metavar="N", help="text to read (default: %(default)s)"
     )

@@ -203,6 +203,10 @@ def write_cache(
     """
     if folder is None:
         raise SettingError("switch-tf cache needs --gin.CACHE_DIR, the folder to write to.")
+    if storage.has_glob_characters(folder):
+        raise SettingError(
+            f"CACHE_DIR = '{folder}' has one of * ? [ \\ in its name, a pattern to seqio: choose another."
+        )
     if min_shards < 1:
         raise SettingError(f"--min_shards={min_shards} must be at least 1.")
     provider = find_task(mixture_or_task)

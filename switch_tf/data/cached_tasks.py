@@ -114,6 +114,10 @@ def open_cache(cache: Cache | None, provider: seqio.Task | seqio.Mixture, split:
 def _checked_folder(cache: Cache, provider: seqio.Task | seqio.Mixture, split: str) -> str:
     if cache.folder is None:
         raise SettingError("USE_CACHED = True needs CACHE_DIR, the folder that `switch-tf cache` wrote to.")
+    if storage.has_glob_characters(cache.folder):
+        raise SettingError(
+            f"CACHE_DIR = '{cache.folder}' has one of * ? [ \\ in its name, a pattern to seqio: rename it."
+        )
     # Of a mixture's tasks, seqio reads those that have the split.
     for task in (task for task in tasks_of(provider) if split in task.splits):
         if not task.supports_caching:

@@ -1,6 +1,7 @@
 """Documents in files: plain text (a document on each line) and JSON lines (an object on each line), gzipped or not."""
 
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,11 +21,15 @@ _LINES_PER_CALL = 32
 _CONCURRENT_LOOKUPS = 32
 
 
+def _is_local_file(name: str) -> bool:
+    return not storage.in_bucket(name) and os.path.isfile(name)
+
+
 def matching_files(patterns: Patterns, setting: str) -> list[str]:
     """Lists the files that names or patterns match.
 
     Args:
-      patterns: one or several; local or in a bucket.
+      patterns: one or several; local or in a bucket. What is the name of a local file is no pattern.
       setting: the setting that holds them, for the error.
 
     Returns:
@@ -36,7 +41,7 @@ def matching_files(patterns: Patterns, setting: str) -> list[str]:
     files: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
-            found = seqio.utils.list_files(pattern)
+            found = [pattern] if _is_local_file(pattern) else seqio.utils.list_files(pattern)
             with ThreadPoolExecutor(_CONCURRENT_LOOKUPS) as threads:
                 are_files = threads.map(lambda file: tf.io.gfile.exists(file) and not tf.io.gfile.isdir(file), found)
             found = [file for file, is_file in zip(found, are_files) if is_file]

@@ -89,7 +89,7 @@ def new_folder(path: str) -> Iterator[str]:
     path = path.rstrip("/")
     filled = path if storage.in_bucket(path) else f"{path}.unfinished"
     if storage.list_folder(path) or (storage.exists(path) and not storage.is_folder(path)):
-        raise SettingError(f"TO = '{path}' is there already: name a new folder, or delete that one.")
+        raise SettingError(f"TO = '{path}' is there already: name a new folder.")
     try:
         if filled != path:
             _remove(filled)

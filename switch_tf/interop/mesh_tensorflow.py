@@ -134,13 +134,14 @@ def read_mesh_tensorflow(path: str) -> Source:
     if prefix is None:
         raise SettingError(f"{path} holds no checkpoint of Mesh TensorFlow: name a folder with model.ckpt-N.index.")
     try:
-        reader = tf.train.load_checkpoint(prefix)
+        plain = storage.literal(prefix)
+        reader = tf.train.load_checkpoint(plain)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
         step = int(reader.get_tensor("global_step")) if "global_step" in shapes else 0
     except (tf.errors.OpError, ValueError) as error:
         raise _unreadable(prefix, error) from error
     names = names_in_t5x(shapes, prefix)
-    tensors = {theirs: _tensor(prefix, name, shapes[name], dtypes[name]) for theirs, name in names.items()}
+    tensors = {theirs: _tensor(plain, name, shapes[name], dtypes[name]) for theirs, name in names.items()}
     found = architecture.collect(tensors, NAMES, prefix)
     config = config_from_weights(architecture.settings_from_weights(found, prefix))
     return Source("mesh_tensorflow", path, config, architecture.our_weights(found, config, prefix), step)

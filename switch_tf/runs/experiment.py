@@ -69,6 +69,12 @@ class Experiment:
                 f"TASK_FEATURE_LENGTHS = {lengths!r} is not of the form {{'inputs': 512, 'targets': 114}}."
             )
         check_types(self, setting=str.upper)
+        if not self.model_dir.strip():
+            raise SettingError(f"MODEL_DIR = {self.model_dir!r} names no folder: set it to a new one, or to the run's.")
+        if storage.in_bucket(self.model_dir) and storage.has_glob_characters(self.model_dir):
+            raise SettingError(
+                f"MODEL_DIR = '{self.model_dir}' has one of * ? [ \\ in its name, a pattern in a bucket: name another."
+            )
         if self.batch_size < 1:
             raise SettingError(f"BATCH_SIZE = {self.batch_size} must be at least 1.")
         if self.num_data_shards < 1 or self.batch_size % self.num_data_shards:

@@ -127,7 +127,7 @@ def write_probabilities(wanted: Probabilities, step: int | None = None) -> None:
     if num_choices > experiment.model.vocab_size:
         raise SettingError(f"--probabilities={num_choices} is more than VOCAB_SIZE = {experiment.model.vocab_size}.")
     if teacher_cache.is_complete(folder):
-        raise SettingError(f"--output={folder} holds a cache already: name another folder, or delete that one.")
+        raise SettingError(f"--output={folder} holds a cache already: name another folder.")
     run = load_run(experiment, step)
     engine = run.engine
     predict = make_predictor(run.model, engine, num_choices, wanted.temperature)

@@ -61,6 +61,22 @@ def test_tensorflow_reads_whole_tensors_and_nothing_else_is_left(tmp_path, writt
     assert {path.name.split(".")[1].split("-")[0] for path in tmp_path.iterdir()} == {"index", "data"}
 
 
+@pytest.mark.parametrize("name", ["lr[0.1]", "what?", "a*b", "back\\slash", "[", "sp ace", "文字"])
+def test_names_are_no_patterns(tmp_path, monkeypatch, name):
+    for folder in ("lr0", "whatx", "axb", "backslash"):  # What the names match as patterns.
+        (tmp_path / folder).mkdir()
+    prefix = str(tmp_path / name / "state")
+    write(prefix, "rows")
+    np.testing.assert_array_equal(tensor_bundle.read(prefix, "a/table", tf.float32), TABLE)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(tensor_bundle.read(f"{name}/state", "a/table", tf.float32), TABLE)
+    # Another folder of the same relative name.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(tf.errors.OpError):
+        tensor_bundle.read(f"{name}/state", "a/table", tf.float32)
+
+
 def test_damage_and_what_is_not_there_are_errors(tmp_path):
     prefix = str(tmp_path / "state")
     write(prefix, "rows")
