@@ -18,6 +18,26 @@ if TYPE_CHECKING:
     import tensorflow as tf
     from jaxlib.mlir import ir
 
+# gin-config: true of 0.5.0, its last release. Its public API reads a binding by its name, but does not list them.
+
+
+def gin_bindings() -> dict[tuple[str, str], dict[str, Any]]:
+    """Returns every binding: of (scope, configurable), the values of its parameters (`gin.config._CONFIG`).
+
+    A macro is a scope of the configurable "gin.macro", whose parameter is "value". References are unresolved.
+    """
+    import gin
+
+    return {key: dict(values) for key, values in gin.config._CONFIG.items()}
+
+
+def gin_configurable(name: str) -> Callable:
+    """Returns the function or the class that is registered by a configurable's full name (`gin.config._REGISTRY`)."""
+    import gin
+
+    return gin.config._REGISTRY[name].wrapped
+
+
 # JAX: true of jax 0.10.2 and jaxlib 0.10.2, which the [aot] extra pins. Its public API compiles programs that JAX has
 # traced; ours were traced by TensorFlow, so we hand StableHLO to jaxlib's compiler ourselves.
 JAX_VERSION = "0.10.2"

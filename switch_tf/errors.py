@@ -6,7 +6,7 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 
 class SettingError(ValueError):
@@ -22,9 +22,10 @@ class SettingError(ValueError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Suggests what the user may have meant: ` (did you mean 'x'?)`, or every known name if none is similar."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    in_small_letters = {known_name.lower(): known_name for known_name in names}
+    close = difflib.get_close_matches(name.lower(), in_small_letters, n=1, cutoff=0.6)
     if close:
-        return f" (did you mean '{close[0]}'?)"
+        return f" (did you mean '{in_small_letters[close[0]]}'?)"
     return f" (there is: {', '.join(names)})" if len(names) <= 12 else ""
 
 
@@ -46,30 +47,89 @@ def check_types(record: object, setting: Callable[[str], str] | None = None) -> 
         check_type(name, getattr(record, field.name), hints[field.name])
 
 
+@dataclasses.dataclass(frozen=True)
+class Unmade:
+    """A value that is made when it is needed, as `check_type` sees it.
+
+    Attributes:
+      kind: its class; None where only the call will show it.
+      text: how the user wrote it.
+    """
+
+    kind: type | None
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+# What gin's syntax can write down; no protocol is made for them.
+_LITERALS = (str, numbers.Number, list, tuple, dict)
+
+
 def check_type(name: str, value: object, hint: typing.Any) -> None:
-    """Checks one value as `check_types` does; `hint` is a type annotation, and any but classes and unions pass.
+    """Checks one value as `check_types` does, with the elements of sequences and mappings.
+
+    Args:
+      name: of the setting.
+      value: what it is set to, or an `Unmade`.
+      hint: a type annotation; of what is not made of classes (a type variable, say), any value passes.
 
     Raises:
       SettingError: if the value is of another type.
     """
-    kinds = _kinds(hint)
-    if kinds and not any(_is_of(value, kind) for kind in kinds):
-        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise SettingError(f"{name} = {value!r} must be of the type {names}.")
+    if not _matches(value, hint):
+        raise SettingError(f"{name} = {value!r} must be of the type {_described(hint)}.")
 
 
-def _kinds(hint: typing.Any) -> tuple[type, ...]:
-    """Returns the classes that a type annotation allows; none where it is not made of classes (a protocol, say)."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = tuple(typing.get_origin(option) or option for option in options)
-    return kinds if all(isinstance(kind, type) and not getattr(kind, "_is_protocol", False) for kind in kinds) else ()
+def _options(hint: typing.Any) -> tuple[typing.Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) or _origin(hint) is typing.Union else (hint,)
+
+
+def _origin(hint: typing.Any) -> typing.Any:
+    return typing.get_origin(hint) or hint
+
+
+def _described(hint: typing.Any) -> str:
+    return " or ".join(
+        "None"
+        if option is type(None)
+        else str(option).replace("collections.abc.", "")
+        if typing.get_args(option)
+        else option.__name__
+        for option in _options(hint)
+    )
+
+
+def _matches(value: object, hint: typing.Any) -> bool:
+    return any(_matches_one(value, option) for option in _options(hint))
+
+
+def _matches_one(value: object, hint: typing.Any) -> bool:
+    kind, of = _origin(hint), typing.get_args(hint)
+    if not isinstance(kind, type) or kind is typing.Any:
+        return True
+    if not _is_of(value, kind):
+        return False
+    if isinstance(value, Mapping) and len(of) == 2:
+        return all(_matches(key, of[0]) and _matches(entry, of[1]) for key, entry in value.items())
+    if isinstance(value, list | tuple) and issubclass(kind, Iterable) and of:
+        elements = of[:1] * len(value) if kind is not tuple or of[-1] is Ellipsis else of
+        return len(elements) == len(value) and all(map(_matches, value, elements))
+    return True
 
 
 def _is_of(value: object, kind: type) -> bool:
+    if isinstance(value, Unmade):
+        return value.kind is None or getattr(kind, "_is_protocol", False) or issubclass(value.kind, kind)
+    if getattr(kind, "_is_protocol", False):
+        return not isinstance(value, _LITERALS) and value is not None
     if kind in (int, float):
         number = numbers.Integral if kind is int else numbers.Real
         return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    if isinstance(value, str):
+        return issubclass(str, kind) and kind in (str, object)
+    return isinstance(value, (list, tuple) if kind is tuple else kind)
 
 
 _RAISED_INSIDE = re.compile(r"\bSettingError: (.+)")

@@ -30,7 +30,8 @@ ALLOWED = {
     "switch_tf.runs": (
         *("switch_tf.evaluation", "switch_tf.planning", "switch_tf.interop", "switch_tf.export", "switch_tf.health"),
         *("switch_tf.training", "switch_tf.decoding", "switch_tf.checkpoints", "switch_tf.models"),
-        *("switch_tf.partitioning", "switch_tf.layers", "switch_tf.data", "switch_tf.storage", "switch_tf.errors"),
+        *("switch_tf.partitioning", "switch_tf.layers", "switch_tf.data", "switch_tf.storage", "switch_tf.compat"),
+        "switch_tf.errors",
     ),
     "switch_tf.evaluation": (
         *("switch_tf.training", "switch_tf.decoding", "switch_tf.models", "switch_tf.partitioning", "switch_tf.data"),

@@ -3,21 +3,17 @@
 import contextlib
 import copy
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gin
 
 from switch_tf.errors import SettingError, nearest
+from switch_tf.runs import gin_bindings
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # Where `gin/models/t5_base.gin` is looked for: here, in the checkout, in the installed package.
 _SEARCH_PATHS = (pathlib.Path(), _PACKAGE.parent, _PACKAGE)
-
-_DEFINITION = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
-_REQUIRED = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=\s*%gin\.REQUIRED", re.MULTILINE)
-_REFERENCE = re.compile(r"%([A-Z][A-Z0-9_]*)")
 
 
 def load(
@@ -35,7 +31,8 @@ def load(
       recorded: the text of a model directory's config.gin, read before the files.
 
     Raises:
-      SettingError: if a file is missing, a line is not valid gin, a name is unknown, or nothing reads a macro.
+      SettingError: if a file is missing, a line is not valid gin, a name is unknown, a value is of the wrong type, or
+        nothing reads a binding.
     """
     gin.clear_config()
     with _one_sentence("config.gin of the model directory"):
@@ -49,11 +46,32 @@ def load(
             raise SettingError(f"--gin_file={name} is not there{_nearest_file(name)}; --gin_search_path adds folders.")
         with _one_sentence(f"--gin_file={name}"):
             gin.parse_config_file(str(path))
-    read_by_files = _referenced_macros()
+    read_by_files = gin_bindings.references()
     for binding in bindings:
-        with _one_sentence(f"--gin.{binding}"):
+        _parse_binding(binding)
+    gin_bindings.check_read(bindings, read_by_files)
+    gin_bindings.check_types()
+    gin_bindings.expand_home()
+
+
+def _parse_binding(binding: str) -> None:
+    name, _, value = (part.strip() for part in binding.partition("="))
+    try:
+        with _one_sentence(f"--gin.{name}={value}"):
             gin.parse_config(binding)
-    _check_macros(read_by_files)
+    except SettingError as error:
+        if value[:1] in tuple("\"'[({@%") or ("/" not in value and _is_value(value)):
+            raise
+        quoted = f"--gin.{name}='\"{value}\"'"
+        raise SettingError(f"--gin.{name}={value} is no value of gin: a string needs quotes, {quoted}.") from error
+
+
+def _is_value(text: str) -> bool:
+    try:
+        gin.config.parse_value(text)
+    except (ValueError, SyntaxError):
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -78,23 +96,6 @@ def _nearest_file(name: str) -> str:
     return nearest(name, there)
 
 
-def _referenced_macros() -> set[str]:
-    return set(_REFERENCE.findall(gin.config_str(max_line_length=1000)))
-
-
-def _check_macros(read_by_files: set[str]) -> None:
-    """Refuses macros that are set and never read: gin itself accepts `TRIAN_STEPS = 3` silently.
-
-    A macro whose reader a binding has overridden (`NUM_EXPERTS`, with `--gin.ModelConfig.num_experts=0`) is allowed.
-    """
-    referenced = _referenced_macros()
-    defined = set(_DEFINITION.findall(gin.config_str(max_line_length=1000)))
-    for name in sorted(defined - referenced - read_by_files):
-        raise SettingError(f"{name} is set, but nothing in these gin files reads it{nearest(name, referenced)}.")
-    for name in sorted(referenced - defined):
-        raise _no_value(name)
-
-
 def check_required(but: Sequence[str] = ()) -> None:
     """Checks that every macro which a gin file leaves to the user (`MODEL_DIR = %gin.REQUIRED`) has been set.
 
@@ -106,12 +107,12 @@ def check_required(but: Sequence[str] = ()) -> None:
     """
     for name in required_macros():
         if name not in but:
-            raise _no_value(name)
+            raise gin_bindings.no_value(name)
 
 
 def required_macros() -> list[str]:
     """Returns the macros that a gin file leaves to the user and that have not been set."""
-    return _REQUIRED.findall(gin.config_str(max_line_length=1000))
+    return [name for name, value in gin_bindings.macros().items() if gin_bindings.is_required(value)]
 
 
 def parameter(name: str, default: object = gin.REQUIRED, gin_file: str | None = None) -> Any:
@@ -139,10 +140,6 @@ def parameter(name: str, default: object = gin.REQUIRED, gin_file: str | None = 
     return copy.deepcopy(bound)
 
 
-def _no_value(name: str) -> SettingError:
-    return SettingError(f"{name} has no value: set it with --gin.{name}=... or in a gin file.")
-
-
 def macro_of_path(path: str) -> str | None:
     """Finds the macro that a file was looked for by.
 
@@ -154,8 +151,7 @@ def macro_of_path(path: str) -> str | None:
       where there is none.
     """
     found = {}
-    for name in _DEFINITION.findall(gin.config_str(max_line_length=1000)):
-        value = macro(name)
+    for name, value in gin_bindings.macros().items():
         for prefix in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
             if isinstance(prefix, str) and "/" in prefix and path.startswith(prefix.partition("*")[0]):
                 found[prefix] = f"{name} = '{prefix}'"

@@ -11,6 +11,8 @@ from switch_tf.runs import gin_config
 from switch_tf.runs.experiment import Experiment, configured_layout
 from tpu.jobs.spec import Job, check_bucket
 
+_RUN = "gin/runs/pretrain.gin"
+
 
 def check_job(job: Job, more_bindings: Sequence[str] = ()) -> tuple[Job, str]:
     """Checks a job's gin files, its model directory and its mesh.
@@ -44,10 +46,15 @@ def check_job(job: Job, more_bindings: Sequence[str] = ()) -> tuple[Job, str]:
 
 
 def _make_experiment() -> Experiment:
+    """Makes what `train` makes before it opens the devices, so that their ranges are checked too."""
     try:
-        return Experiment()
+        experiment = Experiment()
+        for name in ("objective", "hooks", "extra_hooks", "teacher"):
+            gin_config.parameter(f"train.{name}", None)
+        gin_config.parameter("train.optimizer", gin_file=_RUN)()
+        return experiment
     except RuntimeError as error:  # gin's, for a parameter without a value.
-        raise SettingError(f"{str(error).splitlines()[0]}: add --gin_file=gin/runs/pretrain.gin.") from error
+        raise SettingError(f"{str(error).splitlines()[0]}: add --gin_file={_RUN}.") from error
 
 
 def _check_devices(job: Job, experiment: Experiment) -> None:

@@ -17,6 +17,7 @@ JOB_LABEL, ATTEMPT_LABEL = "switch-tf-job", "switch-tf-attempt"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 _PROJECT = re.compile(r"[a-z0-9.:-]*[a-z][a-z0-9.:-]*[a-z0-9]")
 _ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 _LABEL_KEY, _LABEL_VALUE = re.compile(r"[a-z][a-z0-9_-]{0,62}"), re.compile(r"[a-z0-9_-]{0,63}")
 
 
@@ -196,6 +197,17 @@ def _typed(name: str, value: Any) -> Any:
     return value
 
 
+def _loader() -> type:
+    """Returns a safe YAML loader that reads `1e-3` as a number, as YAML 1.2 and gin do; YAML 1.1 reads it as text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+    return Loader
+
+
 def read_job_file(path: str) -> dict[str, Any]:
     """Reads a job's YAML file.
 
@@ -213,9 +225,11 @@ def read_job_file(path: str) -> dict[str, Any]:
 
     try:
         with open(path, encoding="utf-8") as file:
-            settings = yaml.safe_load(file)
+            settings = yaml.load(file, _loader())
     except OSError as error:
         raise SettingError(f"--job={path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"--job={path} is no UTF-8 text (byte {error.start}): save it as UTF-8.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

@@ -52,6 +52,11 @@ def test_gin_may_set_the_model_directory(base):
         ({"gin_files": BASE[:2]}, [], "ENGINE = 'single' runs in one process, but v3-32 has 4 hosts"),
         ({}, ["NUM_LOGICAL_DEVICES = 8"], "NUM_LOGICAL_DEVICES = 8 splits a CPU into devices"),
         ({}, ["BATCH_SIZE = 100"], "100 / 4 = 25 is no multiple of 32"),
+        ({"gin": {"BATCH_SIZE": 8.0}}, [], "BATCH_SIZE = 8.0 must be of the type int."),
+        ({}, ["TRAIN_STEPS = '1e-3'"], "TRAIN_STEPS = '1e-3' must be of the type int."),
+        ({}, ["InverseSquareRoot.base = '1'"], "InverseSquareRoot.base = '1' must be of the type float."),
+        ({}, ["CHECKPOINT_PERIOD = 0"], "CHECKPOINT_PERIOD = 0 must be"),
+        ({}, ["num_experts = 32"], "num_experts is set, but nothing in these gin files reads it"),
         ({}, ["NUM_EXPERTS = 12"], "NUM_EXPERTS = 12 is no multiple of 32"),
     ],
 )

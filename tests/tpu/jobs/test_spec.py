@@ -29,6 +29,37 @@ def test_later_sources_override_and_mappings_are_merged(tmp_path):
     assert make_job(job.to_dict()) == job
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E3", 1000.0),
+        ("-2e5", -2e5),
+        ("1.5e+2", 150.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("100", 100),
+        ("'1e-3'", "1e-3"),
+        ("1e-3x", "1e-3x"),
+        ("v1e3", "v1e3"),
+        ("true", True),
+        ("null", None),
+    ],
+)
+def test_numbers_arrive_as_python_reads_them(tmp_path, text, value):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"gin:\n  VALUE: {text}\n")
+    read = read_job_file(str(path))["gin"]["VALUE"]
+    assert read == value and type(read) is type(value)
+
+
+def test_a_job_file_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_bytes("name: größe\n".encode("latin-1"))
+    with pytest.raises(SettingError, match=r"job\.yaml is no UTF-8 text \(byte 8\): save it as UTF-8"):
+        read_job_file(str(path))
+
+
 def test_project_and_zone_may_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "of-the-environment")
     monkeypatch.setenv("CLOUDSDK_COMPUTE_ZONE", "us-east1-d")

@@ -1,0 +1,161 @@
+"""What gin has parsed: every binding is read by something and has the type that its reader declares."""
+
+import os
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gin
+from gin.config import ConfigurableReference, ParsedBindingKey, iterate_references
+
+from switch_tf import compat
+from switch_tf.errors import SettingError, Unmade, check_type, nearest
+
+_MACRO = "gin.macro"
+# The configurables that code calls by itself; all others of ours do something where a binding refers to them.
+_CALLED = (
+    *("train", "Experiment", "ModelConfig", "Study", "write_cache", "own_files", "c4_files", "benchmark_averages"),
+    *("Languages", "Decoding", "TaskEvaluation"),
+)
+_OURS = ("switch_tf.", "tasks.")
+
+
+def macros() -> dict[str, Any]:
+    """Returns the value of every macro, other macros in it unresolved."""
+    return {scope: values["value"] for (scope, name), values in compat.gin_bindings().items() if name == _MACRO}
+
+
+def is_required(value: object) -> bool:
+    """Whether a value is the one that a gin file leaves to the user, `%gin.REQUIRED`."""
+    return isinstance(value, ConfigurableReference) and value.config_key == ("gin.REQUIRED", "gin.constant")
+
+
+def no_value(name: str) -> SettingError:
+    """Returns the error for a macro that is read and not set."""
+    return SettingError(f"{name} has no value: set it with --gin.{name}=... or in a gin file.")
+
+
+def references() -> set[tuple[str, str]]:
+    """Returns (scope, configurable) of all references in bindings; the scope of a macro is its name."""
+    return {reference.config_key for reference in iterate_references(compat.gin_bindings())}
+
+
+def _names(keys: set[tuple[str, str]]) -> set[str]:
+    return {scope for scope, name in keys if name == _MACRO}
+
+
+def check_read(bindings: Sequence[str], read_by_files: set[tuple[str, str]]) -> None:
+    """Refuses bindings that nothing reads: gin itself accepts `TRIAN_STEPS = 3` and `num_experts = 32` silently.
+
+    A macro whose reader a binding has overridden (`NUM_EXPERTS`, with `--gin.ModelConfig.num_experts=0`) is allowed.
+
+    Args:
+      bindings: those of the command line, whose configurables too must be used.
+      read_by_files: the references before the bindings were parsed.
+
+    Raises:
+      SettingError: with the name of a binding that nothing reads, or of a macro that has no value.
+    """
+    used = references()
+    _check_macros(_names(used), _names(read_by_files))
+    scopes = {scope for scope, name in used | read_by_files if name != _MACRO}
+    for scope, name in compat.gin_bindings():
+        if name != _MACRO and scope and not any(f"{other}/".startswith(f"{scope}/") for other in scopes):
+            raise SettingError(f"{scope}/{_short(name)} is set, but nothing refers to @{scope}/{_short(name)}().")
+    for binding in bindings:
+        _check_configurable(binding.partition("=")[0].strip(), {name for _, name in used | read_by_files})
+
+
+def _check_macros(referenced: set[str], read_by_files: set[str]) -> None:
+    defined = macros().keys()
+    for name in sorted(defined - referenced - read_by_files):
+        suggestion = nearest(name.rpartition("/")[2], referenced)
+        raise SettingError(f"{name} is set, but nothing in these gin files reads it{suggestion}.")
+    for name in sorted(referenced - defined):
+        raise no_value(name)
+
+
+def _check_configurable(name: str, used: set[str]) -> None:
+    if "." not in name:  # A macro.
+        return
+    configurable = ParsedBindingKey.parse(name).complete_selector
+    if not _is_used(configurable, used):
+        raise SettingError(
+            f"{name} is set, but nothing in these gin files refers to @{_short(configurable)}: bind that to a setting, "
+            "or leave this out."
+        )
+
+
+def _is_used(configurable: str, used: set[str]) -> bool:
+    """Whether a configurable is referred to, or called by code: of a user's own it is not known."""
+    return configurable in used or _short(configurable) in _CALLED or not configurable.startswith(_OURS)
+
+
+def _short(configurable: str) -> str:
+    return configurable.rpartition(".")[2]
+
+
+def check_types() -> None:
+    """Checks the value of every binding in use against the type that its function or class declares.
+
+    Raises:
+      SettingError: with the name of one of another type: of the macro, where the value is one's.
+    """
+    values_of, used = macros(), {name for _, name in references()}
+    for (_, configurable), values in compat.gin_bindings().items():
+        if configurable == _MACRO or not _is_used(configurable, used):
+            continue
+        hints = _hints(compat.gin_configurable(configurable))
+        for parameter, value in values.items():
+            name, value = _resolved(f"{_short(configurable)}.{parameter}", value, values_of)
+            if parameter in hints and not is_required(value):
+                check_type(name, _stand_in(value), hints[parameter])
+
+
+def _hints(configurable: Callable) -> Mapping[str, Any]:
+    called = configurable.__init__ if isinstance(configurable, type) else configurable  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(called)
+    except (NameError, TypeError):  # Of a user's own module, with names that only a type checker imports.
+        return {}
+
+
+def _resolved(name: str, value: object, values_of: Mapping[str, object]) -> tuple[str, object]:
+    """Follows macros to a value; returns the name of the last macro (`name` without one) and the value."""
+    passed: list[str] = []
+    while isinstance(value, ConfigurableReference) and value.config_key[1] == _MACRO:
+        name = value.config_key[0]
+        if name in passed:
+            raise SettingError(f"{' = %'.join([*passed, name])} is a circle of macros: give {name} a value.")
+        passed.append(name)
+        value = values_of[name]
+    return name, value
+
+
+def _stand_in(value: object) -> object:
+    """Returns a value for `check_type`: references are not called to learn what they make."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_stand_in, value))
+    if not isinstance(value, ConfigurableReference):
+        return value
+    made = value.configurable.wrapped
+    if not value.evaluate:
+        return made
+    return Unmade(made if isinstance(made, type) else None, repr(value))
+
+
+def expand_home() -> None:
+    """Replaces `~` by the home directory in every value that is a path below it, in lists too."""
+    for (scope, configurable), values in compat.gin_bindings().items():
+        for parameter, value in values.items():
+            expanded = _expanded(value)
+            if expanded != value:
+                gin.bind_parameter((scope, configurable, parameter), expanded)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value == "~" or value.startswith("~/") else value
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    return value

@@ -1,0 +1,126 @@
+"""Bindings that nothing reads and values of the wrong type are refused before anything is made."""
+
+import itertools
+import pathlib
+
+import gin
+import pytest
+
+from switch_tf import compat
+from switch_tf.errors import SettingError
+from switch_tf.models.config import ModelConfig
+from switch_tf.runs import gin_bindings, gin_config, loop, study
+from switch_tf.runs.experiment import Experiment
+
+RUN = ["gin/models/switch_base_8.gin", "gin/runs/python_docs.gin"]
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("num_experts = 32", r"^num_experts is set, but nothing .* reads it \(did you mean 'NUM_EXPERTS'\?\)\.$"),
+        ("Num_Experts = 32", r"^Num_Experts is set.*did you mean 'NUM_EXPERTS'"),
+        ("experts/NUM_EXPERTS = 32", r"^experts/NUM_EXPERTS is set.*did you mean 'NUM_EXPERTS'"),
+        ("dropout_rate = 0.5", r"^dropout_rate is set.*did you mean 'DROPOUT_RATE'"),
+        ("NUM_EXPERT = 32", r"^NUM_EXPERT is set.*did you mean 'NUM_EXPERTS'"),
+        ("eval/Experiment.seed = 3", r"^eval/Experiment is set, but nothing refers to @eval/Experiment\(\)"),
+        (
+            "WarmupAndDecay.warmup_steps = 3",
+            r"^WarmupAndDecay\.warmup_steps is set, but nothing.*refers to @WarmupAndD",
+        ),
+    ],
+)
+def test_what_nothing_reads_is_refused(binding, message):
+    with pytest.raises(SettingError, match=message):
+        gin_config.load(RUN, [binding])
+
+
+def test_what_something_reads_is_not():
+    gin_config.load(
+        RUN, ["mine = 3", "ModelConfig.num_experts = %mine", "sub/wide/WIDTH = 8", "ModelConfig.d_ff = %sub/wide/WIDTH"]
+    )
+    assert (ModelConfig().num_experts, ModelConfig().d_ff) == (3, 8)
+    schedule = ["Adafactor.learning_rate = @late/WarmupAndDecay()", "late/WarmupAndDecay.warmup_steps = 3"]
+    gin_config.load(RUN, schedule)
+    # The reader of a macro has been overridden: the macro is none too many.
+    gin_config.load(RUN, ["NUM_EXPERTS = 8", "ModelConfig.num_experts = 4"])
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("BATCH_SIZE = 8.0", "BATCH_SIZE = 8.0 must be of the type int."),
+        ("TRAIN_STEPS = 2.5", "TRAIN_STEPS = 2.5 must be of the type int."),
+        ("train.steps = '3'", "train.steps = '3' must be of the type int."),
+        ("SEED = None", "SEED = None must be of the type int."),
+        ("USE_CACHED = 1", "USE_CACHED = 1 must be of the type bool."),
+        ("DROPOUT_RATE = '0.1'", "DROPOUT_RATE = '0.1' must be of the type float."),
+        ("NUM_EVAL_BATCHES = 1.5", "NUM_EVAL_BATCHES = 1.5 must be of the type int or None."),
+        ("HOOKS = 'mine'", "HOOKS = 'mine' must be of the type Sequence[switch_tf.runs.hooks.Hook]."),
+        ("HOOKS = [3]", "HOOKS = [3] must be of the type Sequence[switch_tf.runs.hooks.Hook]."),
+        ("PROFILE_STEPS = (1, 2, 3)", "PROFILE_STEPS = (1, 2, 3) must be of the type tuple[int, int] or None."),
+        ("VOCABULARY = 'x.model'", "VOCABULARY = 'x.model' must be of the type Vocabulary or None."),
+        ("BATCH_SIZE = @Objective()", "BATCH_SIZE = @Objective() must be of the type int."),
+        ("train.objective = @ModelConfig()", "train.objective = @ModelConfig() must be of the type Objective."),
+        ("TASK_FEATURE_LENGTHS = {'inputs': 8.5}", None),
+        ("TASK_FEATURE_LENGTHS = 512", None),
+    ],
+)
+def test_a_wrong_type_is_one_sentence_before_anything_is_made(binding, message):
+    with pytest.raises(SettingError) as caught:
+        gin_config.load(RUN, [binding])
+    expected = message or f"{binding} must be of the type Mapping[str, int]."
+    assert str(caught.value) == expected
+
+
+def test_a_circle_of_macros_is_named():
+    with pytest.raises(SettingError, match=r"is a circle of macros"):
+        gin_config.load(RUN, ["SEED = %OTHER", "OTHER = %SEED"])
+
+
+@pytest.mark.parametrize("value", ["/x", "runs/mine", "gs://bucket/x", "2024/mine", "mine"])
+def test_a_string_without_quotes_is_told_from_other_mistakes(value):
+    with pytest.raises(SettingError) as caught:
+        gin_config.load(RUN, [f"MODEL_DIR = {value}"])
+    assert str(caught.value) == (
+        f"--gin.MODEL_DIR={value} is no value of gin: a string needs quotes, --gin.MODEL_DIR='\"{value}\"'."
+    )
+
+
+def test_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    gin_config.load(RUN, ["MODEL_DIR = '~/run'", "VocabularyFile.path = '~'", "VOCABULARY = @VocabularyFile()"])
+    assert gin.query_parameter("MODEL_DIR/gin.macro.value") == "/home/somebody/run"
+    assert gin.query_parameter("VocabularyFile.path") == "/home/somebody"
+
+
+def test_no_model_directory_is_no_folder():
+    gin_config.load(RUN, ["MODEL_DIR = ''"])
+    with pytest.raises(SettingError, match=r"^MODEL_DIR = '' names no folder"):
+        Experiment()
+    gin_config.load(RUN, ["MODEL_DIR = 'gs://bucket/lr[0.1]'"])
+    with pytest.raises(
+        SettingError, match=r"^MODEL_DIR = 'gs://bucket/lr\[0\.1\]' has one of .* a pattern in a bucket"
+    ):
+        Experiment()
+
+
+def test_every_shipped_file_is_read_with_the_right_types():
+    assert loop.train  # Its module registers what the files bind.
+    folder = ROOT / "gin"
+    models = sorted((folder / "models").glob("*.gin"))
+    runs = sorted((folder / "runs").glob("*.gin"))
+    layouts = sorted((folder / "layouts").glob("*.gin"))
+    count = max(map(len, (models, runs, layouts)))
+    whole = [path for path in runs if path.stem not in ("decoding", "distill", "distill_finetuned")]
+    for files in itertools.islice(zip(*map(itertools.cycle, (models, whole, layouts))), count):
+        gin_config.load([str(path.relative_to(ROOT)) for path in files], [])
+
+
+def test_every_configurable_of_ours_is_called_or_referred_to_by_a_shipped_file():
+    """The list of configurables that code calls is complete."""
+    assert study.Study  # Its module registers it.
+    for name in gin_bindings._CALLED:
+        assert gin.get_configurable(name)
+    assert "Objective" not in gin_bindings._CALLED and compat.gin_bindings() == {}
