@@ -42,6 +42,8 @@ def num_spans(
     return round(round(raw * noise_density) / mean_span_length)
 
 
+# AutoGraph would spend seconds on converting t5's functions, which have no control flow that depends on tensors.
+@tf.autograph.experimental.do_not_convert
 def span_corruption(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int],
