@@ -63,6 +63,6 @@ class Layer(keras.layers.Layer):
         """Returns a weight or an activation in the layer's compute dtype."""
         return tf.cast(tensor, self.compute_dtype)
 
-    def noise_seed(self, seed: int | tf.Tensor) -> tf.Tensor:
+    def noise_seed(self, seed: int | tf.Tensor) -> int | tf.Tensor:
         """Returns this layer's own noise seed: a function of `seed` and of the layer's path."""
         return randomness.fold_in(seed, self.path)

@@ -10,7 +10,7 @@ from switch_tf.layers import randomness
 from switch_tf.partitioning.axes import ShardIndex
 
 # (a shard of the weight, seed) -> its float32 values.
-Initializer = Callable[[ShardIndex, tf.Tensor], tf.Tensor]
+Initializer = Callable[[ShardIndex, int | tf.Tensor], tf.Tensor]
 
 _weight_seed: contextvars.ContextVar[int] = contextvars.ContextVar("weight_seed")
 
@@ -47,18 +47,18 @@ def variance_scaling(scale: float, fan_in: int) -> Initializer:
     return lambda shard, seed: randomness.truncated_normal(shard.shape, stddev, seed, shard.start)
 
 
-def unit_normal(shard: ShardIndex, seed: tf.Tensor) -> tf.Tensor:
+def unit_normal(shard: ShardIndex, seed: int | tf.Tensor) -> tf.Tensor:
     """N(0, 1), T5's token embedding."""
     return randomness.normal(shard.shape, 1.0, seed, shard.start)
 
 
-def zeros(shard: ShardIndex, seed: tf.Tensor) -> tf.Tensor:
+def zeros(shard: ShardIndex, seed: int | tf.Tensor) -> tf.Tensor:
     """All zeros, for a bias."""
     del seed
     return tf.zeros(shard.shape)
 
 
-def ones(shard: ShardIndex, seed: tf.Tensor) -> tf.Tensor:
+def ones(shard: ShardIndex, seed: int | tf.Tensor) -> tf.Tensor:
     """All ones, for the scale of a norm."""
     del seed
     return tf.ones(shard.shape)

@@ -6,7 +6,9 @@ each element's bits are an integer hash of its coordinates, computed locally on 
 
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from switch_tf.partitioning import axes as axis_names
@@ -17,27 +19,46 @@ _FIRST_MULTIPLIER = 0x7FEB352D
 _SECOND_MULTIPLIER = 0x846CA68B
 # The bits of the golden ratio: odd, and neighboring coordinates map to distant words.
 _COORDINATE_MULTIPLIER = 0x9E3779B9
+_MASK = 0xFFFFFFFF
 
 
 def _word(value: int) -> tf.Tensor:
-    return tf.constant(value, tf.uint32)
+    return tf.constant(value & _MASK, tf.uint32)
 
 
-def _mix(bits: tf.Tensor) -> tf.Tensor:
+class _Constants(NamedTuple):
+    """What every round of the hash needs. In a graph a constant is an operation, so several rounds share them."""
+
+    sixteen: tf.Tensor
+    fifteen: tf.Tensor
+    first_multiplier: tf.Tensor
+    second_multiplier: tf.Tensor
+
+
+def _constants() -> _Constants:
+    return _Constants(_word(16), _word(15), _word(_FIRST_MULTIPLIER), _word(_SECOND_MULTIPLIER))
+
+
+def _mix(bits: tf.Tensor, constants: _Constants) -> tf.Tensor:
     xor, shift = tf.bitwise.bitwise_xor, tf.bitwise.right_shift
-    bits = xor(bits, shift(bits, _word(16))) * _word(_FIRST_MULTIPLIER)
-    bits = xor(bits, shift(bits, _word(15))) * _word(_SECOND_MULTIPLIER)
-    return xor(bits, shift(bits, _word(16)))
+    bits = xor(bits, shift(bits, constants.sixteen)) * constants.first_multiplier
+    bits = xor(bits, shift(bits, constants.fifteen)) * constants.second_multiplier
+    return xor(bits, shift(bits, constants.sixteen))
+
+
+def _mix_int(bits: int) -> int:
+    """The same of a Python int."""
+    bits = (bits ^ bits >> 16) * _FIRST_MULTIPLIER & _MASK
+    bits = (bits ^ bits >> 15) * _SECOND_MULTIPLIER & _MASK
+    return bits ^ bits >> 16
 
 
 def as_seed(seed: int | tf.Tensor) -> tf.Tensor:
     """Returns `seed` (a Python int or an integer tensor) as a scalar uint32, its low 32 bits."""
-    if isinstance(seed, int):
-        return _word(seed & 0xFFFFFFFF)
-    return tf.cast(seed, tf.uint32)
+    return _word(seed) if isinstance(seed, int) else tf.cast(seed, tf.uint32)
 
 
-def fold_in(seed: int | tf.Tensor, data: int | str | tf.Tensor) -> tf.Tensor:
+def fold_in(seed: int | tf.Tensor, data: int | str | tf.Tensor) -> int | tf.Tensor:
     """Derives a new seed from a seed and a number or a name, as `jax.random.fold_in` does.
 
     Args:
@@ -45,11 +66,18 @@ def fold_in(seed: int | tf.Tensor, data: int | str | tf.Tensor) -> tf.Tensor:
       data: int, integer scalar, or a name (its CRC-32 is taken, so that it is the same in every process).
 
     Returns:
-      Scalar uint32.
+      Scalar uint32, or an int if neither argument is a tensor.
     """
     if isinstance(data, str):
         data = zlib.crc32(data.encode())
-    return _mix(tf.bitwise.bitwise_xor(_mix(as_seed(seed)), as_seed(data) * _word(_COORDINATE_MULTIPLIER)))
+    if isinstance(data, int):
+        data = data * _COORDINATE_MULTIPLIER & _MASK
+        if isinstance(seed, int):
+            return _mix_int(_mix_int(seed & _MASK) ^ data)
+    else:
+        data = as_seed(data) * _word(_COORDINATE_MULTIPLIER)
+    constants = _constants()
+    return _mix(tf.bitwise.bitwise_xor(_mix(as_seed(seed), constants), as_seed(data)), constants)
 
 
 def random_bits(
@@ -73,14 +101,15 @@ def random_bits(
     for dimension, size in enumerate(shape):
         ones_but_one = [1] * len(shape)
         ones_but_one[dimension] = size
-        coordinate = axis_names.global_indices(axes, dimension, size) if axes else tf.range(size)
+        coordinate = axis_names.global_indices(axes, dimension, size) if axes else np.arange(size, dtype=np.int32)
         if start is not None:
-            coordinate += start[dimension]
-        coordinates.append(tf.reshape(coordinate, ones_but_one))
+            coordinate = coordinate + start[dimension]
+        reshape = np.reshape if isinstance(coordinate, np.ndarray) else tf.reshape
+        coordinates.append(reshape(coordinate, ones_but_one))
     return bits_at(coordinates, seed)
 
 
-def bits_at(coordinates: Sequence[tf.Tensor], seed: int | tf.Tensor) -> tf.Tensor:
+def bits_at(coordinates: Sequence[tf.Tensor | np.ndarray], seed: int | tf.Tensor) -> tf.Tensor:
     """Hashes coordinates, which may be any numbers; `random_bits` takes those of a whole tensor.
 
     Args:
@@ -90,11 +119,17 @@ def bits_at(coordinates: Sequence[tf.Tensor], seed: int | tf.Tensor) -> tf.Tenso
     Returns:
       uint32 of the shape to which the coordinates broadcast.
     """
-    bits = tf.reshape(fold_in(seed, len(coordinates)), [1] * coordinates[0].shape.rank)
+    constants = _constants()
+    bits = tf.reshape(as_seed(fold_in(seed, len(coordinates))), [1] * len(coordinates[0].shape))
     for coordinate in coordinates:
-        word = tf.bitcast(coordinate, tf.uint32)
-        bits = _mix(tf.bitwise.bitwise_xor(bits, (word + _word(1)) * _word(_COORDINATE_MULTIPLIER)))
+        bits = _mix(tf.bitwise.bitwise_xor(bits, _coordinate_word(coordinate)), constants)
     return bits
+
+
+def _coordinate_word(coordinate: tf.Tensor | np.ndarray) -> tf.Tensor | np.ndarray:
+    if isinstance(coordinate, np.ndarray):
+        return (coordinate.astype(np.uint32) + np.uint32(1)) * np.uint32(_COORDINATE_MULTIPLIER)
+    return (tf.bitcast(coordinate, tf.uint32) + _word(1)) * _word(_COORDINATE_MULTIPLIER)
 
 
 def uniform(

@@ -145,7 +145,7 @@ class Router(Layer):
             self.bias = self.weight("balance_bias", (self.num_experts,), (None,), initializers.zeros)
         self.built = True
 
-    def _noisy(self, inputs: tf.Tensor, policy: str, seed: tf.Tensor) -> tf.Tensor:
+    def _noisy(self, inputs: tf.Tensor, policy: str, seed: int | tf.Tensor) -> tf.Tensor:
         """Adds the policy's noise to the router's input [G, S, M]."""
         if policy == "input_jitter" and self.jitter > 0:
             noise = randomness.uniform(tuple(inputs.shape), seed, _INPUT_AXES)

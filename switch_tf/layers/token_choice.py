@@ -169,7 +169,7 @@ class TopNRouter(TokenChoiceRouter):
         del capacity_factor
         return self.num_choices
 
-    def _is_used(self, gate: tf.Tensor, training: bool, seed: tf.Tensor) -> tf.Tensor:
+    def _is_used(self, gate: tf.Tensor, training: bool, seed: int | tf.Tensor) -> tf.Tensor:
         """Which tokens use a later choice of gate [G, S]: float32 [G, S]."""
         policy = self.later_choice_policy if training else self.eval_later_choice_policy
         if policy == "threshold":

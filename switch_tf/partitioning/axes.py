@@ -8,6 +8,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import tensorflow as tf
 
 BATCH = "batch"
@@ -80,10 +81,10 @@ class Placement:
         del axis
         return 1
 
-    def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
+    def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor | np.ndarray:
         """Returns the indices, in the whole batch's tensor, of the elements along a dimension: int32 [size]."""
         del axes, dimension
-        return tf.range(size)
+        return np.arange(size, dtype=np.int32)
 
     def sum_over_replicas(self, tree: _Nest) -> _Nest:
         """Returns the sums over replicas of a nest of tensors, which must not need a gradient."""
@@ -157,7 +158,7 @@ def is_replicated() -> bool:
     return placement().is_replicated
 
 
-def global_indices(axes: Axes, dimension: int, size: int) -> tf.Tensor:
+def global_indices(axes: Axes, dimension: int, size: int) -> tf.Tensor | np.ndarray:
     """Returns the indices, in the whole batch's tensor, of the elements along a dimension.
 
     Args:
@@ -166,7 +167,7 @@ def global_indices(axes: Axes, dimension: int, size: int) -> tf.Tensor:
       size: how many elements the program sees of it.
 
     Returns:
-      int32 [size]: consecutive, from 0, or from the first row of the replica.
+      int32 [size]: consecutive, from 0, or from the first row of the replica; in numpy where they are constants.
     """
     return placement().global_indices(axes, dimension, size)
 

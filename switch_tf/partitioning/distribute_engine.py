@@ -27,12 +27,12 @@ class _Rows(Placement):
 
     is_replicated = True
 
-    def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
-        places = tf.range(size)
+    def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor | np.ndarray:
+        places = super().global_indices(axes, dimension, size)
         if axes[dimension] not in (BATCH, GROUPS):
             return places
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return places + tf.convert_to_tensor(replica) * size
+        return tf.convert_to_tensor(replica) * size + places
 
 
 class _Replica(_Rows):

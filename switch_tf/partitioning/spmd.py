@@ -32,5 +32,10 @@ class Partitioned(Placement):
         splits = [-1 if name is None else self._dimensions.index(name) for name in self.layout.split(axes)]
         return compat.annotate_sharding(tensor, self._devices, splits)
 
+    def global_indices(self, axes: Axes, dimension: int, size: int) -> tf.Tensor:
+        # Each device computes its own part of a range; it would hold the whole of a constant.
+        del axes, dimension
+        return tf.range(size)
+
     def num_shards(self, axis: str) -> int:
         return self.layout.num_shards(axis)
