@@ -1,7 +1,7 @@
 """State on disk: TensorFlow's tensor bundles, written in blocks by many processes and read in whatever blocks.
 
-A bundle knows tensors by their names and whole shapes and finds any block of one, however it was cut when it was
-written: the files say nothing of engines, meshes or processes. `tf.train.load_checkpoint` reads them.
+A bundle knows tensors by their names and whole shapes and finds any block of one, however it was sharded when
+it was written: the files say nothing of engines, meshes or processes. `tf.train.load_checkpoint` reads them.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The SentencePiece model beside somebody's weights: as it is, or put together from a tokenizer.json."""
+"""The SentencePiece model beside somebody's weights: as it is, or built from a tokenizer.json."""
 
 import base64
 import json

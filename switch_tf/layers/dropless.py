@@ -16,7 +16,7 @@ MAX_BLOCK_SIZE = 128
 
 
 class Blocks(NamedTuple):
-    """Tokens sorted by expert and cut into blocks; A assignments (token, choice) in T blocks of B places.
+    """Tokens sorted by expert and split into blocks; A assignments (token, choice) in T blocks of B places.
 
     assignment: int32 [T, B], the assignment in each place; an arbitrary one in an unused place.
     expert: int32 [T], the expert of each block.

@@ -43,7 +43,7 @@ class Experiment:
       engine: "single", or another of the engines.
       mesh_shape: the devices, in Mesh TensorFlow's notation: "data:4,model:2".
       layout_rules: which axes are split over which dimension of the mesh: "batch:data,experts:data,heads:model".
-      num_logical_devices: into how many devices to cut this machine's CPU, to try a mesh; None: as it is.
+      num_logical_devices: how many logical devices to split this machine's CPU into, to try a mesh; None: as it is.
       num_data_shards: as how many streams the data are read; where it is a multiple of the hosts, each reads its own.
     """
 

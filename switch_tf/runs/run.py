@@ -175,7 +175,7 @@ class Run:
             self.engine.load(variable, _reader(prefix, name, variable))
 
     def continue_from_weights(self, step: int) -> None:
-        """Reads a checkpoint of weights alone, which `switch-tf convert` made, and its step; data start anew.
+        """Reads a checkpoint of weights alone, which `switch-tf convert` made, and its step; data start over.
 
         Slots are read where it has them; where not, they start at zero, and so does their decay.
 

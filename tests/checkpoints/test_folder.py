@@ -101,7 +101,7 @@ def test_the_best_stays_besides_the_newest(tmp_path):
     assert folder.steps() == [60, 70]
 
 
-def test_another_metric_begins_anew(tmp_path):
+def test_another_metric_starts_over(tmp_path):
     folder = CheckpointFolder(str(tmp_path), keep=3)
     scored(folder, 10, 90.0)
     scored(folder, 20, 1.0, "squad/em")

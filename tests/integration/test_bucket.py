@@ -119,7 +119,7 @@ def test_a_bucket_that_may_only_be_read(capsys):
     assert "give it roles/storage.objectAdmin" in said and said.endswith("; no checkpoint had been made yet.")
 
 
-def test_a_run_that_cannot_see_its_checkpoints_does_not_begin_anew(buckets, resumed, capsys):
+def test_a_run_that_cannot_see_its_checkpoints_does_not_start_over(buckets, resumed, capsys):
     before = {name: buckets.content("runs", name) for name in buckets.names("runs", "tiny/")}
     buckets.fail("GET", "prefix=tiny/checkpoints/", 1000)
     said = fails(capsys, *launch.arguments(RUN, *SETTINGS, "TRAIN_STEPS=9"))

@@ -145,7 +145,7 @@ def main(output: str, settings: dict) -> None:
 
 
 def whole(engine, variable) -> np.ndarray:
-    """Puts a variable together from the pieces that this process holds."""
+    """Puts a variable together from the shards that this process holds."""
     array = np.full(variable.shape, np.nan, np.float32)
     for (start, shape), values in engine.shards(variable):
         array[tuple(slice(first, first + size) for first, size in zip(start, shape))] = values

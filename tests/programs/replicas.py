@@ -1,6 +1,6 @@
 """What a tiny run gives on one device and on replicas: `... FILE MESH MICROBATCHES [SETTING=VALUE ...]`.
 
-A process of its own: TensorFlow's devices are cut once, before anything else.
+A process of its own: TensorFlow's devices are split once, before anything else.
 """
 
 import os

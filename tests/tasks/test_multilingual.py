@@ -49,7 +49,7 @@ def blocks(split: str = "train", **options) -> tf.data.Dataset:
 
 
 def languages_of(inputs: np.ndarray, targets: np.ndarray) -> set[str]:
-    """The languages of the words of a sequence, put together again; its first and last word may be cut."""
+    """The languages of the words of a sequence, restored; its first and last word may be cut."""
     vocabulary = vocabulary_of("mc4")
     first_sentinel = vocabulary.vocab_size - vocabulary.num_sentinels
     spans, tokens = {}, []
