@@ -1,8 +1,10 @@
 """What the tests of the command line share."""
 
+import pathlib
+
 import pytest
 
-from tests.support import launch
+from tests.support import commands, launch
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -12,3 +14,13 @@ def at_the_root():
         patch.chdir(launch.ROOT)
         patch.syspath_prepend(str(launch.ROOT))
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> pathlib.Path:
+    """The model directory of the tiny run after its 12 steps; copy it to write into it."""
+    model_dir = tmp_path_factory.mktemp("tiny_run") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(launch.ROOT)
+        commands.run(*launch.arguments(model_dir))
+    return model_dir

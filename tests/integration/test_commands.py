@@ -4,7 +4,6 @@ import json
 import pathlib
 import shutil
 
-import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,12 +20,9 @@ from tests.support.commands import call, fails
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> pathlib.Path:
-    """The model directory of the tiny run."""
-    model_dir = tmp_path_factory.mktemp("trained") / "tiny"
-    gin.clear_config()
-    command_line.main(launch.arguments(model_dir))
-    return model_dir
+def trained(tiny_run, tmp_path_factory) -> pathlib.Path:
+    """A copy of the tiny run's model directory."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("trained") / "tiny")
 
 
 def test_a_model_directory_holds_what_the_design_promises(trained):
@@ -117,7 +113,8 @@ def test_describe_reads_a_model_directory(trained, capsys):
 def test_report_compares_runs(trained, capsys, tmp_path):
     dense = tmp_path / "dense"
     shutil.copytree(trained / "vocabulary", dense / "vocabulary")
-    command_line.main(launch.arguments(dense, "ModelConfig.num_experts=0"))
+    one_layer = ("ModelConfig.num_encoder_layers=1", "ModelConfig.num_decoder_layers=1")
+    command_line.main(launch.arguments(dense, "ModelConfig.num_experts=0", *one_layer))
     out = call(capsys, "report", str(trained), str(dense), f"--output={tmp_path}")
     assert "unigram model" in out and "tiny" in out and "dense" in out
     for name in ("loss.png", "experts.png"):
@@ -157,16 +154,16 @@ def test_a_wrong_setting_is_one_line_before_the_first_step(capsys, tmp_path, bin
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
-@pytest.mark.parametrize(
-    "bindings",
-    [
-        ('ACTIVATION_DTYPE="bfloat16"', "NUM_MICROBATCHES=4"),
-        ("NUM_DATA_SHARDS=4", 'ModelConfig.dispatcher="einsum"', 'ModelConfig.activation="gated_gelu"')
-        + ("ModelConfig.tied_logits=False",),
-    ],
-)
-def test_every_option_trains(tmp_path, bindings):
-    command_line.main(launch.arguments(tmp_path / "run", *bindings, "TRAIN_STEPS=12"))
+def test_every_option_trains(tmp_path):
+    bindings = (
+        'ACTIVATION_DTYPE="bfloat16"',
+        "NUM_MICROBATCHES=4",
+        "NUM_DATA_SHARDS=4",
+        'ModelConfig.dispatcher="einsum"',
+        'ModelConfig.activation="gated_gelu"',
+        "ModelConfig.tied_logits=False",
+    )
+    command_line.main(launch.arguments(tmp_path / "run", *bindings))
     rows = list(launch.losses(tmp_path / "run").values())
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
@@ -302,7 +299,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize(
     "variant",
-    [name if index < 2 else pytest.param(name, marks=pytest.mark.slow) for index, name in enumerate(VARIANTS)],
+    [name if index == 0 else pytest.param(name, marks=pytest.mark.slow) for index, name in enumerate(VARIANTS)],
 )
 def test_variants_of_routing_train_evaluate_and_predict(tmp_path, capsys, variant):
     bindings = ("TRAIN_STEPS=2", "EVAL_PERIOD=2", "CHECKPOINT_PERIOD=2", *VARIANTS[variant])

@@ -25,8 +25,11 @@ from tests.support.commands import call, fails
 
 TEACHER_COLUMNS = ("soft_cross_entropy", "teacher_entropy", "teacher_neg_log_perplexity", "teacher_agreement")
 # Low rates, as in test_meshes.py.
-SHORT = ("LOG_PERIOD=1", "TRAIN_STEPS=6", "EVAL_PERIOD=3", "CHECKPOINT_PERIOD=3")
-SETTINGS = ("NUM_EXPERTS=0", "WARMUP_STEPS=1000000", *SHORT)
+SETTINGS = (
+    *("NUM_EXPERTS=0", "WARMUP_STEPS=1000000"),
+    *("LOG_PERIOD=1", "TRAIN_STEPS=6", "EVAL_PERIOD=3", "CHECKPOINT_PERIOD=3"),
+)
+TEACHER_STEP = 12
 
 
 def train(model_dir: pathlib.Path, *bindings: str) -> pathlib.Path:
@@ -36,9 +39,9 @@ def train(model_dir: pathlib.Path, *bindings: str) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> pathlib.Path:
-    """The model directory of a sparse teacher."""
-    return train(tmp_path_factory.mktemp("teacher"), *SHORT)
+def teacher(tiny_run, tmp_path_factory) -> pathlib.Path:
+    """The model directory of a sparse teacher: a copy of that of the tiny run."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("teacher") / "tiny")
 
 
 def arguments(model_dir: pathlib.Path, teacher: pathlib.Path | str, *bindings: str) -> list[str]:
@@ -70,7 +73,7 @@ def test_a_student_starts_with_the_teachers_weights_and_records_what_the_teacher
     dense = {name for name in weights(model_dir, 6) if name != "step"}
     assert f"Starting with {len(dense) - 4} of {len(dense)} weights from the teacher {teacher}" in printed
     assert "fresh: encoder/layer_1/feed_forward/wi, " in printed and " and 1 more." in printed
-    assert f"Teacher: {teacher}, step 6, " in printed
+    assert f"Teacher: {teacher}, step {TEACHER_STEP}, " in printed
     rows = read_csv(str(model_dir / "metrics.csv"))
     assert len(rows) == 6 and set(TEACHER_COLUMNS) < rows[0].keys()
     for row in rows:
@@ -100,7 +103,7 @@ def test_evaluations_tell_the_share_of_the_gain(distilled, teacher, capsys):
 def test_the_first_step_of_a_student_without_learning_starts_where_the_teacher_stands(teacher, tmp_path):
     train_arguments = arguments(tmp_path, teacher, "Adafactor.learning_rate=@Constant()", "Constant.value=0.0")
     command_line.main([*train_arguments, "--gin.TRAIN_STEPS=1"])
-    student, theirs = weights(tmp_path, 1), weights(teacher, 6)
+    student, theirs = weights(tmp_path, 1), weights(teacher, TEACHER_STEP)
     same = [name for name in student if name in theirs and name != "step" and student[name].shape == theirs[name].shape]
     assert len(same) == len(student) - 5
     for name in same:
@@ -224,8 +227,8 @@ def test_a_mistake_is_one_sentence_before_the_first_step(teacher, cache, tmp_pat
 @pytest.mark.slow
 def test_a_resumed_run_keeps_its_teacher(distilled, teacher, tmp_path, capsys):
     shutil.copytree(distilled[0], tmp_path / "copy")
-    found = fails(capsys, *arguments(tmp_path / "copy", f"{teacher}/checkpoints/step_00000003", "TRAIN_STEPS=8"))
-    assert "holds a run with the step of TEACHER = 6, not 3: set it back" in found
+    found = fails(capsys, *arguments(tmp_path / "copy", f"{teacher}/checkpoints/step_00000004", "TRAIN_STEPS=8"))
+    assert "holds a run with the step of TEACHER = 12, not 4: set it back" in found
 
 
 @pytest.mark.slow
@@ -256,6 +259,6 @@ def test_describe_counts_the_teacher(teacher, capsys):
     assert "teacher" not in json.loads(call(capsys, "describe", *flags, "--json"))
     flags += [f'--gin.TEACHER="{teacher}"', '--gin.TEACHER_DTYPE="bfloat16"']
     found = json.loads(call(capsys, "describe", *flags, "--json"))["teacher"]
-    parameters = sum(value.size for name, value in weights(teacher, 6).items() if name != "step")
+    parameters = sum(value.size for name, value in weights(teacher, TEACHER_STEP).items() if name != "step")
     assert (found["parameters"], found["weight_bytes"]) == (parameters, 2 * parameters)
     assert f"teacher {teacher}" in call(capsys, "describe", *flags)

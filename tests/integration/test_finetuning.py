@@ -55,12 +55,9 @@ def _data_sets(data_dir):
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> pathlib.Path:
-    """The model directory of the tiny pre-training."""
-    model_dir = tmp_path_factory.mktemp("pretrained")
-    gin.clear_config()
-    command_line.main(launch.arguments(model_dir))
-    return model_dir
+def pretrained(tiny_run, tmp_path_factory) -> pathlib.Path:
+    """A copy of the tiny run's model directory."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("pretrained") / "tiny")
 
 
 def arguments(model_dir: pathlib.Path, initial: pathlib.Path, *bindings: str) -> list[str]:

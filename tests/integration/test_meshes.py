@@ -164,9 +164,9 @@ def await_step(step: int, model_dir: pathlib.Path, *processes) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, model_dir, victim, capsys):
-    """Both runs end in both processes; the second one resumes the first, and one device resumes the second."""
+@pytest.mark.slow
+def test_one_of_two_processes_is_told_to_stop(single, model_dir, capsys):
+    """The run ends in both processes, and one device resumes it."""
     processes = start_two(model_dir)
     await_step(1, model_dir, *processes)
     processes[1].terminate()
@@ -175,6 +175,13 @@ def test_one_of_two_processes_is_told_to_stop_and_then_one_is_killed(single, mod
         assert process.returncode == 128 + signal.SIGTERM, err
         assert "Stopped by SIGTERM at step" in err
         assert index == 0 or out == ""  # The first process speaks for all.
+    assert "from step " in commands.call(capsys, *arguments(model_dir, *SINGLE))
+    assert_same_curve(model_dir, single)
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_one_of_two_processes_is_killed(single, model_dir, victim, capsys):
+    """The run ends in the other one too, and one device resumes it."""
     processes = start_two(model_dir)
     await_step(6, model_dir, *processes)
     processes[victim].kill()

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import sys
 import types
 
@@ -19,19 +20,15 @@ from switch_tf.errors import SettingError
 from switch_tf.runs import gin_config
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.run import load_run
-from tests.support import launch
 from tests.support.commands import call, fails
 
 TEXTS = ["The <extra_id_0> statement <extra_id_1>.", "plain words", "One <extra_id_0>", "\N{SNOWMAN} is no ASCII", "x"]
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> str:
-    """The model directory of the tiny run."""
-    folder = tmp_path_factory.mktemp("trained") / "tiny"
-    gin.clear_config()
-    command_line.main([*launch.arguments(folder), "--gin.TRAIN_STEPS=4"])
-    return str(folder)
+def model_dir(tiny_run, tmp_path_factory) -> str:
+    """A copy of the tiny run's model directory."""
+    return str(shutil.copytree(tiny_run, tmp_path_factory.mktemp("trained") / "tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support import commands, launch
 
-STEPS = 60
-SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=7", "EVAL_PERIOD=20", "LOG_PERIOD=1")
+STEPS = 20
+SETTINGS = (f"TRAIN_STEPS={STEPS}", "CHECKPOINT_PERIOD=3", "EVAL_PERIOD=10", "LOG_PERIOD=1")
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +53,20 @@ def finish(capsys: pytest.CaptureFixture, model_dir: pathlib.Path) -> str:
 def test_every_step_has_its_row(uninterrupted):
     assert list(launch.losses(uninterrupted)) == [str(step) for step in range(1, STEPS + 1)]
     first, last = (float(launch.losses(uninterrupted)[step]["loss"]) for step in ("1", str(STEPS)))
-    assert last < first - 0.5
+    assert last < first - 0.2
 
 
+@pytest.mark.slow  # test_bucket.py kills a run while it saves, too.
 def test_killed_in_the_middle_of_a_checkpoint(model_dir, uninterrupted, capsys):
     killed = launch.run(*launch.arguments(model_dir, *SETTINGS), program="tests.programs.killed_while_saving")
     assert killed.returncode == -signal.SIGKILL
-    assert (model_dir / "checkpoints" / "step_00000021").is_dir()
-    assert "from step 14" in finish(capsys, model_dir)
+    assert (model_dir / "checkpoints" / "step_00000009").is_dir()
+    assert "from step 6" in finish(capsys, model_dir)
     assert_same_run(model_dir, uninterrupted)
 
 
 def test_sigterm_saves_and_says_how_to_resume(model_dir, uninterrupted, capsys):
-    process, _, err = kill_at(model_dir, 10, signal.SIGTERM)
+    process, _, err = kill_at(model_dir, 4, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
     message = err.splitlines()[-1]
     assert "Stopped by SIGTERM at step" in message and "Resume with the same command" in message

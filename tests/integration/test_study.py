@@ -2,13 +2,14 @@
 
 import csv
 import pathlib
+import shlex
 import signal
 import time
 
 import pytest
 
 from switch_tf.cli import main as command_line
-from tests.support import launch
+from tests.support import commands, launch
 
 STUDY = "tests/support/tiny_study.gin"
 
@@ -23,6 +24,10 @@ def rows(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def test_a_killed_study_resumes_and_ends_with_the_same_numbers(tmp_path, capsys):
+    command_line.main(arguments(tmp_path, "--print"))
+    quiet, _ = capsys.readouterr().out.splitlines()
+    commands.run(*shlex.split(quiet)[1:])  # A study leaves a run alone that is finished.
+
     study = launch.start(*arguments(tmp_path))
     log = tmp_path / "killed-seed0" / "metrics.csv"
     while study.poll() is None and not (log.exists() and "\n3," in log.read_text()):
@@ -30,7 +35,7 @@ def test_a_killed_study_resumes_and_ends_with_the_same_numbers(tmp_path, capsys)
     study.send_signal(signal.SIGTERM)
     study.communicate(timeout=120)
     assert study.returncode == 128 + signal.SIGTERM
-    assert len(launch.losses(log.parent)) < 24
+    assert len(launch.losses(log.parent)) < 12
 
     command_line.main(arguments(tmp_path, "--print"))
     (command,) = capsys.readouterr().out.splitlines()
@@ -40,8 +45,8 @@ def test_a_killed_study_resumes_and_ends_with_the_same_numbers(tmp_path, capsys)
     table = capsys.readouterr().out
     curves = rows(tmp_path / "curves.csv")
     of = {name: [row for row in curves if row["variant"] == name] for name in ("quiet", "killed")}
-    assert [row["step"] for row in of["quiet"]] == ["8", "16", "24"]
-    assert [row["tokens"] for row in of["quiet"]] == [str(8 * (32 + 10) * step) for step in (8, 16, 24)]
+    assert [row["step"] for row in of["quiet"]] == ["4", "8", "12"]
+    assert [row["tokens"] for row in of["quiet"]] == [str(8 * (32 + 10) * step) for step in (4, 8, 12)]
     for column in ("seed", "step", "tokens", "neg_log_perplexity", "accuracy"):
         assert [row[column] for row in of["quiet"]] == [row[column] for row in of["killed"]]
     lead = [row["lead"] for row in rows(tmp_path / "summary.csv")]

@@ -34,7 +34,7 @@ def run_replicas(files: list[str], *arguments: str) -> list[dict[str, np.ndarray
         )
         for index, file in enumerate(files)
     ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
     assert not any(process.returncode for process in processes), errors
     return [dict(np.load(file)) for file in files]
 
@@ -48,6 +48,7 @@ def assert_replicas_equal_one_device(found: dict[str, np.ndarray]) -> None:
     assert len(np.unique(found["mesh/decoded"])) > 10
 
 
+@pytest.mark.slow
 def test_replicas_give_what_one_device_gives(tmp_path):
     """Noise of all kinds, several groups for each replica, padding: losses, metrics, weights, evaluation, decoding."""
     (found,) = run_replicas([str(tmp_path / "found.npz")], "data:2", "1")
@@ -62,7 +63,7 @@ def test_replicas_accumulate_the_gradients_of_microbatches(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rematerialization", ["sublayers", "blocks"])
-def test_replicas_make_activations_again(tmp_path, rematerialization):
+def test_replicas_recompute_activations(tmp_path, rematerialization):
     setting = f"rematerialization={rematerialization}"
     (found,) = run_replicas([str(tmp_path / "found.npz")], "data:2", "2", setting)
     assert_replicas_equal_one_device(found)
@@ -85,12 +86,12 @@ def test_processes_give_what_one_device_gives(tmp_path):
         ("data:999", "batch:data", "MESH_SHAPE has 999 device.*NUM_LOGICAL_DEVICES"),
     ],
 )
-def test_what_cannot_be_split_is_refused(mesh_shape, layout_rules, message):
+def test_what_cannot_be_sharded_is_refused(mesh_shape, layout_rules, message):
     with pytest.raises(SettingError, match=message):
         make_engine("tpu", Layout.parse(mesh_shape, layout_rules))
 
 
-def test_a_processor_is_cut_before_it_is_used():
+def test_a_processor_is_split_before_it_is_used():
     tf.constant(0)
     with pytest.raises(SettingError, match="NUM_LOGICAL_DEVICES = 99 comes too late"):
         make_engine("tpu", Layout.parse("data:99", "batch:data"), 99)

@@ -30,10 +30,10 @@ def test_a_split_step_is_the_whole_step(tmp_path, mesh_shape, layout_rules, num_
     file = tmp_path / "found.npz"
     command = [sys.executable, "-m", "tests.programs.partitioned", str(file), mesh_shape, layout_rules]
     command.append(str(num_microbatches))
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     found = np.load(file)
     names = [name.removeprefix("whole/") for name in found if name.startswith("whole/")]
-    assert "losses" in names and len(names) > 100
+    assert "losses" in names and len(names) > 60
     for name in names:
         split, whole = found[f"partitioned/{name}"], found[f"whole/{name}"]
         np.testing.assert_allclose(split, whole, rtol=1e-5, atol=1e-6, err_msg=name)
