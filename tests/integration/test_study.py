@@ -24,8 +24,7 @@ def rows(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def test_a_killed_study_resumes_and_ends_with_the_same_numbers(tmp_path, capsys):
-    command_line.main(arguments(tmp_path, "--print"))
-    quiet, _ = capsys.readouterr().out.splitlines()
+    quiet, _ = commands.call(capsys, *arguments(tmp_path, "--print")).splitlines()
     commands.run(*shlex.split(quiet)[1:])  # A study leaves a run alone that is finished.
 
     study = launch.start(*arguments(tmp_path))
@@ -37,12 +36,10 @@ def test_a_killed_study_resumes_and_ends_with_the_same_numbers(tmp_path, capsys)
     assert study.returncode == 128 + signal.SIGTERM
     assert len(launch.losses(log.parent)) < 12
 
-    command_line.main(arguments(tmp_path, "--print"))
-    (command,) = capsys.readouterr().out.splitlines()
+    (command,) = commands.call(capsys, *arguments(tmp_path, "--print")).splitlines()
     assert command.startswith("switch-tf train --gin_file=tests/support/tiny.gin ") and "killed-seed0" in command
 
-    command_line.main(arguments(tmp_path))
-    table = capsys.readouterr().out
+    table = commands.call(capsys, *arguments(tmp_path))
     curves = rows(tmp_path / "curves.csv")
     of = {name: [row for row in curves if row["variant"] == name] for name in ("quiet", "killed")}
     assert [row["step"] for row in of["quiet"]] == ["4", "8", "12"]
