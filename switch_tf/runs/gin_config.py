@@ -168,5 +168,5 @@ def macro(name: str, default: object = None) -> object:
 
 def scalar_macros() -> dict[str, bool | int | float | str]:
     """Returns the macros that are numbers, strings or truth values, by name."""
-    values = {name: macro(name) for name in _DEFINITION.findall(gin.config_str(max_line_length=1000))}
+    values = gin_bindings.macros()
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
