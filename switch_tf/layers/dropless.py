@@ -1,7 +1,8 @@
 """Dropless expert layers for evaluation and decoding: every token gets its experts, without padding to a capacity.
 
-Tokens are sorted by expert and processed in blocks of one expert each (after the blocks of Gale et al. 2022). A token's
-result does not depend on the rest of the batch, and the weights of experts that no token chose are not read.
+Tokens are sorted by expert and processed in blocks of one expert each (after the blocks of Gale et al. 2022); few
+tokens, as in a step of decoding, go through small experts at once. A token's result does not depend on the rest of the
+batch, and the weights of experts that no token chose are not read.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from switch_tf.layers.routing import Routing
 
 # Large enough for an efficient matmul, small enough that the last, partly filled block of an expert wastes little.
 MAX_BLOCK_SIZE = 128
+# Up to this number, a copy of its expert's weights for every token costs less than a loop over blocks.
+MAX_COPIED_WEIGHTS = 2**21
 
 
 class Blocks(NamedTuple):
@@ -72,15 +75,20 @@ def block_size_for(assignments: int, num_experts: int) -> int:
 
 
 def apply_dropless(
-    routing: Routing, tokens: tf.Tensor, expert_function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], width: int
+    routing: Routing,
+    tokens: tf.Tensor,
+    expert_function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    width: int,
+    expert_size: int,
 ) -> tf.Tensor:
     """Applies to every token its experts and adds their outputs, weighted by the gates.
 
     Args:
       routing: with a slot for every choice that is to be used.
       tokens: [G, S, M].
-      expert_function: (expert, int32 scalar; tokens [B, M]) -> that expert's output [B, W].
+      expert_function: (expert, int32 [...]; tokens [..., B, M]) -> those experts' outputs [..., B, W].
       width: W.
+      expert_size: how many weights an expert has.
 
     Returns:
       [G, S, W], dtype of the tokens; 0 for padding.
@@ -88,31 +96,56 @@ def apply_dropless(
     groups, size, choices = routing.slot.shape
     num_experts = routing.filled.shape[-1]
     assignments = groups * size * choices
-    block_size = block_size_for(assignments, num_experts)
     has_slot = routing.slot < num_experts * routing.capacity
     expert = tf.reshape(tf.where(has_slot, routing.expert, num_experts), [assignments])
-    if assignments == 1:  # One token alone, as in greedy decoding of one text, needs no sorting and no loop.
-        only = tf.minimum(tf.reshape(expert, []), num_experts - 1)
-        output = expert_function(only, tf.reshape(tokens, [1, tokens.shape[-1]]))
-        return tf.reshape(output, [groups, size, width]) * tf.cast(routing.gate, output.dtype)
-    blocks = blocks_of(expert, num_experts, block_size)
-    token_of_place = blocks.assignment // choices
     rows = tf.reshape(tokens, [groups * size, tokens.shape[-1]])
+    if assignments == 1 or assignments * expert_size <= MAX_COPIED_WEIGHTS:
+        each = tf.expand_dims(tf.repeat(rows, choices, axis=0), 1)
+        # The gate of an assignment without an expert is 0.
+        taken = expert_function(tf.minimum(expert, num_experts - 1), each)
+    else:
+        taken = _by_blocks(rows, expert, choices, num_experts, expert_function, width)
+    weighted = tf.reshape(taken, [groups, size, choices, width]) * tf.cast(
+        tf.expand_dims(routing.gate, -1), taken.dtype
+    )
+    return tf.reduce_sum(weighted, axis=2)
+
+
+def _by_blocks(
+    rows: tf.Tensor,
+    expert: tf.Tensor,
+    choices: int,
+    num_experts: int,
+    expert_function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    width: int,
+) -> tf.Tensor:
+    """Applies experts block by block.
+
+    Args:
+      rows: [A / choices, M].
+      expert: int32 [A], `num_experts` for an assignment without an expert.
+      choices: how many assignments each row has.
+      num_experts: E.
+      expert_function: see `apply_dropless`.
+      width: W.
+
+    Returns:
+      [A, W]; arbitrary for an assignment without an expert.
+    """
+    blocks = blocks_of(expert, num_experts, block_size_for(expert.shape[0], num_experts))
+    max_blocks, block_size = blocks.assignment.shape
+    token_of_place = blocks.assignment // choices
 
     def apply_block(block: tf.Tensor, outputs: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
         block_tokens = tf.gather(rows, tf.gather(token_of_place, block))
         output = expert_function(tf.gather(blocks.expert, block), block_tokens)
         return block + 1, outputs.write(block, output)
 
-    outputs = tf.TensorArray(tokens.dtype, blocks.expert.shape[0], element_shape=[block_size, width])
+    outputs = tf.TensorArray(rows.dtype, max_blocks, element_shape=[block_size, width])
     _, outputs = tf.while_loop(
         lambda block, _: block < blocks.num_used,
         apply_block,
         (tf.constant(0), outputs),
-        maximum_iterations=blocks.expert.shape[0],
+        maximum_iterations=max_blocks,
     )
-    taken = tf.gather(tf.reshape(outputs.stack(), [-1, width]), blocks.place)
-    weighted = tf.reshape(taken, [groups, size, choices, width]) * tf.cast(
-        tf.expand_dims(routing.gate, -1), taken.dtype
-    )
-    return tf.reduce_sum(weighted, axis=2)
+    return tf.gather(tf.reshape(outputs.stack(), [-1, width]), blocks.place)

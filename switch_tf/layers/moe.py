@@ -1,5 +1,6 @@
 """The Switch feed-forward layer: a router, a dispatcher and experts (Sec. 2.1, App. F)."""
 
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -83,7 +84,7 @@ def expert_matmul(slots: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 class Experts(Layer):
     """E feed-forward networks of one shape, each with its own weights, applied to its own slots.
 
-    `SwitchFeedForward` takes any layer with `num_experts`, `output_width`, `call` and `apply_one` as its experts.
+    `SwitchFeedForward` takes any layer with `num_experts`, `output_width`, `call` and `apply_chosen` as its experts.
     """
 
     def __init__(
@@ -146,8 +147,8 @@ class Experts(Layer):
             return rematerialized(transformed, self.variables, [slots])
         return transformed(slots)
 
-    def apply_one(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-        """Applies one expert (int32 scalar), without dropout, to [B, M] tokens; reads no other expert's weights."""
+    def apply_chosen(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+        """Applies experts (int32 [...]), without dropout, to tokens [..., B, M]; reads no other expert's weights."""
         tokens = self.cast(tokens)
         hidden = activate([tokens @ self.cast(tf.gather(wi, expert)) for wi in self.wi])
         return hidden @ self.cast(tf.gather(self.wo, expert))
@@ -255,7 +256,8 @@ class SwitchFeedForward(Layer):
         routing = self.router(tokens, mask, capacity=capacity, context=context)
         # In a partitioned program, a loop over blocks would all-gather the expert weights: use slots instead.
         if is_dropless and not axes.is_partitioned():
-            y = apply_dropless(routing, tokens, self.experts.apply_one, self.experts.output_width)
+            expert_size = sum(math.prod(weight.shape[1:]) for weight in self.experts.variables)
+            y = apply_dropless(routing, tokens, self.experts.apply_chosen, self.experts.output_width, expert_size)
         else:
             y = self._through_slots(routing, tokens, context)
         y = axes.constrain(y, (axes.GROUPS, None, axes.EMBED))

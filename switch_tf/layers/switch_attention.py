@@ -75,8 +75,8 @@ class AttentionExperts(Layer):
         whole = (axes.EXPERTS, axes.GROUPS, axes.SLOTS, None)
         return tf.concat([axes.constrain(projection, whole) for projection in projections], axis=-1)
 
-    def apply_one(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-        """Applies one expert (int32 scalar) to [B, M] tokens: [B, 2 N K]."""
+    def apply_chosen(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+        """Applies experts (int32 [...]) to tokens [..., B, M]: [..., B, 2 N K]."""
         x = self.cast(tokens)
         if self.kind == "feed_forward":
             x = tf.nn.relu(x @ self.cast(tf.gather(self.wi, expert)))

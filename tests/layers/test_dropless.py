@@ -1,11 +1,11 @@
-"""The loop over blocks of tokens against a slot for every token in every expert."""
+"""Dropless experts, by blocks of tokens or for single tokens, against a slot for every token in every expert."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from switch_tf.layers import dropless
 from switch_tf.layers.context import ForwardContext
-from switch_tf.layers.dropless import apply_dropless, block_size_for, blocks_of
 from switch_tf.layers.moe import Experts, SwitchFeedForward
 from switch_tf.layers.router_base import ROUTERS
 from switch_tf.partitioning import axes
@@ -14,7 +14,7 @@ from switch_tf.partitioning import axes
 @pytest.mark.parametrize("block_size", [1, 4, 8])
 @pytest.mark.parametrize("chosen", [[0] * 20, list(range(5)) * 4, [4, 4, 1, 5, 5, 1, 1, 1, 0], [5] * 6])
 def test_every_assignment_has_one_place_in_a_block_of_its_expert(chosen, block_size):
-    blocks = blocks_of(tf.constant(chosen), 5, block_size)
+    blocks = dropless.blocks_of(tf.constant(chosen), 5, block_size)
     used = int(blocks.num_used)
     counts = np.bincount(chosen, minlength=6)[:5]
     assert used == np.sum(-(-counts // block_size)) <= blocks.expert.shape[0]
@@ -41,16 +41,18 @@ def layer(router: str, activation: str = "relu", dtype=None, **settings) -> Swit
     return built
 
 
+@pytest.mark.parametrize("max_copied_weights", [0, dropless.MAX_COPIED_WEIGHTS])
 @pytest.mark.parametrize("activation", ["relu", "gated_gelu"])
 @pytest.mark.parametrize("router", ["switch", "top_n", "no_token_left_behind"])
-def test_blocks_equal_slots_for_every_token(router, activation):
+def test_blocks_and_single_tokens_equal_slots_for_every_token(router, activation, max_copied_weights, monkeypatch):
+    monkeypatch.setattr(dropless, "MAX_COPIED_WEIGHTS", max_copied_weights)
     settings = {"eval_later_choice_policy": "threshold"} if router == "top_n" else {}
     built = layer(router, activation, **settings)
     x = tf.random.stateless_normal([4, 16, 8], (0, 1))
     mask = np.ones([4, 16], bool)
     mask[1, 5:] = mask[3] = False
     context = ForwardContext(token_mask=tf.constant(mask))
-    by_blocks, routing = tf.function(lambda x: built(x, context=context), autograph=False)(x)
+    dropless_output, routing = tf.function(lambda x: built(x, context=context), autograph=False)(x)
 
     class Partitioned(axes.Placement):
         is_partitioned = True
@@ -58,8 +60,8 @@ def test_blocks_equal_slots_for_every_token(router, activation):
     # On a mesh every expert has a slot for every token.
     with axes.placed_by(Partitioned()):
         by_slots, _ = built(x, context=context)
-    np.testing.assert_allclose(by_blocks, by_slots, atol=1e-6)
-    np.testing.assert_array_equal(by_blocks.numpy()[~mask], 0)
+    np.testing.assert_allclose(dropless_output, by_slots, atol=1e-6)
+    np.testing.assert_array_equal(dropless_output.numpy()[~mask], 0)
     assert float(routing.metrics.fraction_dropped) == pytest.approx(0, abs=1e-6)
 
 
@@ -80,7 +82,8 @@ def test_bfloat16_stays_bfloat16():
     assert y.dtype == tf.bfloat16
 
 
-def test_experts_that_no_token_chose_are_not_applied():
+@pytest.mark.parametrize("expert_size", [1, dropless.MAX_COPIED_WEIGHTS])
+def test_experts_that_no_token_chose_are_not_applied(expert_size):
     built = layer("switch")
     built.router.kernel.assign(np.eye(8, 4, dtype=np.float32))
     x = np.zeros([1, 6, 8], np.float32)
@@ -88,13 +91,13 @@ def test_experts_that_no_token_chose_are_not_applied():
     applied = []
 
     def apply(expert, tokens):
-        applied.append(int(expert))
-        return built.experts.apply_one(expert, tokens)
+        applied.extend(np.ravel(expert))
+        return built.experts.apply_chosen(expert, tokens)
 
     routing = built.router(tf.constant(x), tf.ones([1, 6]), capacity=6)
-    apply_dropless(routing, tf.constant(x), apply, 8)
+    dropless.apply_dropless(routing, tf.constant(x), apply, 8, expert_size)
     assert set(applied) == {2}
 
 
 def test_blocks_are_as_large_as_an_experts_share():
-    assert [block_size_for(n, 8) for n in (1, 8, 9, 64, 10**6)] == [1, 1, 2, 8, 128]
+    assert [dropless.block_size_for(n, 8) for n in (1, 8, 9, 64, 10**6)] == [1, 1, 2, 8, 128]
