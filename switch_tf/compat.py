@@ -60,6 +60,23 @@ def stablehlo_bytecode(module: ir.Module) -> bytes:
     return buffer.getvalue()
 
 
+def portable_stablehlo(module: ir.Module) -> tuple[bytes, str]:
+    """Serializes a module for other versions of StableHLO (`jax._src.lib._jax.mlir.serialize_portable_artifact`).
+
+    Args:
+      module: any StableHLO.
+
+    Returns:
+      (the portable artifact, which every StableHLO of the last twelve weeks can read; the version of its format).
+    """
+    from jax._src.lib import _jax
+    from jaxlib.mlir.dialects import stablehlo
+
+    window = stablehlo.StablehloCompatibilityRequirement.WEEK_12
+    version = stablehlo.get_version_from_compatibility_requirement(window)
+    return _jax.mlir.serialize_portable_artifact(module, version, False), version
+
+
 def parse_stablehlo(bytecode: bytes) -> ir.Module:
     """Parses MLIR bytecode in a context that knows JAX's dialects (`jax._src.interpreters.mlir.make_ir_context`)."""
     from jax._src.interpreters import mlir
@@ -67,6 +84,14 @@ def parse_stablehlo(bytecode: bytes) -> ir.Module:
 
     with mlir.make_ir_context():
         return ir.Module.parse(bytecode)
+
+
+def forget_layouts(module: ir.Module) -> None:
+    """Removes the memory layouts of arguments and results, which TensorFlow records for one device of this machine."""
+    attributes = module.operation.attributes
+    for name in ("mhlo.xla_entry_computation_parameter_layouts", "mhlo.xla_entry_computation_result_layout"):
+        if name in attributes:
+            del attributes[name]
 
 
 def num_results(module: ir.Module) -> int:
@@ -94,10 +119,7 @@ def annotate_partitions(
 
     with module.context, ir.Location.unknown(module.context):
         attributes, integer = module.operation.attributes, ir.IntegerType.get_signless(32)
-        # TensorFlow records the layouts of arguments and results of the unpartitioned program.
-        for name in ("mhlo.xla_entry_computation_parameter_layouts", "mhlo.xla_entry_computation_result_layout"):
-            if name in attributes:
-                del attributes[name]
+        forget_layouts(module)
         attributes["mhlo.num_replicas"] = ir.IntegerAttr.get(integer, 1)
         attributes["mhlo.num_partitions"] = ir.IntegerAttr.get(integer, num_partitions)
         arguments = [{"mhlo.sharding": ir.StringAttr.get(sharding)} for sharding in argument_shardings]

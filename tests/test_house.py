@@ -42,7 +42,8 @@ ALLOWED = {
         "switch_tf.errors",
     ),
     "switch_tf.export": (
-        *("switch_tf.training", "switch_tf.decoding", "switch_tf.models", "switch_tf.partitioning", "switch_tf.errors"),
+        *("switch_tf.training", "switch_tf.decoding", "switch_tf.models", "switch_tf.partitioning", "switch_tf.compat"),
+        "switch_tf.errors",
     ),
     "switch_tf.serving": ("switch_tf.errors",),
     "switch_tf.interop": (

@@ -6,11 +6,12 @@ import os
 from switch_tf.cli import flags
 from switch_tf.errors import SettingError
 
-_FORMATS = ("saved_model", "huggingface")
+_FORMATS = ("saved_model", "stablehlo", "huggingface")
 _EXAMPLES = """\
 examples:
   switch-tf export --model_dir=runs/mine --output=exported
   switch-tf export --model_dir=runs/mine --output=exported --dtype=bfloat16 --gin.DECODER='"beam"'
+  switch-tf export --model_dir=runs/mine --output=programs --format=stablehlo --gin.BATCH_SIZE=8
   switch-tf export --model_dir=runs/mine --output=mine --format=huggingface
 """
 
@@ -54,10 +55,22 @@ def run(options: argparse.Namespace) -> None:
     if options.format == "huggingface":
         _export_huggingface(options)
         return
+    if options.format == "stablehlo":
+        _export_stablehlo(options)
+        return
     from switch_tf.runs import exporting
 
     request = exporting.ExportRequest(options.output, options.step, options.dtype, options.lengths, options.batch_sizes)
     print(exporting.export_text_model(request), flush=True)
+
+
+def _export_stablehlo(options: argparse.Namespace) -> None:
+    """Writes programs of the batch and lengths of the gin configuration."""
+    from switch_tf.runs.exporting_programs import export_programs
+
+    if options.dtype != "float32":
+        raise SettingError(f"--dtype={options.dtype} is not for --format=stablehlo, which writes float32.")
+    print(export_programs(options.output, options.step), flush=True)
 
 
 def _export_huggingface(options: argparse.Namespace) -> None:

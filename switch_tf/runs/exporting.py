@@ -38,6 +38,11 @@ class ExportRequest:
     batch_sizes: tuple[int, ...] = (1, 16)
 
 
+def on_one_device(experiment: Experiment) -> Experiment:
+    """Returns the experiment without its mesh: exports are for one device, whatever mesh trained the weights."""
+    return dataclasses.replace(experiment, engine="single", mesh_shape="", layout_rules="", num_logical_devices=None)
+
+
 def export_text_model(request: ExportRequest) -> str:
     """Writes a SavedModel.
 
@@ -51,10 +56,7 @@ def export_text_model(request: ExportRequest) -> str:
       SettingError: if there is no such checkpoint, or the output exists or cannot be written.
     """
     start = time.monotonic()
-    # The SavedModel is for one device, whatever mesh trained the weights.
-    experiment = dataclasses.replace(
-        Experiment(), engine="single", mesh_shape="", layout_rules="", num_logical_devices=None
-    )
+    experiment = on_one_device(Experiment())
     decoding = Decoding()
     lengths = experiment.task_feature_lengths
     shapes = Shapes(
