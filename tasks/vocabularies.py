@@ -3,7 +3,8 @@
 import functools
 import os
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import gin
 import sentencepiece
@@ -23,6 +24,8 @@ from switch_tf.data.sentencepiece import (
 from switch_tf.errors import SettingError
 
 _SENTINEL = re.compile("▁?<extra_id_[0-9]+>")
+# A sentinel is a piece that begins with a space, which no text needs to have before it.
+_IN_TEXT, _SPACED = re.compile(r"([^ \t\n\f\r])(<extra_id_[0-9])"), r"\1 \2"
 
 _selected_file: str | None = None
 
@@ -46,24 +49,56 @@ def _unreadable(path: str, error: Exception) -> SettingError:
     return SettingError(f"The vocabulary {path} cannot be read as a SentencePiece model ({reason}): {remedy}.")
 
 
+class _Pieces(NamedTuple):
+    """What must be known of a model's own pieces.
+
+    Attributes:
+      num_sentinels: how many sentinels are among them: mC4's has 100, C4's none.
+      after_space: whether sentinels are pieces that begin with a space, as those that seqio adds.
+    """
+
+    num_sentinels: int
+    after_space: bool
+
+
 @functools.cache
-def _sentinels_inside(path: str) -> int:
-    """Counts the sentinels among a model's own pieces: mC4's has 100, C4's none."""
+def _pieces_of(path: str) -> _Pieces:
+    """Reads a model's special pieces.
+
+    Raises:
+      SettingError: if padding, end, unknown or a sentinel has another id than the model and span corruption expect.
+    """
     with tf.io.gfile.GFile(path, "rb") as file:
         model = sentencepiece.SentencePieceProcessor(model_proto=file.read())
-    return sum(bool(_SENTINEL.fullmatch(model.id_to_piece(index))) for index in range(len(model)))
+    ids = (model.pad_id(), model.eos_id(), model.unk_id())
+    if ids != (0, 1, 2):
+        raise SettingError(
+            f"The vocabulary {path} has the ids {ids[0]}, {ids[1]} and {ids[2]} for padding, end and unknown, "
+            "not 0, 1 and 2: train one with `switch-tf vocabulary`, or with pad_id=0, eos_id=1, unk_id=2, bos_id=-1."
+        )
+    pieces = map(model.id_to_piece, range(len(model)))
+    sentinels = {index: piece for index, piece in enumerate(pieces) if _SENTINEL.fullmatch(piece)}
+    for index, piece in sentinels.items():
+        if piece.lstrip("▁") != f"<extra_id_{len(model) - 1 - index}>":
+            raise SettingError(
+                f"The vocabulary {path} has {piece} as its piece {index}, but sentinels must be its last pieces, "
+                "<extra_id_0> the very last: leave them out of the model, and the run adds 100."
+            )
+    return _Pieces(len(sentinels), all(piece.startswith("▁") for piece in sentinels.values()))
 
 
 class RunVocabulary(seqio.SentencePieceVocabulary):
     """The vocabulary that the run selected, with T5's 100 sentinels (`<extra_id_0>` has the highest id).
 
-    A model that has sentinels of its own gets no others. Tasks are registered when their module is imported, before a
+    A model that has sentinels of its own gets no others. In a text a sentinel is one wherever it stands: "print(" and
+    ")" may be its neighbours. Tasks are registered when their module is imported, before a
     run knows its vocabulary; this one looks the file up when it is first needed.
     """
 
     def __init__(self) -> None:
         super().__init__("", extra_ids=NUM_SENTINELS)
         self._num_sentinels: int | None = None
+        self._after_space = True
 
     @property
     def num_sentinels(self) -> int:
@@ -81,12 +116,20 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
             self._model = None
         try:
             if self._num_sentinels is None:
-                inside = _sentinels_inside(_selected_file)
+                inside, self._after_space = _pieces_of(_selected_file)
                 self._extra_ids = 0 if inside else NUM_SENTINELS
                 self._num_sentinels = inside or NUM_SENTINELS
             return super()._model_context()
         except (tf.errors.OpError, OSError, RuntimeError, DecodeError) as error:
             raise _unreadable(_selected_file, error) from error
+
+    def _encode(self, s: str) -> Sequence[int]:
+        self.load_model()
+        return super()._encode(_IN_TEXT.sub(_SPACED, s) if self._after_space else s)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        self.load_model()
+        return super()._encode_tf(tf.strings.regex_replace(s, _IN_TEXT.pattern, _SPACED) if self._after_space else s)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RunVocabulary)

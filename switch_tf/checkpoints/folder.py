@@ -13,10 +13,23 @@ from switch_tf.errors import SettingError
 
 _FOLDER = re.compile(r"step_(\d{8,})/?$")
 _MANIFEST = "manifest.json"
+# What the system says of itself, not of a file: a checkpoint that cannot be read now may be whole.
+_REFUSALS = (
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+)
 
 
 class UnusableCheckpoint(SettingError):
     """A checkpoint that is damaged, or that another version of switch_tf wrote; the others may be fine."""
+
+
+class DamagedCheckpoint(UnusableCheckpoint):
+    """A checkpoint that cannot be read to its end."""
 
 
 class CheckpointFolder:
@@ -146,15 +159,35 @@ class CheckpointFolder:
     def unreadable(self, step: int, error: Exception) -> SettingError:
         """Returns the error for a checkpoint that cannot be read, because of what the system said, with what to do."""
         refusal = storage.refusal(error)
-        if refusal is not None:
-            return SettingError(f"The checkpoint {self.path(step)} cannot be read: {refusal}.")
+        if refusal is not None or isinstance(error, _REFUSALS):
+            reason = refusal or storage.reason_of(error)
+            return SettingError(f"The checkpoint {self.path(step)} cannot be read: {reason}.")
+        return self.damaged(step, storage.reason_of(error))
+
+    def damaged(self, step: int, reason: str) -> DamagedCheckpoint:
+        """Returns the error for a checkpoint that is damaged, with what to do."""
         older = [other for other in self.steps() if other < step]
         remedy = (
             f"take the one before, of step {older[-1]}" if older else "there is no older one; use another MODEL_DIR"
         )
-        return UnusableCheckpoint(
-            f"The checkpoint {self.path(step)} is damaged ({storage.reason_of(error)}): {remedy}."
-        )
+        return DamagedCheckpoint(f"The checkpoint {self.path(step)} is damaged ({reason}): {remedy}.")
+
+    def set_aside(self, step: int) -> str:
+        """Renames a checkpoint, so that it is one no longer and the step can be saved again; returns the new folder.
+
+        Raises:
+          SettingError: if the disk cannot be written.
+        """
+        aside = f"{self.path(step)}.damaged"
+        number = 1
+        while storage.exists(aside):
+            number += 1
+            aside = f"{self.path(step)}.damaged-{number}"
+        try:
+            tf.io.gfile.rename(self.path(step), aside)
+        except (OSError, tf.errors.OpError) as error:
+            raise write_error(self.path(step), error, self) from error
+        return aside
 
     def prepare(self, step: int) -> None:
         """Makes a step's folder, without what an interrupted write may have left in it.

@@ -1,6 +1,7 @@
 """The manifest of a checkpoint: what a reader must know before it reads tensors. Nobody else knows its keys."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 
@@ -9,6 +10,11 @@ SLOTS = "/slots/"
 
 # Of tensor names, of shard files and of the keys below. A checkpoint of another format is refused.
 FORMAT = 2
+
+
+def _digest(values: Mapping[str, object]) -> str:
+    """Returns the SHA-256 of what a manifest says, as parsed from JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class WrongFormat(ValueError):
@@ -63,7 +69,8 @@ class Manifest:
     def to_json(self) -> str:
         """Returns the text of `manifest.json`."""
         values = {"format": FORMAT} | dataclasses.asdict(self)
-        return json.dumps({name: value for name, value in values.items() if name != "data" or value is not None})
+        text = json.dumps({name: value for name, value in values.items() if name != "data" or value is not None})
+        return json.dumps(json.loads(text) | {"digest": _digest(json.loads(text))})
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -76,6 +83,10 @@ class Manifest:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"A manifest is a JSON object, not {type(values).__name__}.")
+        # Earlier versions wrote none.
+        digest = values.pop("digest", None)
+        if digest not in (None, _digest(values)):
+            raise ValueError("The manifest is not as it was written: its digest is another.")
         if values.get("format") != FORMAT:
             raise WrongFormat(f"The manifest has format {values.get('format')}, not {FORMAT}.")
         known = {field.name for field in dataclasses.fields(cls)}

@@ -8,6 +8,7 @@ from types import ModuleType
 
 from switch_tf.cli import (
     cache,
+    check,
     convert,
     describe,
     evaluate,
@@ -52,6 +53,7 @@ _COMMANDS: dict[str, ModuleType] = {
     "convert": convert,
     "export": export,
     "serve": serve,
+    "check": check,
 }
 # These count or prepare something, and need no value for every macro that a run needs.
 _INCOMPLETE = ("describe", "vocabulary")
@@ -130,7 +132,7 @@ def _run(options: argparse.Namespace, bindings: list[str]) -> None:
 
     try:
         options.bindings = bindings
-        if options.command not in ("report", "convert", "serve"):
+        if options.command not in ("report", "convert", "serve", "check"):
             _load_configuration(options, bindings)
         _COMMANDS[options.command].run(options)
     except loop.Stopped as stopped:

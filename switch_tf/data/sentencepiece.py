@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from switch_tf.errors import SettingError
 NUM_SENTINELS = 100
 # Enough for 32,000 pieces, and minutes of training; a large corpus is not read to its end.
 MAX_CHARACTERS = 20_000_000
+# Of a line; SentencePiece leaves longer ones out without a word.
+_MAX_BYTES = 1 << 16
 
 
 class Vocabulary(Protocol):
@@ -47,7 +50,7 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> bytes:
     Raises:
       SettingError: if there is no text, or too little for that many pieces.
     """
-    lines = [line for line in lines if line.strip()]
+    lines = [part for line in lines if line.strip() for part in cut(line)]
     if not lines:
         raise SettingError("The corpus is empty: a vocabulary cannot be trained on it.")
     model = io.BytesIO()
@@ -62,15 +65,37 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> bytes:
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            max_sentence_length=1 << 16,
+            max_sentence_length=_MAX_BYTES,
             # With more threads, the pieces differ from one run to the next.
             num_threads=1,
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingError(f"A vocabulary of {vocab_size} pieces cannot be trained on this corpus: {reason}") from error
+        raise SettingError(
+            f"A vocabulary of {vocab_size} pieces cannot be trained on this corpus: {_reason(str(error))}."
+        ) from error
     return model.getvalue()
+
+
+def cut(line: str) -> list[str]:
+    """Cuts a line that is longer than SentencePiece reads, after a space where there is one; it would be left out."""
+    parts = []
+    while len(line.encode(errors="replace")) > _MAX_BYTES:
+        end = line.rfind(" ", 1, _MAX_BYTES // 4) + 1 or _MAX_BYTES // 4
+        parts.append(line[:end])
+        line = line[end:]
+    return [*parts, line]
+
+
+def _reason(message: str) -> str:
+    """Says in our settings what SentencePiece says in its own."""
+    most = re.search(r"value <= (\d+)", message)
+    if most is not None:
+        return f"it has text for {most[1]} at most; give it more text, or set fewer pieces"
+    fewest = re.search(r"required_chars\. \d+ vs (\d+)", message)
+    if fewest is not None:
+        return f"its characters alone need {fewest[1]}; set more pieces"
+    return " ".join(message.split()).rstrip(".")
 
 
 def _texts(examples: tf.data.Dataset) -> Iterator[str]:
@@ -174,7 +199,11 @@ def make_vocabulary(
     documents = first_texts(texts, max_characters, max_documents)
     characters = sum(map(len, documents))
     print(f"Training {num_pieces} pieces on {len(documents):,} documents, {characters:,} characters ...", flush=True)
-    model = train_sentencepiece((line for text in documents for line in text.splitlines()), num_pieces)
+    lines = [line for text in documents for line in text.splitlines()]
+    num_long = sum(len(cut(line)) > 1 for line in lines)
+    if num_long:
+        print(f"{num_long:,} lines of more than {_MAX_BYTES:,} bytes are cut.", flush=True)
+    model = train_sentencepiece(lines, num_pieces)
     try:
         storage.write_atomically(output, model)
     except (tf.errors.OpError, OSError) as error:

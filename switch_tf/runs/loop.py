@@ -10,12 +10,13 @@ from switch_tf.checkpoints.manifest import Score
 from switch_tf.data.training_batches import TrainingBatches
 from switch_tf.errors import SettingError
 from switch_tf.planning.layout_checks import placement_notes
-from switch_tf.runs import gin_config
+from switch_tf.runs import directory_lock, gin_config
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.hooks import Hook
 from switch_tf.runs.model_directory import write_description
 from switch_tf.runs.progress import Progress
 from switch_tf.runs.recorder import RunRecorder
+from switch_tf.runs.resuming import restore_newest
 from switch_tf.runs.run import Run
 from switch_tf.runs.teacher_settings import TeacherSettings
 from switch_tf.runs.teachers import RunTeacher
@@ -100,10 +101,27 @@ def train(
       teacher: whose probabilities the model learns from; None without one.
 
     Raises:
-      SettingError: if a setting, a file or the disk keeps the run from going on.
+      SettingError: if a setting, a file or the disk keeps the run from going on, or a live run holds the directory.
       Stopped: after SIGTERM or Ctrl-C, when a checkpoint has been saved.
     """
-    hooks = [*hooks, *extra_hooks]
+    with directory_lock.held(experiment.model_dir):
+        _train(
+            *(experiment, steps, optimizer, objective, [*hooks, *extra_hooks]),
+            *(initial_checkpoint, upcycle, num_microbatches, teacher),
+        )
+
+
+def _train(
+    experiment: Experiment,
+    steps: int,
+    optimizer: Callable[[], Adafactor],
+    objective: Objective,
+    hooks: Sequence[Hook],
+    initial_checkpoint: str | None,
+    upcycle: bool,
+    num_microbatches: int,
+    teacher: TeacherSettings | None,
+) -> None:
     if teacher is not None and teacher.initialize_student and initial_checkpoint is not None:
         raise SettingError(
             f"INITIAL_CHECKPOINT = '{initial_checkpoint}' and INITIALIZE_FROM_TEACHER = True both say what the student "
@@ -141,16 +159,11 @@ def train(
 
 
 def _restore(run: Run, batches: TrainingBatches, initial_checkpoint: str | None, upcycle: bool) -> int:
-    """Restores the newest checkpoint, or else the initial weights; returns how many updates have been made."""
-    engine, latest = run.engine, run.checkpoints.latest()
-    (start,) = engine.processes.broadcast_from_first([-1 if latest is None else latest])
-    if start >= 0 and run.checkpoints.manifest(start).has_weights_alone:
-        run.continue_from_weights(start)
-        engine.say(f"Starting from the weights in {run.experiment.model_dir}, at step {start}.")
-    elif start >= 0:
-        run.restore(start, batches)
-        engine.say(f"Resuming {run.experiment.model_dir} from step {start}.")
-    elif initial_checkpoint is not None:
+    """Restores the newest checkpoint that is whole, or else initial weights; returns the number of updates made."""
+    engine = run.engine
+    if restore_newest(run, batches) is not None:
+        return int(run.step.numpy())
+    if initial_checkpoint is not None:
         run.start_from(initial_checkpoint, upcycle)
         engine.say(f"Starting from the weights of {initial_checkpoint}.")
     elif run.teacher is not None and run.teacher.settings.initialize_student:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -16,7 +17,7 @@ from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.run import load_run
 from tasks.vocabularies import train_sentencepiece
 from tests.support import launch
-from tests.support.commands import call, fails
+from tests.support.commands import call, fails, run
 
 
 @pytest.fixture(scope="module")
@@ -199,16 +200,29 @@ def test_another_vocabulary_in_the_directory_is_refused(trained, capsys, tmp_pat
     assert "is not the vocabulary that the checkpoint of step 12 was trained with" in message
 
 
-def test_a_damaged_checkpoint_is_named_with_the_way_out(trained, capsys, tmp_path):
-    copy = tmp_path / "copy"
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on(trained, capsys, tmp_path):
+    copy = tmp_path / "lr[0.1]\\*"  # The name is no pattern.
     shutil.copytree(trained, copy)
     (data,) = (copy / "checkpoints" / "step_00000012").glob("state.data*")
-    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-    message = fails(capsys, *launch.arguments(copy, "TRAIN_STEPS=20"))
+    damaged = data.read_bytes()[: data.stat().st_size // 2]
+    data.write_bytes(damaged)
+    message = fails(capsys, "evaluate", f"--model_dir={copy}")
     assert "step_00000012 is damaged" in message and "take the one before, of step 8" in message
-    shutil.rmtree(data.parent)
-    command_line.main(launch.arguments(copy, "TRAIN_STEPS=13"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1"):
+        run("check", str(copy))
+    table = capsys.readouterr().out
+    assert re.search(r"step_00000008 +good +\d+ tensors", table) and re.search(r"step_00000012 +DAMAGED", table)
+    assert re.search(r"metrics\.csv +good +12 rows", table)
+    arguments = launch.arguments("", "TRAIN_STEPS=13", f"MODEL_DIR={str(copy)!r}")
+    command_line.main(arguments)
+    assert "the run goes on from step 8" in capsys.readouterr().out
     assert list(launch.losses(copy)) == [str(step) for step in range(1, 14)]
+    assert launch.losses(copy)["12"] == launch.losses(trained)["12"]
+    kept = copy / "checkpoints" / "step_00000012.damaged"
+    assert (kept / data.name).read_bytes() == damaged and (kept / "manifest.json").exists()
+    call(capsys, "check", str(copy))
+    assert json.loads(call(capsys, "evaluate", f"--model_dir={copy}", "--json"))["step"] == 13
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(trained, capsys, tmp_path):
@@ -216,7 +230,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(trained, capsys, tmp_path
     shutil.copytree(trained, copy)
     path = copy / "checkpoints" / "step_00000012" / "manifest.json"
     manifest = json.loads(path.read_text())
-    assert manifest.pop("format") == 2
+    assert manifest.pop("format") == 2 and manifest.pop("digest")
     path.write_text(json.dumps(manifest))
     for arguments in (launch.arguments(copy, "TRAIN_STEPS=20"), ["evaluate", f"--model_dir={copy}"]):
         message = fails(capsys, *arguments)

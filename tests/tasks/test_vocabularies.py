@@ -1,9 +1,12 @@
 """Vocabularies: trained the same every time, kept in the run, never swapped."""
 
 import pytest
+import sentencepiece
 import seqio
+import tensorflow as tf
 
 import tests.support.tiny_task
+from switch_tf.data.sentencepiece import cut
 from switch_tf.errors import SettingError
 from tasks import vocabularies
 from tasks.vocabularies import RunVocabulary, TrainedVocabulary, VocabularyFile, train_sentencepiece
@@ -93,3 +96,82 @@ def test_no_vocabulary_is_said(monkeypatch):
     monkeypatch.setattr(vocabularies, "_selected_file", None)
     with pytest.raises(SettingError, match="No vocabulary is selected"):
         RunVocabulary().encode("text")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("print(<extra_id_0>)", ["print(", 0, ")"]),
+        ("<extra_id_0><extra_id_1>", [0, 1]),
+        ("文字<extra_id_0>", ["文字", 0]),
+        ("a <extra_id_1>ly b", ["a", 1, "ly b"]),
+        ("\tx\n<extra_id_99>", ["x", 99]),
+    ],
+)
+def test_a_sentinel_is_one_wherever_it_stands(model, tmp_path, text, parts):
+    (tmp_path / "given.model").write_bytes(model)
+    VocabularyFile(str(tmp_path / "given.model")).install(str(tmp_path / "run"))
+    vocabulary = RunVocabulary()
+    # The pieces of the text between, which follow a sentinel without a space of their own.
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    expected: list[int] = []
+    for index, part in enumerate(parts):
+        if isinstance(part, int):
+            expected.append(len(processor) + 99 - part)
+        else:
+            ids = processor.encode(part if index == 0 else f"|{part}")
+            expected += ids if index == 0 else ids[len(processor.encode("|")) :]
+    assert list(vocabulary.encode(text)) == expected
+    assert vocabulary.encode_tf(tf.constant(text)).numpy().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"), [({}, "-1, 2 and 0"), ({"pad_id": 3, "bos_id": -1, "eos_id": 1, "unk_id": 2}, "3, 1 and 2")]
+)
+def test_a_model_with_other_special_ids_is_refused(tmp_path, options, ids):
+    path = tmp_path / "other.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(LINES),
+            model_writer=file,
+            vocab_size=120,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            **options,
+        )
+    VocabularyFile(str(path)).install(str(tmp_path / "run"))
+    with pytest.raises(SettingError, match=f"has the ids {ids} for padding, end and unknown.*pad_id=0, eos_id=1"):
+        RunVocabulary().load_model()
+
+
+@pytest.mark.parametrize("symbols", [["<extra_id_1>", "<extra_id_0>"], ["<extra_id_0>"]])
+def test_sentinels_in_another_order_or_place_are_refused(tmp_path, symbols):
+    path = tmp_path / "other.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(LINES),
+            model_writer=file,
+            vocab_size=120,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            user_defined_symbols=symbols,
+        )
+    VocabularyFile(str(path)).install(str(tmp_path / "run"))
+    with pytest.raises(SettingError, match="as its piece 3, but sentinels must be its last pieces"):
+        RunVocabulary().load_model()
+
+
+def test_long_lines_are_cut_not_left_out():
+    assert cut("a b") == ["a b"]
+    line = "word " * 40_000
+    parts = cut(line)
+    assert "".join(parts) == line and all(len(part.encode()) <= 1 << 16 for part in parts)
+    assert all(part.endswith(" ") for part in parts[:-1])
+    characters = "文" * 100_000
+    assert "".join(cut(characters)) == characters and all(len(part.encode()) <= 1 << 16 for part in cut(characters))
+    # A corpus of one long line has a vocabulary.
+    assert train_sentencepiece([" ".join(LINES * 100)], 300)
