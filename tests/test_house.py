@@ -45,7 +45,7 @@ ALLOWED = {
         *("switch_tf.training", "switch_tf.decoding", "switch_tf.models", "switch_tf.partitioning", "switch_tf.compat"),
         "switch_tf.errors",
     ),
-    "switch_tf.serving": ("switch_tf.errors",),
+    "switch_tf.serving": ("switch_tf.storage", "switch_tf.errors"),
     "switch_tf.interop": (
         *("switch_tf.checkpoints", "switch_tf.models", "switch_tf.layers", "switch_tf.partitioning"),
         *("switch_tf.data", "switch_tf.storage", "switch_tf.errors"),

@@ -9,9 +9,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401 (registers the tokenizer's operations)
 
+from switch_tf import storage
 from switch_tf.errors import SettingError
 
 _DTYPES = {tf.string: "DT_STRING", tf.float32: "DT_FLOAT", tf.int32: "DT_INT32", tf.int64: "DT_INT64"}
+_DEFAULT = "serving_default"
 _DESCRIPTION = os.path.join("assets.extra", "switch_tf.json")
 
 
@@ -24,7 +26,7 @@ class ServedModel:
     """
 
     def __init__(self, folder: str):
-        """Loads the model.
+        """Loads the model and runs its default signature once.
 
         Args:
           folder: with versions in folders named by numbers, or a SavedModel.
@@ -34,13 +36,16 @@ class ServedModel:
         """
         path, self.version = _newest(folder)
         try:
-            self._model = tf.saved_model.load(path)
+            self._model = tf.saved_model.load(os.path.dirname(storage.literal(os.path.join(path, "saved_model.pb"))))
         except (OSError, ValueError, tf.errors.OpError) as error:
             raise SettingError(f"{path} cannot be loaded as a SavedModel: {str(error).splitlines()[0]}") from error
         self.description: dict[str, Any] = {}
         if os.path.exists(os.path.join(path, _DESCRIPTION)):
             with open(os.path.join(path, _DESCRIPTION), encoding="utf-8") as file:
                 self.description = json.load(file)
+        # The first call optimizes the graphs of all shapes; no client is to wait for that.
+        if _DEFAULT in self.signatures:
+            self.run(_DEFAULT, {name: [b""] for name in self.input_names(_DEFAULT)})
 
     @property
     def signatures(self) -> Mapping[str, Any]:

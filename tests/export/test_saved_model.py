@@ -120,6 +120,7 @@ def test_through_saved_model_cli(tmp_path):
     assert np.load(tmp_path / "outputs.npy", allow_pickle=True).tolist() == predicted()[:2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
 def test_from_c(tmp_path):
     libraries = pathlib.Path(tf.sysconfig.get_lib())

@@ -2,69 +2,32 @@
 
 import base64
 import concurrent.futures
-import contextlib
-import http.client
 import json
-import pathlib
 import random
 import re
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 
 import pytest
+
+from tests.support.model_server import ModelServer
 
 pytest.importorskip("uvicorn", reason="the [serve] extra is not installed")
 pytest.importorskip("prometheus_client", reason="the [serve] extra is not installed")
 
-ROOT = pathlib.Path(__file__).parents[2]
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 
 
-class Server:
-    """A server in a process of its own."""
-
-    def __init__(self, seconds: float = 0.0, max_batch_size: int = 16, max_waiting: int = 1000):
-        arguments = map(str, (seconds, max_batch_size, max_waiting))
-        command = [sys.executable, "-m", "tests.programs.serve_fake_model", *arguments]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)
-        assert found, line + self.process.stderr.read()
-        self.port = int(found[1])
-
-    def request(self, method: str, path: str, body: object = None) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        data = body if body is None or isinstance(body, bytes | str) else json.dumps(body)
-        connection.request(method, path, data)
-        response = connection.getresponse()
-        text = response.read().decode()
-        connection.close()
-        return response.status, text
-
-    def predict(self, body: object) -> tuple[int, dict]:
-        status, text = self.request("POST", "/v1/models/fake:predict", body)
-        return status, json.loads(text)
-
-    def raw(self, data: bytes) -> None:
-        """Sends bytes that may be no request, and hangs up."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection, contextlib.suppress(OSError):
-            connection.sendall(data)
-
-    def stop(self) -> str:
-        self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=120)
-        assert self.process.returncode == 0, errors
-        return errors
+def fake_server(seconds: float = 0.0, max_batch_size: int = 16, max_waiting: int = 1000) -> ModelServer:
+    arguments = map(str, (seconds, max_batch_size, max_waiting))
+    return ModelServer("tests.programs.serve_fake_model", *arguments, name="fake")
 
 
 @pytest.fixture(scope="module")
 def server():
-    server = Server()
+    server = fake_server()
     yield server
     assert server.stop() == ""
 
@@ -155,16 +118,14 @@ def test_a_thousand_malformed_requests_leave_it_serving(server):
 
 def test_metrics(server):
     server.predict({"instances": ["x"]})
-    status, text = server.request("GET", "/metrics")
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert status == 200
-    assert float(values['switch_tf_requests_total{status="200"}']) >= 1
-    assert float(values["switch_tf_texts_total"]) >= 1 and float(values["switch_tf_waiting_texts"]) == 0
-    assert float(values["switch_tf_request_seconds_count"]) >= 1 and float(values["switch_tf_batches"]) >= 1
+    values = server.metrics()
+    assert values['switch_tf_requests_total{status="200"}'] >= 1
+    assert values["switch_tf_texts_total"] >= 1 and values["switch_tf_waiting_texts"] == 0
+    assert values["switch_tf_request_seconds_count"] >= 1 and values["switch_tf_batches"] >= 1
 
 
 def test_requests_that_wait_share_batches_and_too_many_are_turned_down():
-    server = Server(seconds=0.3, max_batch_size=4, max_waiting=8)
+    server = fake_server(seconds=0.3, max_batch_size=4, max_waiting=8)
     texts = [f"text {index}" for index in range(40)]
     with concurrent.futures.ThreadPoolExecutor(40) as clients:
         answers = list(clients.map(lambda text: server.predict({"instances": [text]}), texts))
@@ -175,18 +136,16 @@ def test_requests_that_wait_share_batches_and_too_many_are_turned_down():
             assert answer["predictions"][0]["outputs"] == text.upper()
         else:
             assert answer["error"] == "Too many texts wait: try again later."
-    values = dict(line.rsplit(" ", 1) for line in server.request("GET", "/metrics")[1].splitlines())
-    assert float(values["switch_tf_batches"]) < statuses.count(200)
+    assert server.metrics()["switch_tf_batches"] < statuses.count(200)
     server.stop()
 
 
 def test_what_has_come_is_answered_after_sigterm():
-    server = Server(seconds=0.4, max_batch_size=1)
+    server = fake_server(seconds=0.4, max_batch_size=1)
     with concurrent.futures.ThreadPoolExecutor(5) as clients:
         answers = [clients.submit(server.predict, {"instances": [f"text {index}"]}) for index in range(5)]
-        values = {"switch_tf_waiting_texts": "0"}
-        while float(values["switch_tf_waiting_texts"]) < 4:  # One is with the model.
-            values = dict(line.rsplit(" ", 1) for line in server.request("GET", "/metrics")[1].splitlines())
+        while server.metrics()["switch_tf_waiting_texts"] < 4:  # One is with the model.
+            pass
         server.stop()
         assert [answer.result()[0] for answer in answers] == [200] * 5
 
