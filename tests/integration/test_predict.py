@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import switch_tf
+import tasks.glue  # noqa: F401 (registers glue_sst2)
 import tests.support.tiny_task  # noqa: F401 (registers the task)
 from switch_tf.cli import main as command_line
 from switch_tf.data.task_lookup import vocabulary_of
@@ -20,6 +21,7 @@ from switch_tf.errors import SettingError
 from switch_tf.runs import gin_config
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.run import load_run
+from switch_tf.runs.task_inputs import TaskInputs
 from tests.support.commands import call, fails
 
 TEXTS = ["The <extra_id_0> statement <extra_id_1>.", "plain words", "One <extra_id_0>", "\N{SNOWMAN} is no ASCII", "x"]
@@ -148,6 +150,30 @@ def test_macros_choose_the_decoder(model_dir, capsys):
     first, again = (call(capsys, "predict", f"--model_dir={model_dir}", *samples, "words") for _ in range(2))
     assert first == again and len(set(first.splitlines())) > 1
     assert "NUM_BEAMS" in fails(capsys, "predict", f"--model_dir={model_dir}", "--gin.NUM_BEAMS=0", "x")
+
+
+def test_a_task_makes_inputs_of_fields_and_answers_of_predictions(model_dir, predictor, tmp_path, capsys):
+    # The formats of the appendix of Raffel et al. (2020): "sst2 sentence: ...", labels 0 (negative) and 1 (positive).
+    lines = ['{"sentence": "a joy to watch"}', '{"sentence": 3}', "{", '{"sentence": "too long, dull", "id": "b"}']
+    (tmp_path / "reviews.jsonl").write_text("\n".join(lines) + "\n")
+    output = tmp_path / "labels.jsonl"
+    arguments = ["--task=glue_sst2", f"--file={tmp_path / 'reviews.jsonl'}", f"--output={output}"]
+    gin.clear_config()
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(["predict", f"--model_dir={model_dir}", *arguments])
+    assert exit_.value.code == 1
+    errors = capsys.readouterr().err
+    assert "line 2: glue_sst2 cannot preprocess {'sentence': 3}" in errors and "line 3: It is not JSON" in errors
+    first, *bad, last = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(bad) == 2 and all("error" in record for record in bad)
+    expected = predictor.predict(["sst2 sentence: a joy to watch", "sst2 sentence: too long, dull"])
+    assert [first["prediction"], last["prediction"]] == [prediction.text for prediction in expected]
+    assert last["id"] == "b" and {first["answer"], last["answer"]} == {-1}  # Four steps of training teach no label.
+
+    sst2 = TaskInputs("glue_sst2")
+    (features,) = sst2.preprocessed([{"sentence": "a joy to watch"}])
+    assert [sst2.answer(text, features) for text in ("negative", "positive", "neither")] == [0, 1, -1]
+    assert "is a mixture" in fails(capsys, "predict", f"--model_dir={model_dir}", "--task=glue_v002_proportional", "{}")
 
 
 def test_score_at_the_command_line(model_dir, model, tmp_path, capsys):
