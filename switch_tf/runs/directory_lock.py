@@ -13,10 +13,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from typing import IO
 
 import tensorflow as tf
 
 from switch_tf import storage
+from switch_tf.checkpoints.folder import checkpoints_of, write_error
 from switch_tf.errors import SettingError
 from switch_tf.partitioning.processes import Processes
 
@@ -93,29 +95,48 @@ def _parse(text: str) -> Holder | None:
 @contextlib.contextmanager
 def _held_on_disk(model_dir: str) -> Iterator[None]:
     """The system ends a file's lock with the process, however that ends; the record is for the sentence."""
+    path = os.path.join(model_dir, _NAME)
     try:
         storage.make_folder(model_dir)
-        # Opened as it is: the record in it is another's until the lock is ours.
-        file = open(os.path.join(model_dir, _NAME), "a+", encoding="utf-8")  # noqa: SIM115
+        file = _locked(path)
+    except BlockingIOError as error:
+        with open(path, encoding="utf-8") as record:
+            raise _refusal(model_dir, _parse(record.read())) from error
     except (OSError, tf.errors.OpError):
         yield  # The first write of the run says what is wrong with the folder.
         return
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise _refusal(model_dir, _parse(file.read())) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # A file system without locks.
-                raise
         with contextlib.suppress(OSError):  # A full disk.
             file.truncate(0)
             file.write(Holder.here().to_json())
             file.flush()
-        yield
-        with contextlib.suppress(OSError):
-            file.truncate(0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _locked(path: str) -> IO[str]:
+    """Opens and locks a file; where the file system has no locks, opens it.
+
+    Raises:
+      BlockingIOError: if another process holds the lock.
+      OSError: if the file cannot be opened.
+    """
+    while True:
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (the caller closes it)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return file
+            file.close()
+            raise
+        # Its holder may have removed it between the two calls, and another one made it again.
+        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            return file
+        file.close()
 
 
 @contextlib.contextmanager
@@ -123,7 +144,10 @@ def _held_in_bucket(model_dir: str) -> Iterator[None]:
     path = os.path.join(model_dir, _NAME)
     _await_death(model_dir, _read(path))
     holder = Holder.here()
-    storage.write_atomically(path, holder.to_json())
+    try:
+        storage.write_atomically(path, holder.to_json())
+    except tf.errors.OpError as error:
+        raise write_error(path, error, checkpoints_of(model_dir)) from error
     # Of several that wrote at once, the last one holds it.
     time.sleep(_SETTLE_SECONDS)
     found = _read(path)

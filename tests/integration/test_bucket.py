@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from switch_tf import storage
 from switch_tf.cli import main as command_line
-from switch_tf.runs import gin_config
+from switch_tf.runs import directory_lock, gin_config
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.run import Run
 from tests.support import launch
@@ -21,7 +21,8 @@ RUN = "gs://runs/tiny"
 
 
 @pytest.fixture(autouse=True)
-def _healthy(buckets):
+def _healthy(buckets, monkeypatch):
+    monkeypatch.setattr(directory_lock, "_SETTLE_SECONDS", 0.0)
     buckets.heal()
     buckets.make("refused", refused=True)
     buckets.make("read-only", read_only=True)
@@ -113,9 +114,7 @@ def test_a_bucket_that_is_not_there_or_refuses(capsys, bucket, reason):
 
 def test_a_bucket_that_may_only_be_read(capsys):
     said = fails(capsys, *launch.arguments("gs://read-only/tiny"))
-    assert said.startswith(
-        "MODEL_DIR cannot be written (gs://read-only/tiny/vocabulary/sentencepiece.model): the bucket"
-    )
+    assert said.startswith("MODEL_DIR cannot be written (gs://read-only/tiny/run.lock): the bucket")
     assert "give it roles/storage.objectAdmin" in said and said.endswith("; no checkpoint had been made yet.")
 
 

@@ -26,6 +26,7 @@ def test_a_second_run_is_refused_and_told_who_holds_the_directory(tmp_path):
             pass
     with held(str(tmp_path)):
         pass
+    assert not (tmp_path / "run.lock").exists()
 
 
 def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
