@@ -58,12 +58,8 @@ def check_read(bindings: Sequence[str], read_by_files: set[tuple[str, str]]) -> 
     """
     used = references()
     _check_macros(_names(used), _names(read_by_files))
-    scopes = {scope for scope, name in used | read_by_files if name != _MACRO}
-    for scope, name in compat.gin_bindings():
-        if name != _MACRO and scope and not any(f"{other}/".startswith(f"{scope}/") for other in scopes):
-            raise SettingError(f"{scope}/{_short(name)} is set, but nothing refers to @{scope}/{_short(name)}().")
     for binding in bindings:
-        _check_configurable(binding.partition("=")[0].strip(), {name for _, name in used | read_by_files})
+        _check_configurable(binding.partition("=")[0].strip(), used | read_by_files)
 
 
 def _check_macros(referenced: set[str], read_by_files: set[str]) -> None:
@@ -75,15 +71,18 @@ def _check_macros(referenced: set[str], read_by_files: set[str]) -> None:
         raise no_value(name)
 
 
-def _check_configurable(name: str, used: set[str]) -> None:
+def _check_configurable(name: str, used: set[tuple[str, str]]) -> None:
     if "." not in name:  # A macro.
         return
-    configurable = ParsedBindingKey.parse(name).complete_selector
-    if not _is_used(configurable, used):
+    key = ParsedBindingKey.parse(name)
+    short = _short(key.complete_selector)
+    if not _is_used(key.complete_selector, {configurable for _, configurable in used}):
         raise SettingError(
-            f"{name} is set, but nothing in these gin files refers to @{_short(configurable)}: bind that to a setting, "
-            "or leave this out."
+            f"{name} is set, but nothing in these gin files refers to @{short}: bind that to a setting, or leave it."
         )
+    # What a macro refers to is made in a scope of the macro's name, and the recorded configuration says so.
+    if key.scope and not any(f"{scope}/".startswith(f"{key.scope}/") for scope, _ in used):
+        raise SettingError(f"{name} is set, but nothing refers to @{key.scope}/{short}().")
 
 
 def _is_used(configurable: str, used: set[str]) -> bool:

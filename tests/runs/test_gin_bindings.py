@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
         ("experts/NUM_EXPERTS = 32", r"^experts/NUM_EXPERTS is set.*did you mean 'NUM_EXPERTS'"),
         ("dropout_rate = 0.5", r"^dropout_rate is set.*did you mean 'DROPOUT_RATE'"),
         ("NUM_EXPERT = 32", r"^NUM_EXPERT is set.*did you mean 'NUM_EXPERTS'"),
-        ("eval/Experiment.seed = 3", r"^eval/Experiment is set, but nothing refers to @eval/Experiment\(\)"),
+        ("eval/Experiment.seed = 3", r"^eval/Experiment\.seed is set, but nothing refers to @eval/Experiment\(\)"),
         (
             "WarmupAndDecay.warmup_steps = 3",
             r"^WarmupAndDecay\.warmup_steps is set, but nothing.*refers to @WarmupAndD",
@@ -72,6 +72,14 @@ def test_a_wrong_type_is_one_sentence_before_anything_is_made(binding, message):
         gin_config.load(RUN, [binding])
     expected = message or f"{binding} must be of the type Mapping[str, int]."
     assert str(caught.value) == expected
+
+
+def test_a_recorded_configuration_is_read_with_what_its_macros_made():
+    """gin records what `VOCABULARY = @VocabularyFile()` made in a scope of the macro's name."""
+    recorded = "import tasks.vocabularies\nVOCABULARY = @VocabularyFile()\nVOCABULARY/VocabularyFile.path = 'x.model'\n"
+    recorded += "Experiment.vocabulary = %VOCABULARY\n"
+    gin_config.load([], ["VOCABULARY/VocabularyFile.path = 'y.model'"], recorded=recorded)
+    assert gin_config.parameter("Experiment.vocabulary").path == "y.model"
 
 
 def test_a_circle_of_macros_is_named():

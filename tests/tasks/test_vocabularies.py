@@ -174,4 +174,4 @@ def test_long_lines_are_cut_not_left_out():
     characters = "文" * 100_000
     assert "".join(cut(characters)) == characters and all(len(part.encode()) <= 1 << 16 for part in cut(characters))
     # A corpus of one long line has a vocabulary.
-    assert train_sentencepiece([" ".join(LINES * 100)], 300)
+    assert train_sentencepiece([" ".join(LINES * 100)], 400)
