@@ -26,6 +26,7 @@ from switch_tf.errors import SettingError
 _SENTINEL = re.compile("▁?<extra_id_[0-9]+>")
 # A sentinel is a piece that begins with a space, which no text needs to have before it.
 _IN_TEXT, _SPACED = re.compile(r"([^ \t\n\f\r])(<extra_id_[0-9])"), r"\1 \2"
+_IN_BYTES = re.compile(_IN_TEXT.pattern.encode())
 
 _selected_file: str | None = None
 
@@ -123,9 +124,11 @@ class RunVocabulary(seqio.SentencePieceVocabulary):
         except (tf.errors.OpError, OSError, RuntimeError, DecodeError) as error:
             raise _unreadable(_selected_file, error) from error
 
-    def _encode(self, s: str) -> Sequence[int]:
+    def _encode(self, s: str | bytes) -> Sequence[int]:
         self.load_model()
-        return super()._encode(_IN_TEXT.sub(_SPACED, s) if self._after_space else s)
+        if self._after_space:
+            s = _IN_TEXT.sub(_SPACED, s) if isinstance(s, str) else _IN_BYTES.sub(_SPACED.encode(), s)
+        return super()._encode(s)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         self.load_model()
