@@ -1,5 +1,6 @@
 """A task's preprocessing and postprocessing for examples of one's own."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,15 @@ from switch_tf.errors import SettingError
 Fields = dict[str, Any]
 # Fields that preprocessing reads and a person does not have: a label, an index. -1 is an unknown label in T5's tasks.
 _UNKNOWN = -1
+
+
+# AutoGraph appends the original error to a trace of the user's code.
+_IN_TRACE = re.compile(r"KeyError: '([^']+)'\s*$")
+
+
+def _missing_field(error: KeyError) -> str:
+    found = _IN_TRACE.search(str(error.args[0]))
+    return found[1] if found else str(error.args[0])
 
 
 class TaskInputs:
@@ -69,7 +79,7 @@ class TaskInputs:
                 # Nothing is trimmed: what is too long is reported.
                 return list(self._task.preprocess_postcache(dataset, sequence_length=None).as_numpy_iterator())
             except KeyError as error:
-                name = error.args[0]
+                name = _missing_field(error)
                 if name in missing or name in columns:
                     raise
                 missing.add(name)

@@ -173,7 +173,7 @@ def test_a_task_makes_inputs_of_fields_and_answers_of_predictions(model_dir, pre
     sst2 = TaskInputs("glue_sst2")
     (features,) = sst2.preprocessed([{"sentence": "a joy to watch"}])
     assert [sst2.answer(text, features) for text in ("negative", "positive", "neither")] == [0, 1, -1]
-    assert "is a mixture" in fails(capsys, "predict", f"--model_dir={model_dir}", "--task=glue_v002_proportional", "{}")
+    assert "is a mixture" in fails(capsys, "predict", f"--model_dir={model_dir}", "--task=glue", "{}")
 
 
 def test_score_at_the_command_line(model_dir, model, tmp_path, capsys):
