@@ -115,6 +115,7 @@ def _held_on_disk(model_dir: str) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+                os.rmdir(model_dir)  # If the run has written nothing.
 
 
 def _locked(path: str) -> IO[str]:

@@ -32,6 +32,8 @@ def bindings(text: pathlib.Path, **others: str) -> list[str]:
         "VOCABULARY": "@VocabularyFile()",
         "VocabularyFile.path": f'"{text / "vocabulary"}"',
     } | others
+    if "VocabularyFile" not in values["VOCABULARY"]:
+        del values["VocabularyFile.path"]  # A binding that nothing reads is refused.
     return [*FILES, *(f"--gin.{name}={value}" for name, value in values.items())]
 
 
@@ -96,3 +98,4 @@ def test_a_broken_line_is_one_line(capsys, text, tmp_path):
 )
 def test_mistakes_are_one_line(capsys, arguments, message):
     assert message in fails(capsys, *arguments)
+    assert not pathlib.Path("unused").exists()
