@@ -113,7 +113,8 @@ def examples() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("example", examples(), ids=" ".join)
 def test_examples_make_models(example):
     bindings = [binding.removeprefix("--gin.").replace("'", "") for binding in example]
-    gin_config.load([str(ROOT / "gin" / "models" / "switch_tiny_8.gin")], bindings)
+    files = ("gin/models/switch_tiny_8.gin", "gin/runs/python_docs.gin")
+    gin_config.load([str(ROOT / file) for file in files], bindings)
     EncoderDecoder(ModelConfig())
     Objective()
 
