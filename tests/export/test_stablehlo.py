@@ -24,7 +24,7 @@ from tests.support import launch
 from tests.support.commands import fails
 from tests.support.features import random_features
 
-pytest.importorskip("jax")
+pytest.importorskip("jax", reason="the [aot] extra is not installed")
 ROOT = pathlib.Path(__file__).parents[2]
 LOADER = ROOT / "docs" / "load_stablehlo.py"
 BATCH, INPUTS, TARGETS = 4, 32, 10

@@ -24,7 +24,7 @@ class LengthPenalty(float):
 
 @pytest.fixture(scope="module")
 def torch():
-    return pytest.importorskip("torch")
+    return pytest.importorskip("torch", reason="the [interop] extra is not installed")
 
 
 @pytest.fixture(scope="module")

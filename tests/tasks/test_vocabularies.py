@@ -125,11 +125,9 @@ def test_a_sentinel_is_one_wherever_it_stands(model, tmp_path, text, parts):
     assert vocabulary.encode_tf(tf.constant(text)).numpy().tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("options", "ids"), [({}, "-1, 2 and 0"), ({"pad_id": 3, "bos_id": -1, "eos_id": 1, "unk_id": 2}, "3, 1 and 2")]
-)
-def test_a_model_with_other_special_ids_is_refused(tmp_path, options, ids):
-    path = tmp_path / "other.model"
+def installed(folder, **options):
+    """Trains a vocabulary with SentencePiece's own defaults but for `options`, and installs it in a run."""
+    path = folder / "other.model"
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(LINES),
@@ -139,30 +137,23 @@ def test_a_model_with_other_special_ids_is_refused(tmp_path, options, ids):
             minloglevel=2,
             **options,
         )
-    VocabularyFile(str(path)).install(str(tmp_path / "run"))
+    VocabularyFile(str(path)).install(str(folder / "run"))
+    return RunVocabulary()
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"), [({}, "-1, 2 and 0"), ({"pad_id": 3, "bos_id": -1, "eos_id": 1, "unk_id": 2}, "3, 1 and 2")]
+)
+def test_a_model_with_other_special_ids_is_refused(tmp_path, options, ids):
     with pytest.raises(SettingError, match=f"has the ids {ids} for padding, end and unknown.*pad_id=0, eos_id=1"):
-        RunVocabulary().load_model()
+        installed(tmp_path, **options).load_model()
 
 
 @pytest.mark.parametrize("symbols", [["<extra_id_1>", "<extra_id_0>"], ["<extra_id_0>"]])
 def test_sentinels_in_another_order_or_place_are_refused(tmp_path, symbols):
-    path = tmp_path / "other.model"
-    with path.open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(LINES),
-            model_writer=file,
-            vocab_size=120,
-            hard_vocab_limit=False,
-            minloglevel=2,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            user_defined_symbols=symbols,
-        )
-    VocabularyFile(str(path)).install(str(tmp_path / "run"))
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
     with pytest.raises(SettingError, match="as its piece 3, but sentinels must be its last pieces"):
-        RunVocabulary().load_model()
+        installed(tmp_path, **ids, user_defined_symbols=symbols).load_model()
 
 
 def test_long_lines_are_cut_not_left_out():
