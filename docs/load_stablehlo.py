@@ -28,7 +28,7 @@ class ExportedModel:
         """Reads a folder; programs are compiled when they are called first.
 
         Raises:
-          ValueError: if a newer version wrote the folder.
+          ValueError: if another version wrote the folder.
         """
         self._folder = pathlib.Path(folder)
         self.manifest = json.loads((self._folder / "manifest.json").read_text())

@@ -16,7 +16,9 @@ def add_parser(commands: flags.Commands) -> None:
     parser.add_argument(
         "--num_batches", type=int, default=20, metavar="N", help="held-out batches to route (default: %(default)s)"
     )
-    parser.add_argument("--output", metavar="FOLDER", help="where experts.html goes (default: the model directory)")
+    parser.add_argument(
+        "--output", type=flags.path, metavar="FOLDER", help="where experts.html goes (default: the model directory)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ def add_parser(commands: flags.Commands) -> None:
     parser = flags.add_with_examples(commands, "export", "write a model for use without this package", _EXAMPLES)
     flags.add_gin(parser)
     flags.add_model_dir(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--output", required=True, type=flags.path, metavar="DIR", help="the folder to write")
     parser.add_argument("--format", choices=_FORMATS, default="saved_model", help="default: %(default)s")
     parser.add_argument("--step", type=int, help="which checkpoint; the newest by default")
     parser.add_argument(
@@ -43,7 +43,10 @@ def add_parser(commands: flags.Commands) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers separated by commas") from error
 
 
 def run(options: argparse.Namespace) -> None:

@@ -17,7 +17,9 @@ DIR is what `switch-tf export --format=saved_model --output=DIR` wrote. The API 
 def add_parser(commands: flags.Commands) -> None:
     """Adds the command's flags."""
     parser = flags.add_with_examples(commands, "serve", "serve an exported model over HTTP, with a page", _EXAMPLES)
-    parser.add_argument("folder", metavar="DIR", help="an exported model; of several versions, the newest")
+    parser.add_argument(
+        "folder", type=flags.path, metavar="DIR", help="an exported model; of several versions, the newest"
+    )
     parser.add_argument("--name", default="model", help="of the model in addresses (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8501, help="0: any that is free (default: %(default)s)")

@@ -71,7 +71,7 @@ def open_source(path: str, kind: str | None = None) -> Source:
 
 
 @contextlib.contextmanager
-def new_folder(path: str) -> Iterator[str]:
+def new_folder(path: str, setting: str = "TO") -> Iterator[str]:
     """Makes a folder that is there once everything in it is.
 
     On a disk it is filled under another name, `PATH.unfinished`, which is removed when something fails, and by the
@@ -79,6 +79,7 @@ def new_folder(path: str) -> Iterator[str]:
 
     Args:
       path: of the folder; must not be there, or be empty.
+      setting: what named the folder, for errors.
 
     Yields:
       The folder to fill.
@@ -89,7 +90,7 @@ def new_folder(path: str) -> Iterator[str]:
     path = path.rstrip("/")
     filled = path if storage.in_bucket(path) else f"{path}.unfinished"
     if storage.list_folder(path) or (storage.exists(path) and not storage.is_folder(path)):
-        raise SettingError(f"TO = '{path}' is there already: name a new folder.")
+        raise SettingError(f"{setting} = '{path}' is there already: name a new folder.")
     try:
         if filled != path:
             _remove(filled)
@@ -104,7 +105,7 @@ def new_folder(path: str) -> Iterator[str]:
             _remove(filled)
         if isinstance(error, OSError | tf.errors.OpError):
             refusal = storage.refusal(error) or getattr(error, "strerror", None) or storage.reason_of(error)
-            raise SettingError(f"TO = '{path}' cannot be written: {refusal}; nothing was left there.") from error
+            raise SettingError(f"{setting} = '{path}' cannot be written: {refusal}; nothing was left there.") from error
         raise
 
 

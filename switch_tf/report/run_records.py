@@ -19,7 +19,8 @@ from switch_tf.runs.model_directory import read_description
 Columns = Mapping[str, np.ndarray]
 # A pass forward and one back, which costs twice as much.
 _TRAINING_PASSES = 3
-_BINDING = re.compile(r"^([\w./]+) = (.*)$", re.MULTILINE)
+# Long values go on over several lines that are indented.
+_BINDING = re.compile(r"^([\w./]+) = (.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +127,7 @@ def read_run(model_dir: str) -> RunRecords:
         model_dir=model_dir,
         experiment=experiment,
         train_steps=gin_config.parameter("train.steps", None),
-        # Long values go on over several lines.
-        bindings=dict(_BINDING.findall(text.replace("\\\n", ""))),
+        bindings={name: " ".join(value.strip("\\ ").split()) for name, value in _BINDING.findall(text)},
         versions=_versions(model_dir),
         costs=description(experiment.model, lengths["inputs"], lengths["targets"]),
         steps=_columns(os.path.join(model_dir, "metrics.csv")),

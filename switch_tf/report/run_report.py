@@ -8,6 +8,7 @@ import numpy as np
 
 from switch_tf import storage
 from switch_tf.errors import SettingError
+from switch_tf.health.rules import periods
 from switch_tf.planning.costs import human
 from switch_tf.report.findings import findings_of
 from switch_tf.report.html_elements import figure_grid, page, table
@@ -107,6 +108,8 @@ def _findings(runs: Sequence[RunRecords]) -> str:
             parts.append(f"<h3>{name}</h3><ul>{''.join(items)}</ul>")
         elif "step" not in run.steps:
             parts.append(f"<h3>{name}</h3><p>No step has been recorded yet.</p>")
+        elif not run.loads or run.last_step < sum(periods(run.train_steps or run.last_step)):
+            parts.append(f"<h3>{name}</h3><p>Too few steps have been recorded to judge the routers.</p>")
         else:
             parts.append(f'<h3>{name}</h3><p class="good">No router shows a fault.</p>')
     return "<h2>Findings</h2>" + "".join(parts) if parts else ""
@@ -138,6 +141,8 @@ def _curves(groups: Sequence[Group], points: int) -> str:
             return "<h2>Learning curves</h2><p>No step has been recorded yet.</p>"
         # The first steps of training would stretch the axis over everything else.
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
+        if not len(values):
+            return "<h2>Learning curves</h2><p>No loss that has been recorded is finite.</p>"
         limits = (float(np.quantile(values, 0.1)) - 0.2, float(values.max()) + 0.1)
         charts.append(line_chart("negative log perplexity (higher is better)", _LABELS[unit], lines, limits))
     entries = [

@@ -25,11 +25,6 @@ class TokenOfExpert(NamedTuple):
     times: int
     ratio: float
 
-    @property
-    def pointwise_mutual_information(self) -> float:
-        """log p(token, expert) / (p(token) p(expert)), in nats."""
-        return math.log(self.ratio)
-
 
 class ExpertProfile(NamedTuple):
     """What an expert gets.
@@ -129,8 +124,12 @@ def layer_profile(
     kinds = np.array([kind_of(pieces[index]) for index in known])
     of_kind = {kind: of_token[kinds == kind].sum() / total for kind in dict.fromkeys(kinds)}
 
+    # Chernoff's bound of a count's probability under independence: of all cells, less than one passes it by chance.
+    expected = np.outer(of_expert, of_token) / total
+    is_no_chance = counts * np.log(np.maximum(ratios, 1.0)) - (counts - expected) > math.log(max(counts.size, 1))
+
     def profile(expert: int) -> ExpertProfile:
-        typical = (counts[expert] >= LEAST_COUNT) & (ratios[expert] >= LEAST_RATIO)
+        typical = (counts[expert] >= LEAST_COUNT) & (ratios[expert] >= LEAST_RATIO) & is_no_chance[expert]
         weights = np.where(typical, counts[expert] * np.log(np.maximum(ratios[expert], 1.0)), -1.0)
         order = [index for index in np.argsort(-weights, kind="stable")[:most] if typical[index]]
         listed = [

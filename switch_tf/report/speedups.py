@@ -106,10 +106,10 @@ def baseline_of(groups: Sequence[Group], name: str | None = None) -> Group | Non
 def speed_up(group: Group, baseline: Group) -> SpeedUp | None:
     """Compares a group with the baseline (the paper's Figures 4 to 6); None if one of them has no evaluations."""
     curve, base = curve_of(group), curve_of(baseline)
-    if curve is None or base is None:
+    if curve is None or base is None or not (np.isfinite(curve.mean).any() and np.isfinite(base.mean).any()):
         return None
-    target = float(base.mean.max())
-    best_step = base.steps[[int(base.mean.argmax())]]
+    target = float(np.nanmax(base.mean))
+    best_step = base.steps[[int(np.nanargmax(base.mean))]]
     reached = {unit: reaches(positions(group, curve.steps, unit), curve.mean, target) for unit in UNITS}
     factors = {unit: float(positions(baseline, best_step, unit)[0]) / reached[unit] for unit in UNITS}
-    return SpeedUp(float(curve.mean.max()), float(curve.mean.max()) - target, reached, factors)
+    return SpeedUp(float(np.nanmax(curve.mean)), float(np.nanmax(curve.mean)) - target, reached, factors)

@@ -1,17 +1,15 @@
-"""The work of `export`: a checkpoint of a model directory as a SavedModel, StableHLO or a Hugging Face directory."""
+"""The work of `export --format=saved_model`."""
 
 import dataclasses
 import os
 import time
 
-import tensorflow as tf
-
-from switch_tf import storage
 from switch_tf.data.task_lookup import vocabulary_of
 from switch_tf.decoding.settings import Decoding
 from switch_tf.errors import SettingError
 from switch_tf.export.model_functions import Shapes
 from switch_tf.export.saved_model import export_saved_model, in_bfloat16
+from switch_tf.interop.formats import new_folder
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.run import load_run
 
@@ -67,18 +65,13 @@ def export_text_model(request: ExportRequest) -> str:
     run = load_run(experiment, request.step)
     step = int(run.step.numpy())
     folder = os.path.join(request.output, str(step))
-    if storage.exists(folder):
-        raise SettingError(f"--output={request.output} has a model of step {step} already: name another folder.")
-    model = in_bfloat16(run.model) if request.dtype == "bfloat16" else run.model
     vocabulary = vocabulary_of(experiment.mixture_or_task)
     sentencepiece_model = getattr(vocabulary, "sp_model", None)
     if sentencepiece_model is None:
         raise SettingError(f"MIXTURE_OR_TASK = '{experiment.mixture_or_task}' has no SentencePiece vocabulary.")
-    try:
-        size = export_saved_model(model, sentencepiece_model, decoding, shapes, folder)
-    except (OSError, tf.errors.OpError) as error:
-        reason = storage.refusal(error) or storage.reason_of(error)
-        raise SettingError(f"--output={request.output} cannot be written: {reason}.") from error
+    model = in_bfloat16(run.model) if request.dtype == "bfloat16" else run.model
+    with new_folder(folder, "--output") as unfinished:
+        size = export_saved_model(model, sentencepiece_model, decoding, shapes, unfinished)
     return (
         f"{folder}: weights {size.weights / 1e6:,.1f} MB ({request.dtype}), graphs {size.graphs / 1e6:,.1f} MB, "
         f"{time.monotonic() - start:,.0f} s."

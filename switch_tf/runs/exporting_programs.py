@@ -53,7 +53,7 @@ def export_programs(output: str, step: int | None = None) -> str:
     optimizer = gin_config.parameter("train.optimizer")()
     slots = _slots(run, optimizer)
     programs = _programs(experiment, run, optimizer)
-    with new_folder(output) as folder:
+    with new_folder(output, "--output") as folder:
         _write_arrays(os.path.join(folder, "weights.npz"), {name: each.numpy() for name, each in run.weights().items()})
         _write_arrays(os.path.join(folder, "slots.npz"), slots)
         written = {name: write_program(folder, name, program) for name, program in programs.items()}

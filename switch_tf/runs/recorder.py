@@ -126,7 +126,7 @@ class RunRecorder:
         has_task_scores = storage.exists(os.path.join(model_dir, _TASK_SCORES))
         self._task_scores = self._open_task_scores() if has_task_scores else None
         with self._writing_board():
-            self._board = Board(self._mirror.path)
+            self._board = Board(self._mirror.path, model_dir)
         self.copy_records()
 
     def _record(self, name: str, columns: Sequence[str]) -> CsvRecord:

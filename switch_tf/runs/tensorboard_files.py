@@ -1,6 +1,5 @@
 """What a run writes for TensorBoard: scalars in one group for each sparse layer, charts, findings, hyperparameters."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 
@@ -75,9 +74,14 @@ def _layout() -> layout_pb2.Layout:
 class Board:
     """Writes the event files of one run."""
 
-    def __init__(self, folder: str):
-        """Opens a new event file in a folder, and writes the layout of charts."""
-        self._folder = folder
+    def __init__(self, folder: str, trial: str):
+        """Opens a new event file, and writes the layout of charts.
+
+        Args:
+          folder: on this machine's disk.
+          trial: what tells the run from others in the tab "HParams": its model directory.
+        """
+        self._trial = trial
         self._writer = tf.summary.create_file_writer(folder)
         self._write([(0, [custom_scalar.pb(_layout())])])
 
@@ -92,8 +96,7 @@ class Board:
 
     def write_settings(self, settings: Mapping[str, bool | int | float | str]) -> None:
         """Writes the run's settings, by which the tab "HParams" compares the runs of a study."""
-        trial = os.path.basename(os.path.normpath(self._folder))
-        self._write([(0, [hparams_pb(dict(settings), trial_id=trial, start_time_secs=int(time.time()))])])
+        self._write([(0, [hparams_pb(dict(settings), trial_id=self._trial, start_time_secs=int(time.time()))])])
 
     def write_scalars(self, rows: Sequence[Mapping[str, float]], group: str) -> None:
         """Writes rows, each with its "step"."""

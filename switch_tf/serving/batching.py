@@ -31,7 +31,7 @@ class Batcher:
     A request is never split, so that a large one makes a large batch.
 
     Attributes:
-      batch_sizes: how many batches of how many texts have been run.
+      num_batches: how many batches have been run.
     """
 
     def __init__(self, run: Run, max_batch_size: int = 16, timeout: float = 0.005, max_waiting: int = 1024):
@@ -51,7 +51,7 @@ class Batcher:
         self._num_waiting = 0
         self._changed = threading.Condition()
         self._is_closed = False
-        self.batch_sizes: collections.Counter[int] = collections.Counter()
+        self.num_batches = 0
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
@@ -92,7 +92,11 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        while batch := self._next_batch():
+        while taken := self._next_batch():
+            # Whoever has gone is not waited for, and cannot cancel from here on.
+            batch = [request for request in taken if request.answer.set_running_or_notify_cancel()]
+            if not batch:
+                continue
             names = batch[0].inputs
             inputs = {name: [text for request in batch for text in request.inputs[name]] for name in names}
             try:
@@ -101,7 +105,7 @@ class Batcher:
                 for request in batch:
                     request.answer.set_exception(error)
                 continue
-            self.batch_sizes[sum(request.rows for request in batch)] += 1
+            self.num_batches += 1
             first = 0
             for request in batch:
                 rows = slice(first, first + request.rows)
@@ -124,7 +128,7 @@ class Batcher:
 
     def _taken(self) -> list[_Request]:
         """Takes the oldest request and others of its signature, as many as fit a batch."""
-        batch, rows = [self._waiting.popleft()], 0
+        batch = [self._waiting.popleft()]
         rows = batch[0].rows
         for request in list(self._waiting):
             if request.signature == batch[0].signature and rows + request.rows <= self._max_batch_size:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401 (registers the tokenizer's operations)
+from tensorflow.core.framework import types_pb2
 
 from switch_tf import storage
 from switch_tf.errors import SettingError
 
-_DTYPES = {tf.string: "DT_STRING", tf.float32: "DT_FLOAT", tf.int32: "DT_INT32", tf.int64: "DT_INT64"}
 _DEFAULT = "serving_default"
 _DESCRIPTION = os.path.join("assets.extra", "switch_tf.json")
 
@@ -38,10 +38,10 @@ class ServedModel:
         try:
             self._model = tf.saved_model.load(os.path.dirname(storage.literal(os.path.join(path, "saved_model.pb"))))
         except (OSError, ValueError, tf.errors.OpError) as error:
-            raise SettingError(f"{path} cannot be loaded as a SavedModel: {str(error).splitlines()[0]}") from error
+            raise SettingError(f"{path} cannot be loaded as a SavedModel: {storage.reason_of(error)}.") from error
         self.description: dict[str, Any] = {}
-        if os.path.exists(os.path.join(path, _DESCRIPTION)):
-            with open(os.path.join(path, _DESCRIPTION), encoding="utf-8") as file:
+        if storage.exists(os.path.join(path, _DESCRIPTION)):
+            with tf.io.gfile.GFile(os.path.join(path, _DESCRIPTION)) as file:
                 self.description = json.load(file)
         # The first call optimizes the graphs of all shapes; no client is to wait for that.
         if _DEFAULT in self.signatures:
@@ -83,10 +83,10 @@ class ServedModel:
 
 
 def _newest(folder: str) -> tuple[str, str]:
-    if os.path.exists(os.path.join(folder, "saved_model.pb")):
+    if storage.exists(os.path.join(folder, "saved_model.pb")):
         name = os.path.basename(os.path.normpath(folder))
         return folder, name if name.isdigit() else "1"
-    versions = [name for name in os.listdir(folder) if name.isdigit()] if os.path.isdir(folder) else []
+    versions = [name for name in storage.list_folder(folder) if name.isdigit()]
     if not versions:
         raise SettingError(f"{folder} holds no SavedModel: write one with switch-tf export --output={folder}.")
     newest = max(versions, key=int)
@@ -95,7 +95,8 @@ def _newest(folder: str) -> tuple[str, str]:
 
 def _tensors(specs: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
     def described(name: str, spec: tf.TensorSpec) -> dict[str, Any]:
-        dimensions = [{"size": str(size or -1), "name": ""} for size in spec.shape]
-        return {"dtype": _DTYPES[spec.dtype], "tensor_shape": {"dim": dimensions, "unknown_rank": False}, "name": name}
+        dimensions = [{"size": str(-1 if size is None else size), "name": ""} for size in spec.shape]
+        dtype = types_pb2.DataType.Name(spec.dtype.as_datatype_enum)
+        return {"dtype": dtype, "tensor_shape": {"dim": dimensions, "unknown_rank": False}, "name": name}
 
     return {name: described(name, spec) for name, spec in specs.items()}

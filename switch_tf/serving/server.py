@@ -7,6 +7,7 @@ import json
 import pathlib
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -99,7 +100,7 @@ class ModelServer:
         waiting = prometheus_client.Gauge("switch_tf_waiting_texts", "Texts in the queue.", registry=registry)
         waiting.set_function(lambda: self._batcher.num_waiting)
         batches = prometheus_client.Gauge("switch_tf_batches", "Batches that the model has run.", registry=registry)
-        batches.set_function(lambda: sum(self._batcher.batch_sizes.values()))
+        batches.set_function(lambda: self._batcher.num_batches)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -200,17 +201,18 @@ def serve(model: "ServedModel", name: str, host: str, port: int, limits: Limits)
       limits: what is accepted.
 
     Raises:
-      SettingError: if the port is taken.
+      SettingError: if the port is taken, or is none.
     """
     try:
         listener = socket.create_server((host, port), backlog=1024)
-    except OSError as error:
-        raise SettingError(f"--host={host} --port={port} cannot be opened: {error.strerror or error}.") from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingError(f"--host={host} --port={port} cannot be opened: {reason}.") from error
     server = ModelServer(model, name, limits)
     config = uvicorn.Config(server.app, log_level="error", timeout_graceful_shutdown=_SECONDS_TO_STOP)
     address = f"http://{host}:{listener.getsockname()[1]}"
+    # uvicorn sends itself the signal that stopped it once more, and one may come before uvicorn runs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     print(f"Serving version {model.version}: {address}/v1/models/{name}, a page at {address}/", flush=True)
-    # uvicorn sends itself the signal that stopped it once more: that is not to end the process with an error.
-    signal.signal(signal.SIGTERM, lambda *_: None)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])

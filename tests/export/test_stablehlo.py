@@ -145,4 +145,4 @@ def test_what_cannot_be_exported_is_said(model_dir, exported, capsys):
 
     assert "--dtype=bfloat16" in refusal("--output=x", "--dtype=bfloat16")
     assert "must be on a disk" in refusal("--output=gs://bucket/x")
-    assert "is there already" in refusal(f"--output={exported}")
+    assert f"--output = '{exported}' is there already" in refusal(f"--output={exported}")

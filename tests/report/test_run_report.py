@@ -34,6 +34,36 @@ def test_a_healthy_run_has_no_finding(tmp_path):
     assert "No router shows a fault." in report_page([run])
 
 
+def test_a_run_of_few_steps_is_not_called_healthy(tmp_path):
+    page = report_page([read_run(str(fake_run(tmp_path / "short", steps=60)))])
+    assert "Too few steps have been recorded to judge the routers." in page and "No router shows a fault." not in page
+
+
+def test_a_run_that_diverged_is_reported(tmp_path):
+    folder = fake_run(tmp_path / "diverged")
+    for name in ("metrics.csv", "eval.csv"):
+        header, *rows = (folder / name).read_text().splitlines()
+        place = header.split(",").index("neg_log_perplexity")
+        rows = [
+            ",".join("nan" if index == place else cell for index, cell in enumerate(row.split(","))) for row in rows
+        ]
+        (folder / name).write_text("\n".join([header, *rows]) + "\n")
+    dense = read_run(str(fake_run(tmp_path / "dense", experts=0)))
+    assert "diverged" in report_page([read_run(str(folder)), dense])
+    assert "No loss that has been recorded is finite." in report_page([read_run(str(folder))])
+
+
+def test_settings_of_several_lines_are_read_whole(tmp_path):
+    runs = []
+    for targets in (10, 12):
+        folder = fake_run(tmp_path / str(targets))
+        with (folder / "config.gin").open("a") as file:
+            file.write(f"Experiment.task_feature_lengths = \\\n    {{'inputs': 32,\n     'targets': {targets}}}\n")
+        runs.append(read_run(str(folder)))
+    assert runs[0].bindings["Experiment.task_feature_lengths"] == "{'inputs': 32, 'targets': 10}"
+    assert len(group_runs(runs)) == 2
+
+
 def test_runs_are_grouped_by_their_settings_and_compared(tmp_path):
     """A curve that leads by 0.5 nats at the end reaches the baseline's last value where the formula says."""
     folders = [fake_run(tmp_path / f"dense-seed{seed}", experts=0, seed=seed) for seed in (0, 1)]

@@ -33,6 +33,14 @@ def test_experts_that_choose_by_chance_know_nothing():
     assert profile.mutual_information < 0.01
 
 
+def test_rare_tokens_of_many_experts_are_no_evidence():
+    """With 64 experts and words as frequent as in texts, some of them fall on an expert many times by chance alone."""
+    generator = np.random.default_rng(3)
+    tokens = np.minimum(generator.zipf(1.2, size=60_000), 5_000)
+    profile = layer_profile(tokens, generator.integers(0, 64, size=[60_000, 1]), 64, [f"▁{i}" for i in range(5_001)])
+    assert sum(len(expert.tokens) for expert in profile.experts) <= 1
+
+
 def test_tokens_without_a_slot_do_not_count():
     profile = layer_profile(np.array([1, 1, 2]), np.array([[0], [-1], [1]]), 2, PIECES)
     assert [expert.share for expert in profile.experts] == [0.5, 0.5]
