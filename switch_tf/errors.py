@@ -48,7 +48,7 @@ def check_types(record: object, setting: Callable[[str], str] | None = None) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class Unmade:
+class Deferred:
     """A value that is made when it is needed, as `check_type` sees it.
 
     Attributes:
@@ -72,7 +72,7 @@ def check_type(name: str, value: object, hint: typing.Any) -> None:
 
     Args:
       name: of the setting.
-      value: what it is set to, or an `Unmade`.
+      value: what it is set to, or a `Deferred`.
       hint: a type annotation; of what is not made of classes (a type variable, say), any value passes.
 
     Raises:
@@ -120,7 +120,7 @@ def _matches_one(value: object, hint: typing.Any) -> bool:
 
 
 def _is_of(value: object, kind: type) -> bool:
-    if isinstance(value, Unmade):
+    if isinstance(value, Deferred):
         return value.kind is None or getattr(kind, "_is_protocol", False) or issubclass(value.kind, kind)
     if getattr(kind, "_is_protocol", False):
         return not isinstance(value, _LITERALS) and value is not None
@@ -129,7 +129,9 @@ def _is_of(value: object, kind: type) -> bool:
         return isinstance(value, number) and not isinstance(value, bool)
     if isinstance(value, str):
         return issubclass(str, kind) and kind in (str, object)
-    return isinstance(value, (list, tuple) if kind is tuple else kind)
+    if typing.is_typeddict(kind):
+        return isinstance(value, Mapping)
+    return isinstance(value, (list, tuple) if kind in (list, tuple) else kind)
 
 
 _RAISED_INSIDE = re.compile(r"\bSettingError: (.+)")

@@ -70,7 +70,8 @@ class Manifest:
         """Returns the text of `manifest.json`."""
         values = {"format": FORMAT} | dataclasses.asdict(self)
         text = json.dumps({name: value for name, value in values.items() if name != "data" or value is not None})
-        return json.dumps(json.loads(text) | {"digest": _digest(json.loads(text))})
+        plain = json.loads(text)
+        return json.dumps(plain | {"digest": _digest(plain)})
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":

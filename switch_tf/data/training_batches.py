@@ -197,8 +197,9 @@ class TrainingBatches:
         Raises:
           SettingError: if a file that was being read no longer exists, or the input pipeline has changed.
         """
-        for stream in self._streams:
-            position = read(stream.name)
+        # All are read before any is used: one that cannot be read leaves the streams where they were.
+        positions = [read(stream.name) for stream in self._streams]
+        for stream, position in zip(self._streams, positions):
             try:
                 compat.restore_iterator(stream.iterator, position)
             except tf.errors.NotFoundError as error:

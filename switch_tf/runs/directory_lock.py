@@ -95,13 +95,15 @@ def _parse(text: str) -> Holder | None:
 @contextlib.contextmanager
 def _held_on_disk(model_dir: str) -> Iterator[None]:
     """The system ends a file's lock with the process, however that ends; the record is for the sentence."""
-    path = os.path.join(model_dir, _NAME)
+    path, is_new = os.path.join(model_dir, _NAME), not os.path.exists(model_dir)
     try:
         storage.make_folder(model_dir)
         file = _locked(path)
     except BlockingIOError as error:
-        with open(path, encoding="utf-8") as record:
-            raise _refusal(model_dir, _parse(record.read())) from error
+        holder = None
+        with contextlib.suppress(OSError), open(path, encoding="utf-8") as record:
+            holder = _parse(record.read())
+        raise _refusal(model_dir, holder) from error
     except (OSError, tf.errors.OpError):
         yield  # The first write of the run says what is wrong with the folder.
         return
@@ -115,7 +117,8 @@ def _held_on_disk(model_dir: str) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-                os.rmdir(model_dir)  # If the run has written nothing.
+                if is_new:
+                    os.rmdir(model_dir)  # If the run has written nothing.
 
 
 def _locked(path: str) -> IO[str]:
@@ -135,8 +138,9 @@ def _locked(path: str) -> IO[str]:
             file.close()
             raise
         # Its holder may have removed it between the two calls, and another one made it again.
-        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                return file
         file.close()
 
 
@@ -163,7 +167,9 @@ def _held_in_bucket(model_dir: str) -> Iterator[None]:
         ended.set()
         beating.join()
         with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.remove(path)
+            found = _read(path)
+            if found is not None and found.id == holder.id:
+                tf.io.gfile.remove(path)
 
 
 def _read(path: str) -> Holder | None:

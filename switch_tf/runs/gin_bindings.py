@@ -1,5 +1,6 @@
 """What gin has parsed: every binding is read by something and has the type that its reader declares."""
 
+import inspect
 import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +10,13 @@ import gin
 from gin.config import ConfigurableReference, ParsedBindingKey, iterate_references
 
 from switch_tf import compat
-from switch_tf.errors import SettingError, Unmade, check_type, nearest
+from switch_tf.errors import Deferred, SettingError, check_type, nearest
 
 _MACRO = "gin.macro"
 # The configurables that code calls by itself; all others of ours do something where a binding refers to them.
 _CALLED = (
     *("train", "Experiment", "ModelConfig", "Study", "write_cache", "own_files", "c4_files", "benchmark_averages"),
-    *("Languages", "Decoding", "TaskEvaluation"),
+    *("Languages", "Decoding", "TaskEvaluation", "Adafactor"),
 )
 _OURS = ("switch_tf.", "tasks.")
 
@@ -78,10 +79,13 @@ def _check_configurable(name: str, used: set[tuple[str, str]]) -> None:
     short = _short(key.complete_selector)
     if not _is_used(key.complete_selector, {configurable for _, configurable in used}):
         raise SettingError(
-            f"{name} is set, but nothing in these gin files refers to @{short}: bind that to a setting, or leave it."
+            f"{name} is set, but nothing in these gin files refers to @{short}: add the gin file that does (such as "
+            "gin/runs/pretrain.gin), bind it to a setting, or leave it out."
         )
     # What a macro refers to is made in a scope of the macro's name, and the recorded configuration says so.
-    if key.scope and not any(f"{scope}/".startswith(f"{key.scope}/") for scope, _ in used):
+    # A user's own code may enter any scope.
+    is_ours = key.complete_selector.startswith(_OURS)
+    if key.scope and is_ours and not any(f"{scope}/".startswith(f"{key.scope}/") for scope, _ in used):
         raise SettingError(f"{name} is set, but nothing refers to @{key.scope}/{short}().")
 
 
@@ -108,14 +112,19 @@ def check_types() -> None:
         for parameter, value in values.items():
             name, value = _resolved(f"{_short(configurable)}.{parameter}", value, values_of)
             if parameter in hints and not is_required(value):
-                check_type(name, _stand_in(value), hints[parameter])
+                check_type(name, _stand_in(value, values_of), hints[parameter])
 
 
 def _hints(configurable: Callable) -> Mapping[str, Any]:
+    """The declared types of a configurable's parameters; that of a default of None may be left undeclared."""
     called = configurable.__init__ if isinstance(configurable, type) else configurable  # type: ignore[misc]
     try:
-        return typing.get_type_hints(called)
-    except (NameError, TypeError):  # Of a user's own module, with names that only a type checker imports.
+        parameters = inspect.signature(called).parameters
+        return {
+            name: hint | None if name in parameters and parameters[name].default is None else hint
+            for name, hint in typing.get_type_hints(called).items()
+        }
+    except Exception:  # Of a user's own module: names that only a type checker imports, or no types at all.
         return {}
 
 
@@ -131,16 +140,19 @@ def _resolved(name: str, value: object, values_of: Mapping[str, object]) -> tupl
     return name, value
 
 
-def _stand_in(value: object) -> object:
-    """Returns a value for `check_type`: references are not called to learn what they make."""
+def _stand_in(value: object, values_of: Mapping[str, object]) -> object:
+    """Returns a value for `check_type`: macros resolved, and references not called to learn what they make."""
+    _, value = _resolved("", value, values_of)
     if isinstance(value, list | tuple):
-        return type(value)(map(_stand_in, value))
+        return type(value)(_stand_in(entry, values_of) for entry in value)
+    if isinstance(value, dict):
+        return {key: _stand_in(entry, values_of) for key, entry in value.items()}
     if not isinstance(value, ConfigurableReference):
         return value
     made = value.configurable.wrapped
     if not value.evaluate:
         return made
-    return Unmade(made if isinstance(made, type) else None, repr(value))
+    return Deferred(made if isinstance(made, type) else None, repr(value))
 
 
 def expand_home() -> None:
@@ -157,4 +169,6 @@ def _expanded(value: Any) -> Any:
         return os.path.expanduser(value) if value == "~" or value.startswith("~/") else value
     if isinstance(value, list | tuple):
         return type(value)(map(_expanded, value))
+    if isinstance(value, dict):
+        return {key: _expanded(entry) for key, entry in value.items()}
     return value

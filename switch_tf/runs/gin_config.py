@@ -15,6 +15,9 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # Where `gin/models/t5_base.gin` is looked for: here, in the checkout, in the installed package.
 _SEARCH_PATHS = (pathlib.Path(), _PACKAGE.parent, _PACKAGE)
 
+# As other languages write what Python does.
+_LITERALS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+
 
 def load(
     gin_files: Sequence[str],
@@ -62,8 +65,11 @@ def _parse_binding(binding: str) -> None:
     except SettingError as error:
         if value[:1] in tuple("\"'[({@%") or ("/" not in value and _is_value(value)):
             raise
-        quoted = f"--gin.{name}='\"{value}\"'"
-        raise SettingError(f"--gin.{name}={value} is no value of gin: a string needs quotes, {quoted}.") from error
+        literal = _LITERALS.get(value.lower())
+        remedy = f"a string needs quotes, --gin.{name}='\"{value}\"'"
+        if literal is not None:
+            remedy = f"write --gin.{name}={literal}"
+        raise SettingError(f"--gin.{name}={value} is not a valid gin value: {remedy}.") from error
 
 
 def _is_value(text: str) -> bool:

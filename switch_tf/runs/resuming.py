@@ -28,6 +28,10 @@ def restore_newest(run: Run, batches: TrainingBatches) -> int | None:
             for other, reason in damaged.items():
                 kept = checkpoints.set_aside(other) if engine.is_first_process else ""
                 engine.say(f"{reason} It is kept as {kept}; the run goes on from step {step}.")
+            if checkpoints.manifest(step).has_weights_alone:
+                engine.say(f"Starting from the weights in {run.experiment.model_dir}, at step {step}.")
+            else:
+                engine.say(f"Resuming {run.experiment.model_dir} from step {step}.")
             return step
         damaged[step] = error or checkpoints.damaged(step, "another process could not read it")
     for error in damaged.values():
@@ -39,10 +43,8 @@ def _restore(run: Run, step: int, batches: TrainingBatches) -> DamagedCheckpoint
     try:
         if run.checkpoints.manifest(step).has_weights_alone:
             run.continue_from_weights(step)
-            run.engine.say(f"Starting from the weights in {run.experiment.model_dir}, at step {step}.")
         else:
             run.restore(step, batches)
-            run.engine.say(f"Resuming {run.experiment.model_dir} from step {step}.")
     except DamagedCheckpoint as error:
         return error
     return None

@@ -189,7 +189,10 @@ class Run:
         variables = self.variables()
         has_slots = self.optimizer is not None and manifest.difference(_shapes(variables), with_slots=True) is None
         if not has_slots:
-            variables = {name: variable for name, variable in variables.items() if SLOTS not in name}
+            # A damaged checkpoint may have filled some of them.
+            for name in [name for name in variables if SLOTS in name]:
+                slot = variables.pop(name)
+                self.engine.load(slot, lambda shard: np.zeros(shard.shape, np.float32))
         place = f"MODEL_DIR = '{self.experiment.model_dir}'"
         self._load_from(self.checkpoints, step, variables, place, {name: name for name in variables})
         if self.optimizer is not None:

@@ -65,7 +65,10 @@ def _verify_checkpoint(checkpoints: CheckpointFolder, step: int, model_dir: str)
     try:
         shapes, num_bytes = _read_all(checkpoints.prefix(step))
     except (tf.errors.OpError, ValueError) as error:
-        return Finding(name, storage.refusal(error) or storage.reason_of(error))
+        refused = storage.refusal(error)
+        if refused is not None:
+            raise SettingError(f"{checkpoints.path(step)} cannot be read: {refused}.") from error
+        return Finding(name, storage.reason_of(error))
     if manifest.step != step:
         return Finding(name, f"its manifest is of step {manifest.step}")
     wrong = [tensor for tensor, shape in manifest.shapes.items() if shapes.get(tensor) != tuple(shape)]
@@ -96,13 +99,13 @@ def _verify_csv(model_dir: str, name: str) -> Finding:
     try:
         header, *rows = csv.reader(content.decode().splitlines())
     except (ValueError, csv.Error) as error:
-        return Finding(name, f"it is no CSV file ({error})")
+        return Finding(name, f"it is not a CSV file ({error})")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             return Finding(name, f"line {number} has {len(row)} fields, not {len(header)}")
     steps = [row[0] for row in rows]
     if not all(step.isdecimal() for step in steps):
-        return Finding(name, "a step is no number")
+        return Finding(name, "a step is not a number")
     numbers = list(map(int, steps))
     if numbers != sorted(numbers):
         return Finding(name, "its steps are not in order")

@@ -43,7 +43,7 @@ def test_what_something_reads_is_not():
     assert (ModelConfig().num_experts, ModelConfig().d_ff) == (3, 8)
     schedule = ["Adafactor.learning_rate = @late/WarmupAndDecay()", "late/WarmupAndDecay.warmup_steps = 3"]
     gin_config.load(RUN, schedule)
-    # The reader of a macro has been overridden: the macro is none too many.
+    # The reader of a macro has been overridden: the macro is allowed.
     gin_config.load(RUN, ["NUM_EXPERTS = 8", "ModelConfig.num_experts = 4"])
 
 
@@ -82,6 +82,43 @@ def test_a_recorded_configuration_is_read_with_what_its_macros_made():
     assert gin_config.parameter("Experiment.vocabulary").path == "y.model"
 
 
+@pytest.mark.parametrize(("written", "meant"), [("true", "True"), ("FALSE", "False"), ("null", "None")])
+def test_literals_of_other_languages_are_translated(written, meant):
+    with pytest.raises(
+        SettingError, match=rf"^--gin\.USE_CACHED={written} is not .*: write --gin\.USE_CACHED={meant}\.$"
+    ):
+        gin_config.load(RUN, [f"USE_CACHED = {written}"])
+
+
+def test_macros_inside_of_dicts_and_lists_have_types_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    lengths = "TASK_FEATURE_LENGTHS = {'inputs': %LENGTH, 'targets': 8}"
+    gin_config.load(RUN, [lengths, "LENGTH = 16"])
+    assert Experiment().task_feature_lengths == {"inputs": 16, "targets": 8}
+    with pytest.raises(SettingError, match="must be of the type"):
+        gin_config.load(RUN, [lengths, "LENGTH = 16.5"])
+
+
+@gin.configurable
+class Foreign:
+    """A class of somebody's own, whose annotations are not ours to judge."""
+
+    def __init__(self, period: int = None, pair: list[int] = (1, 2)):  # noqa: RUF013 (as many people write it)
+        self.period, self.pair = period, pair
+
+
+def test_classes_of_ones_own_are_taken_as_they_are():
+    gin_config.load(RUN, ["Foreign.period = None", "Foreign.pair = (3, 4)", "eval/Foreign.period = 3"])
+    with gin.config_scope("eval"):
+        assert Foreign().period == 3
+    with pytest.raises(SettingError, match=r"Foreign\.period = 'x' must be of the type int"):
+        gin_config.load(RUN, ["Foreign.period = 'x'"])
+
+
+def test_describe_takes_settings_of_the_optimizer_with_a_model_file_alone():
+    gin_config.load(["gin/models/switch_tiny_8.gin"], ["Adafactor.min_size_to_factor = 64"])
+
+
 def test_a_circle_of_macros_is_named():
     with pytest.raises(SettingError, match=r"is a circle of macros"):
         gin_config.load(RUN, ["SEED = %OTHER", "OTHER = %SEED"])
@@ -92,7 +129,7 @@ def test_a_string_without_quotes_is_told_from_other_mistakes(value):
     with pytest.raises(SettingError) as caught:
         gin_config.load(RUN, [f"MODEL_DIR = {value}"])
     assert str(caught.value) == (
-        f"--gin.MODEL_DIR={value} is no value of gin: a string needs quotes, --gin.MODEL_DIR='\"{value}\"'."
+        f"--gin.MODEL_DIR={value} is not a valid gin value: a string needs quotes, --gin.MODEL_DIR='\"{value}\"'."
     )
 
 
