@@ -53,7 +53,7 @@ def finish(capsys: pytest.CaptureFixture, model_dir: pathlib.Path) -> str:
 def test_every_step_has_its_row(uninterrupted):
     assert list(launch.losses(uninterrupted)) == [str(step) for step in range(1, STEPS + 1)]
     first, last = (float(launch.losses(uninterrupted)[step]["loss"]) for step in ("1", str(STEPS)))
-    assert last < first - 0.2
+    assert last < first - 0.5
 
 
 @pytest.mark.slow  # test_bucket.py kills a run while it saves, too.
