@@ -234,17 +234,15 @@ class Monitor:
       active: findings that have begun and not ended, by (layer, rule).
     """
 
-    def __init__(self, window: int, capacity_factor: float, thresholds: Thresholds | None = None):
+    def __init__(self, window: int, capacity_factor: float):
         """Starts without findings.
 
         Args:
           window: the number of steps that the windows cover.
           capacity_factor: in training, for sentences.
-          thresholds: where faults begin.
         """
         self._window = window
         self._capacity_factor = capacity_factor
-        self._thresholds = thresholds or Thresholds()
         self.active: dict[tuple[str, str], Active] = {}
 
     def check(self, step: int, layers: Mapping[str, LayerWindow]) -> list[Event]:
@@ -261,7 +259,7 @@ class Monitor:
         for layer, window in layers.items():
             for rule in RULES:
                 key, known = (layer, rule.name), self.active.get((layer, rule.name))
-                if rule.holds(window, self._thresholds):
+                if rule.holds(window, Thresholds()):
                     sentence = f"{layer}: {rule.describe(window, self._capacity_factor)}: {rule.remedy}."
                     self.active[key] = Active(step if known is None else known.since, step, sentence)
                     if known is None:

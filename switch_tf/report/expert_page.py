@@ -2,7 +2,6 @@
 
 import html
 import itertools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -113,12 +112,12 @@ def _layer_section(layer: str, report: LayerReport) -> str:
         alike = np.where(np.arange(num_experts) == expert, -2.0, similarity[expert]).argmax()
         nearest = f"{alike} ({similarity[expert, alike]:.2f})" if num_experts > 1 else ""
         rows.append([str(expert), percent(of.share), tokens, kinds, nearest])
-    note = f"Token and expert share {profile.mutual_information:.2f} of {math.log(num_experts):.2f} nats."
+    note = f"{profile.information}."
     if len(others):
         note += (
             f" Cosine between the weights of two experts: {others.mean():.2f} on average, {others.max():.2f} at most."
         )
-    header = ["expert", "share", "tokens: count (times chance)", "kinds: share (times all)", "most alike"]
+    header = ["expert", "share", "tokens: count (ratio to chance)", "kinds: share (ratio to the layer's)", "most alike"]
     return f"<h2>{html.escape(layer)}</h2><p>{note}</p>" + table(header, rows, wrapped=True)
 
 
@@ -196,8 +195,7 @@ def write_experts(experiment: Experiment, step: int | None, num_batches: int, ou
         for layer, experts in choices.experts.items()
     }
     for layer, report in layers.items():
-        shared = f"{report.profile.mutual_information:.2f} of {math.log(num_experts):.2f} nats"
-        print(f"{layer}: token and expert share {shared}")
+        print(f"{layer}: {report.profile.information}")
         for expert, of in enumerate(report.profile.experts):
             tokens, kinds = _expert_text(report.profile, expert)
             print(f"  {expert:4d}  {percent(of.share):>6}  {tokens}{f'  [{kinds}]' if kinds else ''}")

@@ -109,7 +109,10 @@ def load_maps(run: RunRecords, columns: int) -> list[str]:
         counts = np.diff(np.append(edges, len(steps))).reshape(-1, 1)
         means = np.add.reduceat(loads, edges, axis=0) / counts
         logarithms = np.log2(np.maximum(means * loads.shape[1], 2.0**-_LOAD_LIMIT))
-        maps.append(heat_map(f"{layer}: expert", "step", steps[edges], _pooled(logarithms), _LOAD_LIMIT))
+        rows = _pooled(logarithms)
+        # The last block may be padded.
+        top = rows.shape[1] * -(-loads.shape[1] // rows.shape[1])
+        maps.append(heat_map(f"{layer}: expert", "step", steps[edges], rows, _LOAD_LIMIT, float(top)))
     return maps
 
 

@@ -66,7 +66,7 @@ def _facts(run: RunRecords) -> dict[str, str]:
         "FLOPs per sequence": human(costs["forward_flops_per_sequence"]),
         "steps": steps,
         "tokens": human(run.last_step * run.tokens_per_step),
-        "time of updates": _duration(float(run.seconds(np.array([run.last_step]))[0])),
+        "training time": _duration(float(run.seconds(np.array([run.last_step]))[0])),
         "tokens/s (median)": f"{np.nanmedian(speeds):,.0f}" if len(speeds) else "",
         "held-out NLP": _last(run.evaluations, "neg_log_perplexity"),
         "held-out accuracy": _last(run.evaluations, "accuracy"),

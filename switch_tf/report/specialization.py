@@ -43,11 +43,23 @@ class LayerProfile(NamedTuple):
     """What the experts of a layer get.
 
     experts: by index.
-    mutual_information: of token and expert, in nats; ln E if the token alone decides, 0 if it does not matter.
+    mutual_information: of token and expert, in nats.
+    chance_information: the same where experts are drawn by their shares alone; above 0, and more so with rare tokens.
+    most_information: the entropy of the experts' shares, reached if the token alone decides; ln E for equal shares.
     """
 
     experts: list[ExpertProfile]
     mutual_information: float
+    chance_information: float
+    most_information: float
+
+    @property
+    def information(self) -> str:
+        """The three in a sentence."""
+        return (
+            f"Mutual information of token and expert: {self.mutual_information:.2f} nats "
+            f"({self.chance_information:.2f} by chance, at most {self.most_information:.2f})"
+        )
 
 
 class Following(NamedTuple):
@@ -64,7 +76,10 @@ class Following(NamedTuple):
 
 
 def kind_of(piece: str) -> str:
-    """Returns the kind of a piece: "sentinel", "digits", "punctuation", "name" (a capital), a script, or "other"."""
+    """Returns the kind of a piece: "sentinel", "control", "space", "digits", "punctuation", or by its first letter.
+
+    By the letter: "name" (a capital at the start of a word), "capital", "word", "part of a word", or another script.
+    """
     text = piece.lstrip("▁")
     if text.startswith("<extra_id_"):
         return "sentinel"
@@ -117,8 +132,12 @@ def layer_profile(
     chosen = experts.ravel()
     ids, chosen = ids[chosen >= 0], chosen[chosen >= 0]
     known, columns = np.unique(ids, return_inverse=True)
-    counts = np.bincount(chosen * len(known) + columns, minlength=num_experts * len(known))
-    counts = counts.reshape(num_experts, len(known))
+
+    def table(experts: np.ndarray) -> np.ndarray:
+        counts = np.bincount(experts * len(known) + columns, minlength=num_experts * len(known))
+        return counts.reshape(num_experts, len(known))
+
+    counts, by_chance = table(chosen), table(np.random.default_rng(0).permutation(chosen))
     total, of_expert, of_token = max(counts.sum(), 1), counts.sum(axis=1), counts.sum(axis=0)
     ratios = counts * total / np.maximum(np.outer(of_expert, of_token), 1)
     kinds = np.array([kind_of(pieces[index]) for index in known])
@@ -143,7 +162,12 @@ def layer_profile(
         )
         return ExpertProfile(float(of_expert[expert] / total), listed, typical_kinds)
 
-    return LayerProfile([profile(expert) for expert in range(num_experts)], _information(counts))
+    return LayerProfile(
+        [profile(expert) for expert in range(num_experts)],
+        _information(counts),
+        _information(by_chance),
+        _entropy(of_expert),
+    )
 
 
 def following(first: np.ndarray, second: np.ndarray, num_experts: int) -> Following:

@@ -179,7 +179,7 @@ def png(indices: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def heat_map(title: str, x_label: str, x: np.ndarray, values: np.ndarray, limit: float) -> str:
+def heat_map(title: str, x_label: str, x: np.ndarray, values: np.ndarray, limit: float, top: float) -> str:
     """Draws a matrix over time: blue for values below 0, red for those above.
 
     Args:
@@ -188,13 +188,14 @@ def heat_map(title: str, x_label: str, x: np.ndarray, values: np.ndarray, limit:
       x: [T], rising.
       values: [T, rows]; the first row is at the bottom.
       limit: the absolute value with the darkest color.
+      top: what the upper edge is on the y axis: the number of rows, or more where a row stands for several.
 
     Returns:
       An `<svg>` element.
     """
     shares = np.clip(np.nan_to_num(values, nan=0.0) / limit, -1, 1)
     image = base64.b64encode(png(((shares.T[::-1] + 1) * 127.5).round())).decode()
-    scales = _Scales((float(x[0]), float(max(x[-1], x[0] + 1))), (0.0, float(values.shape[1])))
+    scales = _Scales((float(x[0]), float(max(x[-1], x[0] + 1))), (0.0, top))
     parts = _axes(scales, title, x_label)
     width, height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
     parts.insert(

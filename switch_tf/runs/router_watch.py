@@ -8,7 +8,7 @@ import gin
 import numpy as np
 
 from switch_tf.errors import SettingError
-from switch_tf.health.rules import Active, Event, LayerWindow, Monitor, Thresholds, periods
+from switch_tf.health.rules import Active, Event, LayerWindow, Monitor, periods
 from switch_tf.layers.routing import RoutingMetrics
 from switch_tf.runs.hooks import Hook
 from switch_tf.training.step import StepMetrics
@@ -53,13 +53,12 @@ class WatchRouters(Hook):
     Findings go to the terminal, `findings.csv` and TensorBoard's text.
     """
 
-    def __init__(self, window: int | None = None, settling: int | None = None, thresholds: Thresholds | None = None):
+    def __init__(self, window: int | None = None, settling: int | None = None):
         """Makes the hook.
 
         Args:
           window: the number of steps that are judged together; None: an eighth of the run, within 20 and 100.
           settling: the number of first steps that are not judged; None: an eighth of the run, within 50 and 1000.
-          thresholds: where faults begin.
 
         Raises:
           SettingError: if a number of steps is out of range.
@@ -69,14 +68,13 @@ class WatchRouters(Hook):
         if settling is not None and settling < 0:
             raise SettingError(f"WatchRouters.settling = {settling} must not be negative.")
         self._settings = settling, window
-        self._thresholds = thresholds
 
     def on_start(self, loop: "TrainingLoop") -> None:
         self._settling, self._window = (
             default if setting is None else setting for setting, default in zip(self._settings, periods(loop.steps))
         )
         self._steps: collections.deque[dict[str, np.ndarray]] = collections.deque(maxlen=self._window)
-        self._monitor = Monitor(self._window, loop.run.experiment.model.capacity_factor, self._thresholds)
+        self._monitor = Monitor(self._window, loop.run.experiment.model.capacity_factor)
         if loop.recorder is not None:
             for event in loop.recorder.findings():
                 _replay(self._monitor, event, loop.step)
