@@ -71,6 +71,14 @@ def make(folder: pathlib.Path, num_experts: int, shard_bytes: int = 1_000_000_00
     (folder / "config.json").write_text(json.dumps({"model_type": "switch_transformers", "num_experts": num_experts}))
 
 
+def cool(files: Iterable[pathlib.Path]) -> None:
+    """Writes what is to be written and drops files from the page cache, so that each measurement starts alike."""
+    os.sync()
+    for path in files:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def plain_copy(files: Iterable[pathlib.Path], target: pathlib.Path, dtype: np.dtype, cast_to: np.dtype) -> float:
     """Copies files with a cast of all their bytes, in chunks, and removes the copies; returns the seconds."""
     target.mkdir()
@@ -120,12 +128,17 @@ def main() -> None:
     for _ in range(options.rounds):
         for made in (model_dir, back):
             shutil.rmtree(made, ignore_errors=True)
-        rounds["in_copy_seconds"].append(plain_copy(sorted(source.glob("*.bin")), copy, _BFLOAT16, _FLOAT32))
+        shards = sorted(source.glob("*.bin"))
+        cool(shards)
+        rounds["in_copy_seconds"].append(plain_copy(shards, copy, _BFLOAT16, _FLOAT32))
+        cool(shards)
         seconds, peak = convert(str(source), str(model_dir))
         rounds["in_seconds"].append(seconds)
         rounds["in_peak_gb"].append(peak)
         tensors = sorted(model_dir.glob("checkpoints/step_*/*.data-*"))
+        cool(tensors)
         rounds["out_copy_seconds"].append(plain_copy(tensors, copy, _FLOAT32, _BFLOAT16))
+        cool(tensors)
         seconds, peak = convert("--to=huggingface", "--dtype=bfloat16", str(model_dir), str(back))
         rounds["out_seconds"].append(seconds)
         rounds["out_peak_gb"].append(peak)

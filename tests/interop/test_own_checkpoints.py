@@ -13,6 +13,7 @@ from switch_tf.checkpoints.manifest import Manifest
 from switch_tf.errors import SettingError
 from switch_tf.interop import own_checkpoints
 from switch_tf.interop.formats import kind_of, new_folder, open_source, write_huggingface
+from switch_tf.interop.lazy_tensors import BFLOAT16, in_memory
 from switch_tf.interop.t5x import write_t5x
 from tests.support.foreign_files import switch_tensors, write_torch
 from tests.support.random_weights import DENSE, MODELS, lazy, random_weights
@@ -132,3 +133,12 @@ def test_in_a_bucket(buckets, tmp_path):
         write(folder, source.config, source.weights)
         raise SettingError("stopped")
     assert buckets.names("bucket", "part") == []
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (130, 70), (2, 3, 4)])
+def test_bfloat16_is_widened_in_any_order(shape):
+    array = np.asarray(np.random.default_rng(0).normal(size=shape)).astype(BFLOAT16)
+    for ordered in (array, array.T):
+        wide = in_memory(ordered).cast(np.dtype(np.float32)).read()
+        assert wide.dtype == np.float32 and wide.flags.c_contiguous
+        np.testing.assert_array_equal(wide, ordered.astype(np.float32))
