@@ -40,8 +40,6 @@ class KeyValues(NamedTuple):
     def written(self, new: "KeyValues", position: tf.Tensor) -> "KeyValues":
         """Returns the cache with the keys and values of one more position.
 
-        Selects at each position instead of scattering, which keeps every layout.
-
         Args:
           new: of the R hypotheses of each sequence, [B, N, R, K].
           position: int32 scalar.
@@ -49,17 +47,27 @@ class KeyValues(NamedTuple):
         Returns:
           A cache of the same shape, [B, N, T * R, K], whose entries at position * R + r are new.
         """
-        rows = new.keys.shape[2]
-        length = self.keys.shape[2] // rows
-        is_new = tf.reshape(tf.equal(tf.range(length), position), [1, 1, length, 1, 1])
+        written = _selected if axes.is_partitioned() else _scattered
+        return KeyValues(*(written(old, tf.cast(one, old.dtype), position) for old, one in zip(self, new)))
 
-        def selected(old: tf.Tensor, one: tf.Tensor) -> tf.Tensor:
-            batch, heads, _, width = old.shape
-            old_rows = tf.reshape(old, [batch, heads, length, rows, width])
-            new_rows = tf.expand_dims(tf.cast(one, old.dtype), 2)
-            return tf.reshape(tf.where(is_new, new_rows, old_rows), old.shape)
 
-        return KeyValues(*(selected(old, one) for old, one in zip(self, new)))
+def _selected(old: tf.Tensor, new: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+    """Copies [B, N, T * R, K] with [B, N, R, K] at a position: a selection, which keeps every layout."""
+    batch, heads, rows, width = new.shape
+    length = old.shape[2] // rows
+    is_new = tf.reshape(tf.equal(tf.range(length), position), [1, 1, length, 1, 1])
+    old_rows = tf.reshape(old, [batch, heads, length, rows, width])
+    return tf.reshape(tf.where(is_new, tf.expand_dims(new, 2), old_rows), old.shape)
+
+
+def _scattered(old: tf.Tensor, new: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+    """Writes [B, N, R, K] into [B, N, T * R, K] at a position: a scatter, for which a loop needs no copy."""
+    batch, heads, rows, width = new.shape
+    number, length = batch * heads, old.shape[2] // rows
+    places = tf.stack([tf.range(number), tf.fill([number], position)], axis=1)
+    together = tf.reshape(old, [number, length, rows * width])
+    together = tf.tensor_scatter_nd_update(together, places, tf.reshape(new, [number, rows * width]))
+    return tf.reshape(together, old.shape)
 
 
 def padding_bias(key_mask: tf.Tensor) -> tf.Tensor:

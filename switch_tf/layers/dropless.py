@@ -99,10 +99,12 @@ def apply_dropless(
     has_slot = routing.slot < num_experts * routing.capacity
     expert = tf.reshape(tf.where(has_slot, routing.expert, num_experts), [assignments])
     rows = tf.reshape(tokens, [groups * size, tokens.shape[-1]])
-    if assignments == 1 or assignments * expert_size <= MAX_COPIED_WEIGHTS:
-        each = tf.expand_dims(tf.repeat(rows, choices, axis=0), 1)
-        # The gate of an assignment without an expert is 0.
-        taken = expert_function(tf.minimum(expert, num_experts - 1), each)
+    # The gate of an assignment without an expert is 0.
+    known = tf.minimum(expert, num_experts - 1)
+    if assignments == 1:
+        taken = expert_function(tf.reshape(known, []), rows)
+    elif assignments * expert_size <= MAX_COPIED_WEIGHTS:
+        taken = expert_function(known, tf.expand_dims(tf.repeat(rows, choices, axis=0), 1))
     else:
         taken = _by_blocks(rows, expert, choices, num_experts, expert_function, width)
     weighted = tf.reshape(taken, [groups, size, choices, width]) * tf.cast(

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
@@ -81,6 +82,14 @@ def expert_matmul(slots: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.reshape(outputs, [experts, groups, capacity, weights.shape[-1]])
 
 
+def weights_of(expert: tf.Tensor, table: keras.Variable) -> tf.Tensor:
+    """Returns the weights of experts (int32 [...]) out of [E, ...]: those of one (a scalar) without a copy."""
+    if expert.shape.rank:
+        return tf.gather(table, expert)
+    # A slice along the first dimension shares its memory; a gather would copy.
+    return tf.convert_to_tensor(table)[expert]
+
+
 class Experts(Layer):
     """E feed-forward networks of one shape, each with its own weights, applied to its own slots.
 
@@ -150,8 +159,8 @@ class Experts(Layer):
     def apply_chosen(self, expert: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
         """Applies experts (int32 [...]), without dropout, to tokens [..., B, M]; reads no other expert's weights."""
         tokens = self.cast(tokens)
-        hidden = activate([tokens @ self.cast(tf.gather(wi, expert)) for wi in self.wi])
-        return hidden @ self.cast(tf.gather(self.wo, expert))
+        hidden = activate([tokens @ self.cast(weights_of(expert, wi)) for wi in self.wi])
+        return hidden @ self.cast(weights_of(expert, self.wo))
 
 
 class SwitchFeedForward(Layer):

@@ -8,7 +8,7 @@ from switch_tf.layers import initializers
 from switch_tf.layers.attention import HEAD_AXES, Attention, KeyValues
 from switch_tf.layers.base import Layer
 from switch_tf.layers.context import INFERENCE, ForwardContext
-from switch_tf.layers.moe import SwitchFeedForward, expert_matmul
+from switch_tf.layers.moe import SwitchFeedForward, expert_matmul, weights_of
 from switch_tf.layers.routing import Routing
 from switch_tf.partitioning import axes
 
@@ -79,8 +79,9 @@ class AttentionExperts(Layer):
         """Applies experts (int32 [...]) to tokens [..., B, M]: [..., B, 2 N K]."""
         x = self.cast(tokens)
         if self.kind == "feed_forward":
-            x = tf.nn.relu(x @ self.cast(tf.gather(self.wi, expert)))
-        return tf.concat([x @ self.cast(tf.gather(kernel, expert)) for kernel in (self.query, self.key_value)], axis=-1)
+            x = tf.nn.relu(x @ self.cast(weights_of(expert, self.wi)))
+        tables = (self.query, self.key_value)
+        return tf.concat([x @ self.cast(weights_of(expert, table)) for table in tables], axis=-1)
 
 
 class SwitchSelfAttention(Attention):

@@ -8,6 +8,7 @@ from switch_tf.layers import attention
 from switch_tf.layers.attention import KeyValues, MultiHeadAttention
 from switch_tf.layers.embedding import RelativePositionBias, TokenEmbedder, relative_position_bucket
 from switch_tf.layers.normalization import RMSNorm
+from switch_tf.partitioning import axes
 
 
 def layer(**settings) -> MultiHeadAttention:
@@ -112,3 +113,22 @@ def test_tied_logits_are_scaled():
     np.testing.assert_allclose(embedder.attend(x), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(embedder(tf.constant([[3, 1]]))[0, 0], embedder.embedding[3])
     assert np.std(embedder.embedding) == pytest.approx(1.0, rel=0.1)
+
+
+class _Partitioned(axes.Placement):
+    is_partitioned = True
+
+
+@pytest.mark.parametrize("placement", [axes.Placement(), _Partitioned()], ids=["scattered", "selected"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_cache_is_written_at_one_position(rows, placement):
+    random = np.random.default_rng(0)
+    cache = KeyValues(*(tf.constant(random.normal(size=[2, 4, 5 * rows, 8]), tf.float32) for _ in range(2)))
+    new = KeyValues(*(tf.constant(random.normal(size=[2, 4, rows, 8]), tf.float32) for _ in range(2)))
+    for position in range(5):
+        expected = [old.numpy() for old in cache]
+        with axes.placed_by(placement):
+            after = tf.function(KeyValues.written, autograph=False)(cache, new, tf.constant(position))
+        for index in range(2):
+            expected[index][:, :, position * rows : (position + 1) * rows] = new[index].numpy()
+            np.testing.assert_array_equal(after[index], expected[index])
