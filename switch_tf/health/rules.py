@@ -139,7 +139,8 @@ def _describe_starved(window: LayerWindow, capacity_factor: float) -> str:
     del capacity_factor
     starved = starved_experts(window, Thresholds())
     nothing = int(np.sum(window.expert_load == 0))
-    text = f"{len(starved)} of {window.num_experts} experts get less than a tenth of their share"
+    verb = "gets" if len(starved) == 1 else "get"
+    text = f"{len(starved)} of {window.num_experts} experts {verb} less than a tenth of an equal share"
     return f"{text}, {nothing} of them nothing" if nothing else text
 
 

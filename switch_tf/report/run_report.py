@@ -10,7 +10,7 @@ from switch_tf import storage
 from switch_tf.errors import SettingError
 from switch_tf.health.rules import periods
 from switch_tf.planning.costs import human
-from switch_tf.report.findings import findings_of
+from switch_tf.report.findings import Finding, findings_of
 from switch_tf.report.html_elements import figure_grid, page, table
 from switch_tf.report.router_sections import router_section, thinned
 from switch_tf.report.run_records import Columns, RunRecords
@@ -91,19 +91,30 @@ def _differences(runs: Sequence[RunRecords]) -> str:
     return "<h3>Settings that differ</h3>" + table(["", *(run.name for run in runs)], rows, wrapped=True)
 
 
+def _finding_items(run: RunRecords) -> list[str]:
+    """Returns an item for each rule and layer; one that held several times names all of them."""
+    found: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings_of(run):
+        found.setdefault((finding.layer, finding.rule), []).append(finding)
+    items = []
+    for (_, rule), findings in found.items():
+        findings = sorted(findings, key=lambda finding: finding.since)
+        spans = [
+            f"since step {finding.since}" if finding.until is None else f"steps {finding.since} to {finding.until}"
+            for finding in findings
+        ]
+        end = "" if findings[-1].until is None else "; no longer"
+        sentence = html.escape(findings[-1].sentence)
+        items.append(f'<li class="finding {rule}">{sentence} <span class="since">({", ".join(spans)}{end})</span></li>')
+    return items
+
+
 def _findings(runs: Sequence[RunRecords]) -> str:
     parts = []
     for run in runs:
         if not run.experiment.model.sparse_layer_names:
             continue
-        items = []
-        for finding in findings_of(run):
-            span = f"since step {finding.since}"
-            if finding.until is not None:
-                span = f"from step {finding.since} to {finding.until}, no longer"
-            sentence = html.escape(finding.sentence)
-            items.append(f'<li class="finding {finding.rule}">{sentence} <span class="since">({span})</span></li>')
-        name = html.escape(run.name)
+        items, name = _finding_items(run), html.escape(run.name)
         if items:
             parts.append(f"<h3>{name}</h3><ul>{''.join(items)}</ul>")
         elif "step" not in run.steps:

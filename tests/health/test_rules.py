@@ -80,7 +80,7 @@ def test_sentences_have_numbers_and_a_remedy():
     ]
     for part in (
         "expert 0 gets 60 % of the tokens, 4.8 times an equal share: raise Objective.balance_loss",
-        "2 of 8 experts get less than a tenth of their share, 1 of them nothing",
+        "2 of 8 experts get less than a tenth of an equal share, 1 of them nothing",
         "undecided (entropy 2.07 of 2.08, gate 0.140 where 0.125 is chance), and the layer adds 25 %",
         "11 % of the tokens are dropped at capacity factor 1",
         "has shrunk to 0.040 (1 at the start)",

@@ -62,18 +62,24 @@ def found_in(config: ModelConfig, steps: int, rate: float = 0.02, balance_loss: 
 
 
 def test_a_healthy_run_has_no_finding():
-    assert set.union(*found_in(CONFIG, 100).values()) == set()
+    assert set.union(*found_in(CONFIG, 150).values()) == set()
 
 
-def test_a_balance_loss_far_too_high_leaves_routers_undecided():
-    found = found_in(CONFIG, 150, balance_loss=100.0)
-    assert "undecided" in found["encoder/layer_1"] & found["decoder/layer_1"]
+def test_a_balance_loss_far_too_high_leaves_routers_undecided_and_shrinks_norms():
+    """The language model's gradient is nothing beside it, and it makes the router's logits, and its inputs, small."""
+    for found in found_in(CONFIG, 300, rate=0.4, balance_loss=100.0).values():
+        assert {"undecided", "norm_shrunk", "negligible"} <= found
 
 
 def test_a_small_capacity_factor_drops_tokens():
-    found = found_in(dataclasses.replace(CONFIG, capacity_factor=0.5), 40)
-    assert "dropped" in found["encoder/layer_1"] & found["decoder/layer_1"]
+    for found in found_in(dataclasses.replace(CONFIG, capacity_factor=0.5), 40).values():
+        assert "dropped" in found
 
 
 def test_without_balance_loss_a_high_rate_starves_experts():
-    assert "starved" in set.union(*found_in(CONFIG, 100, rate=0.2, balance_loss=0.0).values())
+    assert "starved" in found_in(CONFIG, 100, rate=0.3, balance_loss=0.0)["encoder/layer_1"]
+
+
+def test_without_balance_loss_a_rate_far_too_high_collapses_onto_one_expert():
+    for found in found_in(CONFIG, 100, rate=0.5, balance_loss=0.0).values():
+        assert "collapsed" in found
