@@ -67,7 +67,7 @@ def _texts_of_json(file: bytes, first: int, lines: np.ndarray, key: bytes) -> np
             continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SettingError(f"{place} is not JSON ({error}): fix or delete that line.") from error
         text = entry.get(key.decode()) if isinstance(entry, dict) else None
         if not isinstance(text, str):
