@@ -88,8 +88,8 @@ def _check_text(file: str, head: bytes) -> None:
         kind = "no text"
     if kind is not None:
         raise SettingError(
-            f"{file} seems to be {kind}: give plain text or JSON lines in UTF-8, compressed by gzip, xz, bzip2, zstd or "
-            "not at all."
+            f"{file} seems to be {kind}: give plain text or JSON lines in UTF-8, which may be compressed by gzip, xz, "
+            "bzip2 or zstd."
         )
 
 
