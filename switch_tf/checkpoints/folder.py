@@ -1,6 +1,7 @@
 """A run's checkpoints: `checkpoints/step_00000100/` is complete once its manifest is there."""
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -278,7 +279,13 @@ def write_error(path: str, error: Exception, checkpoints: CheckpointFolder) -> S
     refusal = storage.refusal(error)
     if refusal is not None:
         return SettingError(f"MODEL_DIR cannot be written ({path}): {refusal}; {saved}.")
-    return SettingError(
-        f"MODEL_DIR cannot be written ({path}: {storage.reason_of(error)}); {saved}. Free some space and run the same "
-        "command again."
-    )
+    reason = storage.reason_of(error)
+    remedy = "Free some space and run" if _is_full(error) else "Make it a folder that can be written, and run"
+    return SettingError(f"MODEL_DIR cannot be written ({path}: {reason}); {saved}. {remedy} the same command again.")
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk is full, or a quota is used up."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    is_full = isinstance(error, tf.errors.ResourceExhaustedError) or getattr(error, "errno", None) in full
+    return is_full or any(os.strerror(number) in str(error) for number in full)

@@ -1,11 +1,15 @@
 """The command line, `switch-tf COMMAND`: train, evaluate, predict, describe, convert, and what `--help` lists."""
 
 import argparse
+import io
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
+from switch_tf import compat
 from switch_tf.cli import (
     cache,
     check,
@@ -111,8 +115,47 @@ def _load_configuration(options: argparse.Namespace, bindings: list[str]) -> Non
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs one command; exits with status 2 and one line for a user's mistake, 128 + n after signal n."""
-    bindings, others = flags.split_bindings(sys.argv[1:] if words is None else words)
+    """Runs one command; exits with status 2 and one line for a user's mistake, 128 + n after signal n.
+
+    Args:
+      words: the command line; None for the program's, which ends the process too.
+    """
+    if words is None:
+        compat.end_process(_status_of_program())
+    _run_command(words)
+
+
+def _status_of_program() -> int:
+    """Runs the command of the program's own arguments; returns its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # What its encoding cannot say is escaped.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        _run_command(sys.argv[1:])
+        sys.stdout.flush()
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+            return 1
+        return error.code or 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # As `head` does, which has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _run_command(words: Sequence[str]) -> None:
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            _fail(f"The argument {word!r} is no UTF-8 text.")
+    bindings, others = flags.split_bindings(words)
     options = make_parser().parse_args(others)
     _prepare_libraries()
     try:
@@ -145,6 +188,8 @@ def _run(options: argparse.Namespace, bindings: list[str]) -> None:
         if sentence is None:
             raise
         _fail(sentence)
+    except UnicodeDecodeError as error:
+        _fail(f"A file, or standard input, is no UTF-8 text ({error.reason}: byte {error.start}): convert it to UTF-8.")
     except RuntimeError as error:
         # What gin raises for a parameter that has no value.
         if not str(error).startswith("Required bindings"):

@@ -1,5 +1,6 @@
-"""Documents in files: plain text (a document on each line) and JSON lines (an object on each line), gzipped or not."""
+"""Documents in files: plain text (a document on each line) and JSON lines (an object on each), compressed or not."""
 
+import codecs
 import json
 import os
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ import seqio
 import tensorflow as tf
 
 from switch_tf import storage
+from switch_tf.data.file_formats import GZIP, PLAIN, format_of, lines_of
 from switch_tf.errors import SettingError
 
 Patterns = str | Sequence[str]
 
-_JSON_LINES = r".*\.jsonl?(\.gz)?"
-_GZIPPED = r".*\.gz"
+_JSON = "json"
+_BYTE_ORDER_MARK = "^\ufeff"
 _LINES_PER_CALL = 32
 # In a bucket a lookup takes a tenth of a second, and a corpus may have a thousand files.
 _CONCURRENT_LOOKUPS = 32
@@ -66,8 +68,8 @@ def _texts_of_json(file: bytes, first: int, lines: np.ndarray, key: bytes) -> np
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except ValueError as error:
+            entry = json.loads(line.removeprefix(codecs.BOM_UTF8))
+        except (ValueError, RecursionError) as error:
             raise SettingError(f"{place} is not JSON ({error}): fix or delete that line.") from error
         text = entry.get(key.decode()) if isinstance(entry, dict) else None
         if not isinstance(text, str):
@@ -78,8 +80,19 @@ def _texts_of_json(file: bytes, first: int, lines: np.ndarray, key: bytes) -> np
     return np.array(texts, object)
 
 
+def _described(file: bytes, key: bytes) -> np.ndarray:
+    compression, is_json = format_of(file.decode(), key.decode())
+    return np.array([compression, _JSON if is_json else ""], object)
+
+
+def _decompressed(file: bytes, compression: bytes) -> np.ndarray:
+    return np.array(lines_of(file.decode(), compression.decode()), object)
+
+
 def read_documents(file: tf.Tensor, key: str = "text") -> tf.data.Dataset:
-    """Reads one file, in the format that its name says: `.jsonl` and `.json` are JSON lines, `.gz` is gzipped.
+    """Reads one file of text or of JSON lines, compressed or not: what is in it decides.
+
+    Files that xz, bzip2 or zstd compressed are decompressed as a whole, in memory; gzip's are streamed.
 
     Args:
       file: the name, a string scalar.
@@ -88,18 +101,25 @@ def read_documents(file: tf.Tensor, key: str = "text") -> tf.data.Dataset:
     Returns:
       Dataset of {"text": string scalar}; blank lines are skipped.
     """
-    is_json = tf.strings.regex_full_match(file, _JSON_LINES)
-    compression = tf.where(tf.strings.regex_full_match(file, _GZIPPED), "GZIP", "")
+    # Iterators over stateful functions cannot be saved.
+    compression, kind = tf.unstack(
+        tf.ensure_shape(tf.numpy_function(_described, [file, key], tf.string, stateful=False), [2])
+    )
+    is_json = tf.equal(kind, _JSON)
+    is_streamed = tf.reduce_any(tf.equal(compression, [PLAIN, GZIP]))
+    by_python = tf.numpy_function(_decompressed, [file, compression], tf.string, stateful=False)
 
     def texts_of(numbers: tf.Tensor, lines: tf.Tensor) -> tf.Tensor:
         def parse() -> tf.Tensor:
-            # Iterators over stateful functions cannot be saved.
             return tf.numpy_function(_texts_of_json, [file, numbers[0], lines, key], tf.string, stateful=False)
 
         return tf.ensure_shape(tf.cond(is_json, parse, lambda: lines), [None])
 
     # Python is called once per batch of lines: a call costs as much as tokenizing a document.
-    lines = tf.data.TextLineDataset(file, compression_type=compression).enumerate().batch(_LINES_PER_CALL)
-    texts = lines.map(texts_of).unbatch()
+    lines = tf.data.TextLineDataset(
+        tf.boolean_mask([file], [is_streamed]), compression_type=tf.where(is_streamed, compression, PLAIN)
+    ).concatenate(tf.data.Dataset.from_tensor_slices(tf.ensure_shape(by_python, [None])))
+    texts = lines.enumerate().batch(_LINES_PER_CALL).map(texts_of).unbatch()
+    texts = texts.map(lambda text: tf.strings.regex_replace(text, _BYTE_ORDER_MARK, ""))
     texts = texts.filter(lambda text: tf.strings.length(tf.strings.strip(text)) > 0)
     return texts.map(lambda text: {"text": text})

@@ -42,7 +42,7 @@ def json_fields(line: bytes, names: Sequence[str] = ()) -> dict[str, Any] | Sett
     """
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return SettingError(f"It is not JSON ({error}).")
     if not isinstance(fields, dict):
         return SettingError("It is not a JSON object.")

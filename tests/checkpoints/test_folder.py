@@ -1,11 +1,13 @@
 """A checkpoint is there whole or not at all."""
 
+import errno
 import os
 import pathlib
 
 import pytest
+import tensorflow as tf
 
-from switch_tf.checkpoints.folder import CheckpointFolder, UnusableCheckpoint, find_checkpoint
+from switch_tf.checkpoints.folder import CheckpointFolder, UnusableCheckpoint, find_checkpoint, write_error
 from switch_tf.checkpoints.manifest import Manifest, Score
 from switch_tf.errors import SettingError
 
@@ -47,8 +49,12 @@ def test_a_folder_that_cannot_be_made_leaves_the_older_checkpoints_and_says_so(t
     folder = CheckpointFolder(str(tmp_path), keep=1)
     save(folder, 10)
     (tmp_path / "step_00000020").write_text("a file")
-    with pytest.raises(SettingError, match=r"MODEL_DIR cannot be written.*checkpoint of step 10 is safe.*Free some"):
+    with pytest.raises(
+        SettingError, match=r"MODEL_DIR cannot be written.*checkpoint of step 10 is safe\. Make it a fold"
+    ):
         folder.prepare(20)
+    for error in (OSError(errno.ENOSPC, "x"), tf.errors.InternalError(None, None, "a; No space left on device")):
+        assert str(write_error("x", error, folder)).endswith("Free some space and run the same command again.")
     assert folder.steps() == [10]
 
 

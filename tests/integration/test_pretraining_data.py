@@ -1,5 +1,6 @@
 """From text files to a trained model by the command line: vocabulary, cache, training; and what goes wrong."""
 
+import gzip
 import pathlib
 
 import pytest
@@ -76,9 +77,9 @@ def test_a_broken_line_is_one_line(capsys, text, tmp_path):
         assert message.startswith(f"{tmp_path / 'train.jsonl'}, line 2 is not JSON")
     message = fails(capsys, "vocabulary", str(tmp_path / "train.jsonl"), f"--output={tmp_path / 'vocabulary'}")
     assert "train.jsonl, line 2 is not JSON" in message
-    (tmp_path / "train.json.gz").write_text("not gzipped at all")
+    (tmp_path / "train.json.gz").write_bytes(gzip.compress(b'{"text": "one"}\n')[:-3])
     message = fails(capsys, "vocabulary", str(tmp_path / "train.json.gz"), f"--output={tmp_path / 'vocabulary'}")
-    assert "A file of the data is damaged" in message
+    assert "train.json.gz is cut off or damaged (gzip: its end is missing)" in message
 
 
 @pytest.mark.parametrize(
