@@ -1,7 +1,6 @@
 """`switch-tf export`."""
 
 import argparse
-import os
 
 from switch_tf.cli import flags
 from switch_tf.errors import SettingError
@@ -36,7 +35,6 @@ def add_parser(commands: flags.Commands) -> None:
     parser.add_argument(
         "--batch_sizes",
         type=_numbers,
-        default=(1, 16),
         metavar="B,...",
         help="batch sizes that get a graph of their own; a request may have any number of texts (default: 1,16)",
     )
@@ -55,6 +53,10 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       SettingError: if there is no such checkpoint, or the output exists or cannot be written.
     """
+    if options.format != "saved_model":
+        for flag in ("lengths", "batch_sizes"):
+            if getattr(options, flag) is not None:
+                raise SettingError(f"--{flag} is for --format=saved_model: leave it out with {options.format}.")
     if options.format == "huggingface":
         _export_huggingface(options)
         return
@@ -63,7 +65,8 @@ def run(options: argparse.Namespace) -> None:
         return
     from switch_tf.runs import exporting
 
-    request = exporting.ExportRequest(options.output, options.step, options.dtype, options.lengths, options.batch_sizes)
+    sizes = options.batch_sizes or exporting.BATCH_SIZES
+    request = exporting.ExportRequest(options.output, options.step, options.dtype, options.lengths, sizes)
     print(exporting.export_text_model(request), flush=True)
 
 
@@ -78,13 +81,14 @@ def _export_stablehlo(options: argparse.Namespace) -> None:
 
 def _export_huggingface(options: argparse.Namespace) -> None:
     """Converts, as `switch-tf convert --to=huggingface` does."""
+    from switch_tf.checkpoints.folder import checkpoints_of
     from switch_tf.runs.weight_conversion import Conversion, convert
 
     if options.model_dir is None:
         raise SettingError("--format=huggingface needs --model_dir.")
     source = options.model_dir
     if options.step is not None:
-        source = os.path.join(source, "checkpoints", f"step_{options.step:08d}")
+        source = checkpoints_of(source).path(options.step)
     convert(
         Conversion(
             source=source,

@@ -169,6 +169,7 @@ def _run_command(words: Sequence[str]) -> None:
 
 def _run(options: argparse.Namespace, bindings: list[str]) -> None:
     """Runs a command that needs TensorFlow, and turns what TensorFlow and gin say of a mistake into one sentence."""
+    compat.import_tensorflow()
     import tensorflow as tf
 
     from switch_tf.runs import loop  # Registers everything that gin files bind.

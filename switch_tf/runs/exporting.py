@@ -15,6 +15,7 @@ from switch_tf.runs.run import load_run
 
 # Short requests do not wait for a graph of the longest inputs.
 _SHORT = 64
+BATCH_SIZES = (1, 16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ExportRequest:
     step: int | None = None
     dtype: str = "float32"
     lengths: tuple[int, ...] | None = None
-    batch_sizes: tuple[int, ...] = (1, 16)
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
 
 
 def on_one_device(experiment: Experiment) -> Experiment:

@@ -85,7 +85,10 @@ def _programs(experiment: Experiment, run: Run, optimizer: Adafactor) -> dict[st
 
 
 def _slots(run: Run, optimizer: Adafactor) -> dict[str, np.ndarray]:
-    """Reads the checkpoint's slots, by weight and name; without any, they are zero and their decay starts anew."""
+    """Reads the checkpoint's slots, by weight and name; without any, they are zero and their decay starts anew.
+
+    A run with an optimizer would have them, but needs the data that it was trained on.
+    """
     step = int(run.step.numpy())
     manifest, prefix = run.checkpoints.manifest(step), run.checkpoints.prefix(step)
     has_slots = any(SLOTS in name for name in manifest.shapes)
@@ -94,9 +97,18 @@ def _slots(run: Run, optimizer: Adafactor) -> dict[str, np.ndarray]:
     for weight in run.model.trainable_variables:
         for slot, (shape, _) in optimizer.slot_shapes(tuple(weight.shape), weight.axes).items():
             name = weight_name(weight)
-            stored = tensor_bundle.read(prefix, f"{name}{SLOTS}{slot}", tf.float32).numpy() if has_slots else None
-            slots[f"{name}/{slot}"] = np.zeros(shape, np.float32) if stored is None else stored
+            slots[f"{name}/{slot}"] = np.zeros(shape, np.float32)
+            if has_slots:
+                slots[f"{name}/{slot}"] = _stored(run, prefix, f"{name}{SLOTS}{slot}")
     return slots
+
+
+def _stored(run: Run, prefix: str, name: str) -> np.ndarray:
+    try:
+        return tensor_bundle.read(prefix, name, tf.float32).numpy()
+    except tf.errors.OpError as error:
+        fault = storage.refusal(error) or f"{name} of {prefix} is damaged: take another checkpoint with --step"
+        raise SettingError(f"MODEL_DIR = '{run.experiment.model_dir}': {fault}.") from error
 
 
 def _write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -159,7 +160,8 @@ class ModelServer:
         parsed = rest_api.parse(await self._body(request), self._input_names)
         outputs = await asyncio.wrap_future(self._batcher.submit(parsed.signature, parsed.inputs))
         self._texts.inc(len(next(iter(parsed.inputs.values()))))
-        return JSONResponse(rest_api.answer(outputs, parsed.is_by_row))
+        # In a thread, for thousands of texts take a while, in which others would not be answered.
+        return await asyncio.to_thread(lambda: JSONResponse(rest_api.answer(outputs, parsed.is_by_row)))
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
@@ -183,6 +185,7 @@ async def _or_error(answer: Callable[[], Awaitable[Response]]) -> Response:
     except ClientDisconnect:
         return _error(400, "The request was cut off.")
     except Exception as error:
+        traceback.print_exc()
         return _error(500, f"The model failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
 
 

@@ -1,0 +1,160 @@
+"""Exports a study's runs for a machine with JAX and an accelerator: `tools/train_exported_study.py` trains them there.
+
+    python -m tools.export_study gin/studies/experts.gin --output=exported
+
+A run's training and evaluation step are exported as `switch-tf export --format=stablehlo` does it; its initial weights
+and its batches are those that `switch-tf study` would train with. What several runs share is written once.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import gin
+import numpy as np
+import tqdm
+
+from switch_tf.data.evaluation_batches import evaluation_batches
+from switch_tf.export import pure_programs
+from switch_tf.export.stablehlo import write_program
+from switch_tf.runs import gin_config
+from switch_tf.runs.experiment import Experiment
+from switch_tf.runs.exporting import on_one_device
+from switch_tf.runs.run import Run
+from switch_tf.runs.study import Study, StudyRun
+from switch_tf.training.schedules import *  # noqa: F403 (registers what gin files bind)
+
+TOKENS = ("encoder_input_tokens", "decoder_target_tokens")
+
+
+def main() -> None:
+    """Writes programs, weights, batches and `runs.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("studies", nargs="+", metavar="STUDY.gin")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="the folder to write")
+    parser.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
+    parser.add_argument("--binding", action="append", default=[], help="of the studies, NAME=VALUE; repeatable")
+    parser.add_argument("--skip", action="append", default=[], help="a variant that is not exported; repeatable")
+    options = parser.parse_args()
+    exporter = Exporter(options.output)
+    seeds = tuple(map(int, options.seeds.split(",")))
+    for study in options.studies:
+        gin.clear_config()
+        gin.parse_config_files_and_bindings([study], [*options.binding, f"Study.seeds = {seeds}"])
+        for run in tqdm.tqdm(Study().runs(), desc=study):
+            if run.variant not in options.skip:
+                exporter.add(run)
+
+
+class Exporter:
+    """Writes a folder of runs; each file is named by a digest of what made it."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        runs = folder / "runs.json"
+        self._runs: list[dict[str, Any]] = json.loads(runs.read_text()) if runs.exists() else []
+        for name in ("programs", "arrays"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+    def add(self, study_run: StudyRun) -> None:
+        """Exports one run."""
+        gin_config.load(study_run.gin_files, study_run.bindings)
+        experiment = on_one_device(gin_config.parameter("train.experiment", gin_file="gin/runs/pretrain.gin"))
+        experiment.install_vocabulary()
+        optimizer = gin_config.parameter("train.optimizer")()
+        run = Run(experiment, optimizer)
+        hook = gin_config.parameter
+        features = {
+            name: (experiment.batch_size, experiment.task_feature_lengths[part])
+            for name, part in (
+                ("encoder_input_tokens", "inputs"),
+                ("decoder_input_tokens", "targets"),
+                ("decoder_target_tokens", "targets"),
+                ("decoder_loss_weights", "targets"),
+            )
+        }
+        programs = {
+            "train": pure_programs.training_step(run.model, optimizer, hook("train.objective"), features),
+            "evaluate": pure_programs.evaluation_step(run.model, features),
+        }
+        data_settings = (experiment.mixture_or_task, dict(experiment.task_feature_lengths), experiment.batch_size)
+        num_batches = hook("EvaluateHeldOut.num_batches")
+        weights = {name: variable.numpy() for name, variable in run.weights().items()}
+        self._runs.append(
+            {
+                "model_dir": study_run.model_dir,
+                "seed": study_run.seed,
+                "steps": study_run.steps,
+                "eval_period": hook("EvaluateHeldOut.period"),
+                "tokens_per_step": study_run.tokens_per_step,
+                "program": self._programs(study_run, programs),
+                "weights": self._arrays(_digest(*weights.items()), lambda: weights),
+                "training": self._training(experiment, study_run),
+                "evaluation": self._arrays(
+                    _digest("evaluation", data_settings, num_batches),
+                    lambda: _tokens(evaluation_batches(*data_settings, num_batches, "validation", cache=None)),
+                ),
+            }
+        )
+        (self._folder / "runs.json").write_text(json.dumps(self._runs, indent=1))
+
+    def _programs(self, run: StudyRun, programs: dict[str, pure_programs.PureProgram]) -> str:
+        bindings = [line for line in run.bindings if not line.startswith(("SEED", "MODEL_DIR"))]
+        name = _digest(run.gin_files, bindings)
+        folder = self._folder / "programs" / name
+        if not folder.exists():
+            folder.mkdir()
+            written = {program: write_program(str(folder), program, each) for program, each in programs.items()}
+            for path in folder.glob("*.stablehlo"):
+                path.unlink()
+            (folder / "signatures.json").write_text(json.dumps(written, indent=1))
+        return name
+
+    def _training(self, experiment: Experiment, run: StudyRun) -> str:
+        """Writes the batches of a run; a longer run of the same data begins with those of a shorter one."""
+        data = (experiment.mixture_or_task, dict(experiment.task_feature_lengths), experiment.batch_size, run.seed)
+        name = _digest("training", data)
+        path = self._folder / "arrays" / f"{name}.npz"
+        if path.exists():
+            with np.load(path) as arrays:
+                if len(arrays[TOKENS[0]]) >= run.steps:
+                    return name
+            path.unlink()
+        batches = experiment.training_batches(experiment.make_engine())
+        return self._arrays(name, lambda: _tokens(next(batches) for _ in range(run.steps)))
+
+    def _arrays(self, name: str, make: Any) -> str:
+        path = self._folder / "arrays" / f"{name}.npz"
+        if not path.exists():
+            np.savez_compressed(path, **make())
+        return name
+
+
+def _tokens(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Stacks batches as uint16 [T, B, L]; the other features follow from these two."""
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in TOKENS}
+    for batch in batches:
+        targets = np.asarray(batch["decoder_target_tokens"])
+        shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+        assert np.array_equal(batch["decoder_input_tokens"], shifted)
+        assert np.array_equal(batch["decoder_loss_weights"], targets != 0)
+        for name, arrays in kept.items():
+            arrays.append(np.asarray(batch[name]).astype(np.uint16))
+    return {name: np.stack(arrays) for name, arrays in kept.items()}
+
+
+def _digest(*parts: object) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, tuple) and isinstance(part[1], np.ndarray):
+            digest.update(part[0].encode() + part[1].tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main()
