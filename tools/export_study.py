@@ -1,6 +1,6 @@
 """Exports a study's runs for a machine with JAX and an accelerator: `tools/train_exported_study.py` trains them there.
 
-    python -m tools.export_study gin/studies/experts.gin --output=exported
+    python -m tools.export_study gin/studies/experts.gin --output=exported --seeds=0,1,2
 
 A run's training and evaluation step are exported as `switch-tf export --format=stablehlo` does it; its initial weights
 and its batches are those that `switch-tf study` would train with. What several runs share is written once.
@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -18,27 +18,28 @@ import numpy as np
 import tqdm
 
 from switch_tf.data.evaluation_batches import evaluation_batches
-from switch_tf.export import pure_programs
+from switch_tf.export.pure_programs import PureProgram, evaluation_step, training_step
 from switch_tf.export.stablehlo import write_program
 from switch_tf.runs import gin_config
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.exporting import on_one_device
+from switch_tf.runs.exporting_programs import features_of
 from switch_tf.runs.run import Run
 from switch_tf.runs.study import Study, StudyRun
-from switch_tf.training.schedules import *  # noqa: F403 (registers what gin files bind)
 
+# The other features of a batch follow from these two.
 TOKENS = ("encoder_input_tokens", "decoder_target_tokens")
 
 
-def main() -> None:
-    """Writes programs, weights, batches and `runs.json`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(words: Sequence[str] | None = None) -> None:
+    """Writes programs, weights, batches and `runs.json`, which lists the runs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("studies", nargs="+", metavar="STUDY.gin")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="the folder to write")
-    parser.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="the folder to write, or to add to")
+    parser.add_argument("--seeds", default="0", help="comma-separated (default: %(default)s)")
     parser.add_argument("--binding", action="append", default=[], help="of the studies, NAME=VALUE; repeatable")
     parser.add_argument("--skip", action="append", default=[], help="a variant that is not exported; repeatable")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     exporter = Exporter(options.output)
     seeds = tuple(map(int, options.seeds.split(",")))
     for study in options.studies:
@@ -50,12 +51,17 @@ def main() -> None:
 
 
 class Exporter:
-    """Writes a folder of runs; each file is named by a digest of what made it."""
+    """Writes a folder of runs; a file is named by a digest of what determines it."""
 
     def __init__(self, folder: pathlib.Path):
+        """Opens the folder.
+
+        Args:
+          folder: new, or with runs already.
+        """
         self._folder = folder
-        runs = folder / "runs.json"
-        self._runs: list[dict[str, Any]] = json.loads(runs.read_text()) if runs.exists() else []
+        self._list = folder / "runs.json"
+        self._runs: list[dict[str, Any]] = json.loads(self._list.read_text()) if self._list.exists() else []
         for name in ("programs", "arrays"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -66,57 +72,42 @@ class Exporter:
         experiment.install_vocabulary()
         optimizer = gin_config.parameter("train.optimizer")()
         run = Run(experiment, optimizer)
-        hook = gin_config.parameter
-        features = {
-            name: (experiment.batch_size, experiment.task_feature_lengths[part])
-            for name, part in (
-                ("encoder_input_tokens", "inputs"),
-                ("decoder_input_tokens", "targets"),
-                ("decoder_target_tokens", "targets"),
-                ("decoder_loss_weights", "targets"),
-            )
-        }
+        features = features_of(experiment)
         programs = {
-            "train": pure_programs.training_step(run.model, optimizer, hook("train.objective"), features),
-            "evaluate": pure_programs.evaluation_step(run.model, features),
+            "train": training_step(run.model, optimizer, gin_config.parameter("train.objective"), features),
+            "evaluate": evaluation_step(run.model, features),
         }
-        data_settings = (experiment.mixture_or_task, dict(experiment.task_feature_lengths), experiment.batch_size)
-        num_batches = hook("EvaluateHeldOut.num_batches")
         weights = {name: variable.numpy() for name, variable in run.weights().items()}
         self._runs.append(
             {
                 "model_dir": study_run.model_dir,
                 "seed": study_run.seed,
                 "steps": study_run.steps,
-                "eval_period": hook("EvaluateHeldOut.period"),
+                "eval_period": gin_config.parameter("EvaluateHeldOut.period"),
                 "tokens_per_step": study_run.tokens_per_step,
                 "program": self._programs(study_run, programs),
                 "weights": self._arrays(_digest(*weights.items()), lambda: weights),
                 "training": self._training(experiment, study_run),
-                "evaluation": self._arrays(
-                    _digest("evaluation", data_settings, num_batches),
-                    lambda: _tokens(evaluation_batches(*data_settings, num_batches, "validation", cache=None)),
-                ),
+                "evaluation": self._evaluation(experiment),
             }
         )
-        (self._folder / "runs.json").write_text(json.dumps(self._runs, indent=1))
+        self._list.write_text(json.dumps(self._runs, indent=1))
 
-    def _programs(self, run: StudyRun, programs: dict[str, pure_programs.PureProgram]) -> str:
+    def _programs(self, run: StudyRun, programs: Mapping[str, PureProgram]) -> str:
         bindings = [line for line in run.bindings if not line.startswith(("SEED", "MODEL_DIR"))]
         name = _digest(run.gin_files, bindings)
         folder = self._folder / "programs" / name
         if not folder.exists():
             folder.mkdir()
-            written = {program: write_program(str(folder), program, each) for program, each in programs.items()}
-            for path in folder.glob("*.stablehlo"):
+            signatures = {program: write_program(str(folder), program, each) for program, each in programs.items()}
+            for path in folder.glob("*.stablehlo"):  # The `.jax` files hold them too.
                 path.unlink()
-            (folder / "signatures.json").write_text(json.dumps(written, indent=1))
+            (folder / "signatures.json").write_text(json.dumps(signatures, indent=1))
         return name
 
     def _training(self, experiment: Experiment, run: StudyRun) -> str:
         """Writes the batches of a run; a longer run of the same data begins with those of a shorter one."""
-        data = (experiment.mixture_or_task, dict(experiment.task_feature_lengths), experiment.batch_size, run.seed)
-        name = _digest("training", data)
+        name = _digest("training", _data(experiment), run.seed)
         path = self._folder / "arrays" / f"{name}.npz"
         if path.exists():
             with np.load(path) as arrays:
@@ -126,15 +117,25 @@ class Exporter:
         batches = experiment.training_batches(experiment.make_engine())
         return self._arrays(name, lambda: _tokens(next(batches) for _ in range(run.steps)))
 
-    def _arrays(self, name: str, make: Any) -> str:
+    def _evaluation(self, experiment: Experiment) -> str:
+        data, num_batches = _data(experiment), gin_config.parameter("EvaluateHeldOut.num_batches")
+        name = _digest("evaluation", data, num_batches)
+        return self._arrays(name, lambda: _tokens(evaluation_batches(*data, num_batches, "validation")))
+
+    def _arrays(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> str:
         path = self._folder / "arrays" / f"{name}.npz"
         if not path.exists():
-            np.savez_compressed(path, **make())
+            # numpy's annotation takes the names of arrays for its own flags.
+            np.savez_compressed(path, **make())  # type: ignore[arg-type]
         return name
 
 
-def _tokens(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Stacks batches as uint16 [T, B, L]; the other features follow from these two."""
+def _data(experiment: Experiment) -> tuple[str, dict[str, int], int]:
+    return experiment.mixture_or_task, dict(experiment.task_feature_lengths), experiment.batch_size
+
+
+def _tokens(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Stacks the `TOKENS` of batches: uint16 [T, B, L]."""
     kept: dict[str, list[np.ndarray]] = {name: [] for name in TOKENS}
     for batch in batches:
         targets = np.asarray(batch["decoder_target_tokens"])
@@ -147,6 +148,7 @@ def _tokens(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _digest(*parts: object) -> str:
+    """Returns a name for settings, and for (name, array) pairs."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, tuple) and isinstance(part[1], np.ndarray):

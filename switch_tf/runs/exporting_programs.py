@@ -67,13 +67,17 @@ def export_programs(output: str, step: int | None = None) -> str:
     )
 
 
-def _programs(experiment: Experiment, run: Run, optimizer: Adafactor) -> dict[str, PureProgram]:
-    """Returns the programs of the experiment's batch, by name."""
+def features_of(experiment: Experiment) -> dict[str, tuple[int, int]]:
+    """Returns the shape of each feature of a batch, those of seqio's converter for unpacked examples."""
     inputs, targets = ((experiment.batch_size, experiment.task_feature_lengths[name]) for name in ("inputs", "targets"))
-    # The features of seqio's converter for unpacked examples.
-    features = {"encoder_input_tokens": inputs} | dict.fromkeys(
+    return {"encoder_input_tokens": inputs} | dict.fromkeys(
         ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights"), targets
     )
+
+
+def _programs(experiment: Experiment, run: Run, optimizer: Adafactor) -> dict[str, PureProgram]:
+    """Returns the programs of the experiment's batch, by name."""
+    features = features_of(experiment)
     model, objective = run.model, gin_config.parameter("train.objective")
     num_microbatches = gin_config.parameter("train.num_microbatches", 1)
     return {
