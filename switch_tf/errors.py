@@ -19,6 +19,11 @@ class SettingError(ValueError):
     _keras_call_info_injected = True
 
 
+def shown(value: str) -> str:
+    """Quotes a value for an error; one that would break the line, or move the cursor of a terminal, is escaped."""
+    return f"'{value}'" if value.isprintable() else repr(value)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Suggests what the user may have meant: ` (did you mean 'x'?)`, or every known name if none is similar."""
     names = sorted(known)

@@ -9,6 +9,7 @@ import functools
 import glob
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -80,6 +81,20 @@ def make_folder(path: str) -> None:
         tf.io.gfile.makedirs(path)
 
 
+def remove_folder(path: str) -> None:
+    """Removes a folder and all in it; of a link only the link: TensorFlow's `rmtree` would remove what it leads to.
+
+    Raises:
+      OSError, tf.errors.OpError: if it cannot be removed.
+    """
+    if in_bucket(path):
+        tf.io.gfile.rmtree(path)
+    elif os.path.islink(path):
+        os.unlink(path)
+    else:
+        shutil.rmtree(path)
+
+
 def exists(path: str) -> bool:
     """Whether there is a file or a folder; in a bucket that does not exist, an error, where TensorFlow says False.
 
@@ -133,11 +148,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Yields:
       The path to write to, `path` with `.writing` appended. It is renamed to `path` unless an exception is raised.
+        A link of either name is replaced, and what it leads to stays as it is.
 
     Raises:
       OSError, tf.errors.OpError: if the file cannot be renamed.
     """
     unfinished = os.fspath(path) + ".writing"
+    if os.path.islink(unfinished):
+        os.unlink(unfinished)
     yield unfinished
     tf.io.gfile.rename(unfinished, os.fspath(path), overwrite=True)
 

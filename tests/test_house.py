@@ -188,6 +188,36 @@ def test_private_apis_of_other_packages_are_in_compat():
     assert users == {"switch_tf.compat"}
 
 
+def calls(path: pathlib.Path) -> list[tuple[str, set[str]]]:
+    """What a module calls, and with which keywords."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [(ast.unparse(node.func), {word.arg or "**" for word in node.keywords}) for node in nodes]
+
+
+def test_no_pickle():
+    """Reading one can run anything. Torch's files are pickles: their reader looks up no name but those of tensors."""
+    unsafe = re.compile(r"^\s*(?:import|from) (?:_?pickle|dill|cloudpickle|shelve|marshal|joblib)\b", re.MULTILINE)
+    sources = [*SOURCES, *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
+    assert [path for path in sources if unsafe.search(path.read_text())] == [ROOT / "switch_tf/interop/torch_files.py"]
+
+
+def test_yaml_is_loaded_safely():
+    """By a subclass of the loader of `yaml.safe_load`, in one place."""
+    users = {name: path.read_text() for name, path in MODULES.items() if re.search("import yaml", path.read_text())}
+    assert users.keys() == {"tpu.jobs.spec"}
+    named = set(re.findall(r"\byaml\.(\w+)", users["tpu.jobs.spec"]))
+    assert named == {"safe_load", "SafeLoader", "load", "org", "YAMLError"}  # "org" is of YAML's own tags.
+    assert re.findall(r"yaml\.load\((.*)\)", users["tpu.jobs.spec"]) == ["file, _safe_loader()"]
+
+
+def test_no_text_becomes_a_program():
+    """No shell, no `eval`, no objects from files. (gin imports the modules that gin files name.)"""
+    for path in SOURCES:
+        for name, keywords in calls(path):
+            assert name not in ("eval", "exec", "os.system", "os.popen", "torch.load", "pickle.load"), f"{path}: {name}"
+            assert not keywords & {"shell", "allow_pickle"}, f"{path}: {name} with {keywords}"
+
+
 def test_modules_are_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert max(lengths.values()) <= 400, max(lengths.items(), key=lambda item: item[1])

@@ -224,6 +224,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, contents):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("link", ["file", "file.writing"])
+def test_what_a_link_leads_to_is_left_alone(tmp_path, link):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / link).symlink_to(mine)
+    storage.write_atomically(tmp_path / "file", "new")
+    assert mine.read_text() == "mine" and not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+
+
 def test_a_file_in_a_bucket_is_replaced_whole(buckets, bucket):
     for contents in ("old", "new"):
         storage.write_atomically(f"gs://{bucket}/folder/file", contents)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 
-from switch_tf.errors import SettingError, nearest
+from switch_tf.errors import SettingError, nearest, shown
 
 Shape = tuple[int, ...]
 
@@ -146,7 +146,7 @@ def find_accelerator(accelerator_type: str) -> Slice:
     kind = accelerator_type.rpartition("-")[0]
     of_kind = [name for name, slice_ in SLICES.items() if slice_.generation.accelerator == kind]
     available = f" (available: {', '.join(of_kind)})" if of_kind else nearest(accelerator_type, SLICES)
-    raise SettingError(f"accelerator_type = '{accelerator_type}' is not a TPU slice{available}.")
+    raise SettingError(f"accelerator_type = {shown(accelerator_type)} is not a TPU slice{available}.")
 
 
 def find_topology(name: str) -> Slice:

@@ -219,11 +219,12 @@ class CheckpointFolder:
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint, manifest first, so that an interrupted removal leaves nothing that looks complete."""
-        manifest = os.path.join(self.path(step), _MANIFEST)
-        with contextlib.suppress(tf.errors.NotFoundError):
-            tf.io.gfile.remove(manifest)
-        if storage.is_folder(self.path(step)):
-            tf.io.gfile.rmtree(self.path(step))
+        path = self.path(step)
+        if not os.path.islink(path):
+            with contextlib.suppress(tf.errors.NotFoundError):
+                tf.io.gfile.remove(os.path.join(path, _MANIFEST))
+        if storage.is_folder(path):
+            storage.remove_folder(path)
 
     def clean(self, step: int) -> None:
         """Removes what is older than `step`, except the newest `keep` checkpoints and the best one."""

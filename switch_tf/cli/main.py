@@ -121,8 +121,15 @@ def main(words: Sequence[str] | None = None) -> None:
       words: the command line; None for the program's, which ends the process too.
     """
     if words is None:
+        _use_utf8()
         compat.end_process(_status_of_program())
     _run_command(words)
+
+
+def _use_utf8() -> None:
+    """Starts Python again where the locale has another encoding: TensorFlow, and all files of a run, are in UTF-8."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _status_of_program() -> int:

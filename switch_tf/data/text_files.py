@@ -80,13 +80,18 @@ def _texts_of_json(file: bytes, first: int, lines: np.ndarray, key: bytes) -> np
     return np.array(texts, object)
 
 
+def _text(value: bytes | np.ndarray) -> str:
+    """Decodes what `tf.numpy_function` passes: bytes in a graph, an array of one object outside."""
+    return (value.item() if isinstance(value, np.ndarray) else value).decode()
+
+
 def _described(file: bytes, key: bytes) -> np.ndarray:
-    compression, is_json = format_of(file.decode(), key.decode())
+    compression, is_json = format_of(_text(file), _text(key))
     return np.array([compression, _JSON if is_json else ""], object)
 
 
 def _decompressed(file: bytes, compression: bytes) -> np.ndarray:
-    return np.array(lines_of(file.decode(), compression.decode()), object)
+    return np.array(lines_of(_text(file), _text(compression)), object)
 
 
 def read_documents(file: tf.Tensor, key: str = "text") -> tf.data.Dataset:
@@ -103,7 +108,7 @@ def read_documents(file: tf.Tensor, key: str = "text") -> tf.data.Dataset:
     """
     # Iterators over stateful functions cannot be saved.
     compression, kind = tf.unstack(
-        tf.ensure_shape(tf.numpy_function(_described, [file, key], tf.string, stateful=False), [2])
+        tf.ensure_shape(tf.numpy_function(_described, [file, tf.constant(key)], tf.string, stateful=False), [2])
     )
     is_json = tf.equal(kind, _JSON)
     is_streamed = tf.reduce_any(tf.equal(compression, [PLAIN, GZIP]))

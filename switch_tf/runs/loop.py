@@ -13,7 +13,7 @@ from switch_tf.planning.layout_checks import placement_notes
 from switch_tf.runs import directory_lock, gin_config
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.hooks import Hook
-from switch_tf.runs.model_directory import write_description
+from switch_tf.runs.model_directory import check_links, write_description
 from switch_tf.runs.progress import Progress
 from switch_tf.runs.recorder import RunRecorder
 from switch_tf.runs.resuming import restore_newest
@@ -101,9 +101,11 @@ def train(
       teacher: whose probabilities the model learns from; None without one.
 
     Raises:
-      SettingError: if a setting, a file or the disk keeps the run from going on, or a live run holds the directory.
+      SettingError: if a setting, a file or the disk keeps the run from going on, a live run holds the directory, or a
+        folder in it leads elsewhere.
       Stopped: after SIGTERM or Ctrl-C, when a checkpoint has been saved.
     """
+    check_links(experiment.model_dir)
     with directory_lock.held(experiment.model_dir):
         _train(
             *(experiment, steps, optimizer, objective, [*hooks, *extra_hooks]),

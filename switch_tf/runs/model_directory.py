@@ -11,6 +11,8 @@ from switch_tf import storage
 from switch_tf.checkpoints.folder import checkpoints_of, write_error
 from switch_tf.errors import SettingError
 
+# In which a run writes; "plugins" is the profiler's.
+_FOLDERS = ("checkpoints", "vocabulary", "plugins")
 _PACKAGES = ("tensorflow-text", "keras", "seqio", "t5", "tensorflow-datasets", "gin-config", "numpy")
 
 
@@ -19,6 +21,24 @@ def versions() -> dict[str, str]:
     # On a TPU it is the distribution tensorflow-tpu that brings TensorFlow.
     basis = {"python": platform.python_version(), "tensorflow": tf.__version__}
     return basis | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def check_links(model_dir: str) -> None:
+    """Checks that no folder in which a run writes leads out of the model directory, which may itself be a link.
+
+    Raises:
+      SettingError: with one that does.
+    """
+    if storage.in_bucket(model_dir):
+        return
+    root = os.path.realpath(model_dir)
+    for name in _FOLDERS:
+        target = os.path.realpath(os.path.join(root, name))
+        if os.path.commonpath((root, target)) != root:
+            raise SettingError(
+                f"MODEL_DIR = '{model_dir}': {name} is a link to {target}, out of the model directory: move the whole "
+                "directory there, and make MODEL_DIR a link to it."
+            )
 
 
 def write_description(model_dir: str) -> None:

@@ -45,6 +45,21 @@ def test_a_write_that_was_cut_off_is_no_checkpoint_and_is_removed(tmp_path):
     assert os.listdir(folder.path(40)) == []
 
 
+def test_what_a_link_leads_to_is_left_alone(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    folder = CheckpointFolder(str(tmp_path / "checkpoints"), keep=1)
+    save(folder, 10)
+    elsewhere.mkdir()
+    (elsewhere / "manifest.json").write_text("mine")
+    os.symlink(elsewhere, folder.path(5))
+    os.symlink(elsewhere, os.path.join(folder.path(10), "link"))
+    save(folder, 20)
+    assert folder.steps() == [20]
+    os.symlink(elsewhere, folder.path(30))
+    save(folder, 30)
+    assert os.listdir(elsewhere) == ["manifest.json"] and (elsewhere / "manifest.json").read_text() == "mine"
+
+
 def test_a_folder_that_cannot_be_made_leaves_the_older_checkpoints_and_says_so(tmp_path):
     folder = CheckpointFolder(str(tmp_path), keep=1)
     save(folder, 10)

@@ -247,6 +247,17 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(trained, tmp_path):
     assert [line.split(",")[0] for line in (copy / "eval.csv").read_text().splitlines()] == ["step", "6", "12", "13"]
 
 
+@pytest.mark.parametrize("folder", ["checkpoints", "vocabulary"])
+def test_a_folder_that_leads_out_of_the_model_directory_is_refused(capsys, tmp_path, folder):
+    elsewhere, model_dir = tmp_path / "elsewhere", tmp_path / "run"
+    elsewhere.mkdir()
+    model_dir.mkdir()
+    (model_dir / folder).symlink_to(elsewhere)
+    error = fails(capsys, *launch.arguments(model_dir))
+    assert f"{folder} is a link to {elsewhere}, out of the model directory: move the whole directory there" in error
+    assert not list(elsewhere.iterdir()) and [path.name for path in model_dir.iterdir()] == [folder]
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_safe(trained, tmp_path):
     model_dir = shutil.copytree(trained, tmp_path / "run")

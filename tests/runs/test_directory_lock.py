@@ -29,6 +29,16 @@ def test_a_second_run_is_refused_and_told_who_holds_the_directory(tmp_path):
     assert not (tmp_path / "run.lock").exists()
 
 
+def test_a_link_is_replaced(tmp_path):
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.write_text("mine")
+    run.mkdir()
+    (run / "run.lock").symlink_to(mine)
+    with held(str(run)):
+        assert not (run / "run.lock").is_symlink()
+    assert mine.read_text() == "mine"
+
+
 def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.programs.holds_a_directory", str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE

@@ -103,12 +103,16 @@ def _constraints(root: pathlib.Path) -> bytes:
 
 
 def _walk(name: str, path: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-    """Lists a file, or the files of a folder, each with its name in an archive."""
+    """Lists a file, or the files of a folder, each with its name in an archive.
+
+    Hidden ones are left out: they are of tools (`.git`), or hold secrets (`.env`, `.netrc`).
+    """
     if path.is_file():
         yield name, path
     for file in sorted(path.rglob("*")):
-        if file.is_file() and "__pycache__" not in file.parts:
-            yield f"{name}/{file.relative_to(path).as_posix()}", file
+        inside = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in inside.parts):
+            yield f"{name}/{inside.as_posix()}", file
 
 
 def _tar(files: Iterable[tuple[str, pathlib.Path]]) -> bytes:

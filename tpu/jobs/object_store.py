@@ -89,6 +89,7 @@ class Folder:
             raise Changed(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".writing")
+        unfinished.unlink(missing_ok=True)  # It could be a link.
         unfinished.write_bytes(data)
         unfinished.replace(path)
 

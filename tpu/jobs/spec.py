@@ -4,9 +4,9 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
-from switch_tf.errors import SettingError, nearest
+from switch_tf.errors import SettingError, nearest, shown
 from tpu.jobs.cloud_extra import require_cloud_extra
 from tpu.topologies import Slice, find_accelerator
 
@@ -18,6 +18,11 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 _PROJECT = re.compile(r"[a-z0-9.:-]*[a-z][a-z0-9.:-]*[a-z0-9]")
 _ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+# Parts of addresses in Cloud TPU's API.
+_ACCOUNT = re.compile(r"[a-zA-Z0-9._+-]+@[a-zA-Z0-9.-]+")
+_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
+_NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:-]*(/[a-zA-Z0-9][a-zA-Z0-9._:-]*)*")
+_GIN_NAME, _REFERENCE = re.compile(r"[A-Za-z_][\w./]*"), re.compile(r"[@%][A-Za-z_][\w./]*(\(\))?")
 _LABEL_KEY, _LABEL_VALUE = re.compile(r"[a-z][a-z0-9_-]{0,62}"), re.compile(r"[a-z0-9_-]{0,63}")
 
 
@@ -76,9 +81,23 @@ class Job:
         find_accelerator(self.accelerator_type)
         if self.provisioning not in PROVISIONING:
             known = ", ".join(PROVISIONING)
-            raise SettingError(f"provisioning = '{self.provisioning}' is not one of {known}.")
+            raise SettingError(f"provisioning = {shown(self.provisioning)} is not one of {known}.")
         if self.reservation is not None and self.provisioning != "reserved":
             raise SettingError(f"reservation = '{self.reservation}' needs provisioning = 'reserved'.")
+        for setting, pattern, words in (
+            ("runtime_version", _ID, "letters, digits, '.', '_' and '-', such as 'tpu-ubuntu2204-base'"),
+            ("reservation", _ID, "letters, digits, '.', '_' and '-'"),
+            ("network", _NETWORK, "the name of a network, or projects/P/global/networks/N"),
+            ("subnetwork", _NETWORK, "the name of a subnetwork, or projects/P/regions/R/subnetworks/N"),
+            ("service_account", _ACCOUNT, "an e-mail address"),
+        ):
+            value = getattr(self, setting)
+            if value is not None:
+                _check_pattern(setting, value, pattern, words)
+        for name, value in self.gin.items():
+            _check_pattern("gin: name", name, _GIN_NAME, "a macro or a parameter, such as TRAIN_STEPS")
+            if _is_reference(value):
+                _check_pattern(f"gin: {name}", value, _REFERENCE, "one reference, @Name() or %MACRO, or other text")
         if self.max_restarts < 0:
             raise SettingError(f"max_restarts = {self.max_restarts} must be at least 0.")
         if self.model_dir is not None:
@@ -113,13 +132,17 @@ class Job:
         return dataclasses.asdict(self) | {"gin": dict(self.gin), "labels": dict(self.labels)}
 
 
+def _is_reference(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value[:1] in ("@", "%")
+
+
 def _gin_value(value: object) -> str:
-    return value if isinstance(value, str) and value[:1] in ("@", "%") else repr(value)
+    return value if _is_reference(value) else repr(value)
 
 
 def _check_pattern(setting: str, value: str, pattern: re.Pattern, words: str) -> None:
     if not pattern.fullmatch(value):
-        raise SettingError(f"{setting} = '{value}' must be {words}.")
+        raise SettingError(f"{setting} = {shown(value)} must be {words}.")
 
 
 def check_bucket(setting: str, url: str) -> None:
@@ -134,7 +157,12 @@ def check_bucket(setting: str, url: str) -> None:
     """
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+/[^?#*\s][^?#*\n]*", url):
         raise SettingError(
-            f"{setting} = '{url}' is not in a bucket, which all hosts must reach: make it gs://BUCKET/FOLDER."
+            f"{setting} = {shown(url)} is not in a bucket, which all hosts must reach: make it gs://BUCKET/FOLDER."
+        )
+    if not url.isprintable() or any(character in url for character in "[]\\"):
+        raise SettingError(
+            f"{setting} = {shown(url)} has characters that are patterns in a bucket, or that cannot be printed: "
+            "choose another name."
         )
 
 
@@ -197,8 +225,8 @@ def _typed(name: str, value: Any) -> Any:
     return value
 
 
-def _loader() -> type:
-    """Returns a safe YAML loader that reads `1e-3` as a number, as YAML 1.2 and gin do; YAML 1.1 reads it as text."""
+def _safe_loader() -> type:
+    """Returns the loader of `yaml.safe_load`, but for `1e-3`: a number in YAML 1.2 and in gin, text in YAML 1.1."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -225,7 +253,7 @@ def read_job_file(path: str) -> dict[str, Any]:
 
     try:
         with open(path, encoding="utf-8") as file:
-            settings = yaml.load(file, _loader())
+            settings = yaml.load(file, _safe_loader())
     except OSError as error:
         raise SettingError(f"--job={path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -48,8 +48,10 @@ release() {
   sleep "$PAUSE" "$PAUSE"               # lets the other hosts upload their logs
   local token
   token=$(metadata service-accounts/default/token | sed 's/.*"access_token": *"\([^"]*\)".*/\1/')
-  curl --silent --fail -X DELETE -H "Authorization: Bearer $token" \
-    "https://tpu.googleapis.com/v2/projects/$PROJECT/locations/$ZONE/queuedResources/$QUEUED_RESOURCE?force=true" ||
+  # The token comes by standard input: arguments can be seen by every user of the host.
+  curl --silent --fail -X DELETE -H @- \
+    "https://tpu.googleapis.com/v2/projects/$PROJECT/locations/$ZONE/queuedResources/$QUEUED_RESOURCE?force=true" \
+    <<<"Authorization: Bearer $token" ||
     { say "this host could not delete the TPU: run switch-tf tpu watch $JOB, or cancel"; upload_log; }
 }
 

@@ -70,9 +70,12 @@ def test_code_may_be_a_wheel_or_another_checkout(tmp_path):
     assert bundle.contents["constraints.txt"] == b"mine==1\n"
 
 
-def test_modules_keep_their_names(tmp_path):
+def test_modules_keep_their_names_and_hidden_files_stay_here(tmp_path):
     (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package" / "__init__.py").write_text("")
+    for hidden in (".git", "data"):
+        (tmp_path / "my_package" / hidden).mkdir()
+    for name in ("__init__.py", ".git/config", ".env", "data/.netrc"):
+        (tmp_path / "my_package" / name).write_text("")
     (tmp_path / "my_tasks.py").write_text("")
     bundle = Bundle("", modules=[str(tmp_path / "my_package"), str(tmp_path / "my_tasks.py")])
     assert members(bundle.contents["modules.tar.gz"]) == ["my_package/__init__.py", "my_tasks.py"]

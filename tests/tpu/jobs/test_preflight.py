@@ -75,6 +75,27 @@ def test_macros_and_parameters_mean_the_same(base, binding):
         check_job(base, [binding])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'it\'s "quoted"',
+        "$(touch x) `y`",
+        "two\nlines = 3",
+        "back\\slash\\",
+        "größe 文字 \u202e",
+        "# %x @y()",
+        "long " * 99,
+    ],
+)
+def test_text_arrives_on_the_hosts_as_it_was_written(base, tmp_path, text):
+    own_text = dataclasses.replace(base, gin_files=(BASE[0], "gin/runs/pretrain_files.gin", BASE[2]))
+    job = dataclasses.replace(own_text, gin={"TRAIN_FILES": text, "TRAIN_STEPS": 3})
+    path = tmp_path / "experiment.gin"
+    path.write_text(check_job(job)[1])
+    gin_config.load([str(path)], [])
+    assert (gin_config.macro("TRAIN_FILES"), gin_config.macro("TRAIN_STEPS")) == (text, 3)
+
+
 def test_references_are_resolved(base):
     """`%DEVICES` is a macro of the user's, read by a parameter."""
     bindings = ["DEVICES = 'data:16,model:1'", "Experiment.mesh_shape = %DEVICES"]

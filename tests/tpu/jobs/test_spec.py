@@ -99,6 +99,73 @@ def test_mistakes_are_one_sentence(settings, message):
     assert "\n" not in str(caught.value)
 
 
+HOSTILE = (
+    "x'; touch hacked; '",
+    "$(touch hacked)",
+    "`touch hacked`",
+    'x"y',
+    "x\nTRAIN_STEPS = 1",
+    "../../x",
+    "x y",
+    "\x1b[2J",
+    "",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("name", "project", "zone", "accelerator_type", "runtime_version", "provisioning", "reservation", "network"),
+        *("subnetwork", "service_account", "model_dir", "labels: key", "labels: value", "gin: name", "gin: reference"),
+    ],
+)
+def test_hostile_text_is_refused_in_a_printable_line(setting, text):
+    if setting == "model_dir":
+        text = f"gs://the-bucket/x\n{text}"
+    given = {
+        "labels: key": {"labels": {text: "x"}},
+        "labels: value": {"labels": {"x": f"{text}."}},
+        "gin: name": {"gin": {text: 1}},
+        "gin: reference": {"gin": {"X": f"@{text}"}},
+        "reservation": {"reservation": text, "provisioning": "reserved"},
+    }.get(setting, {setting: text})
+    with pytest.raises(SettingError) as caught:
+        make_job(SETTINGS, given)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a*", "a?", "a#b", "a\\b", "a\tb", "a\rb", "a\x00b", "\u202eb"])
+def test_a_folder_that_is_a_pattern_or_cannot_be_printed_is_refused(name):
+    with pytest.raises(SettingError) as caught:
+        make_job(SETTINGS, {"model_dir": f"gs://the-bucket/{name}"})
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network": "projects/host-project/global/networks/shared_vpc-1"},
+        {"subnetwork": "projects/example.com:host/regions/us-central1/subnetworks/s"},
+        {"service_account": "123-compute@developer.gserviceaccount.com"},
+        {"runtime_version": "v2-alpha-tpuv5-lite"},
+        {"model_dir": "gs://the-bucket/größe of 文字/it's"},
+        {"gin": {"A/b.C.d": "%X", "E": "@a/b.F()", "F": "x @ y"}},
+    ],
+)
+def test_what_is_harmless_is_accepted(settings):
+    (setting,) = settings
+    assert getattr(make_job(SETTINGS, settings), setting) == settings[setting]
+
+
+def test_yaml_makes_no_objects(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"name: !!python/object/apply:os.system ['touch {tmp_path}/hacked']\n")
+    with pytest.raises(SettingError, match=r"is not valid YAML, line 1: could not determine a constructor"):
+        read_job_file(str(path))
+    assert not (tmp_path / "hacked").exists()
+
+
 def test_missing_settings_are_named(monkeypatch):
     monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
     with pytest.raises(SettingError, match="The job has no project: set it in --job=FILE or with --project="):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -18,6 +20,9 @@ from tpu.jobs.job_progress import outcome_of
 from tpu.jobs.object_store import Folder
 from tpu.jobs.request import create_request, startup_script
 
+NASTY = "gs://the-bucket/a'b $(touch hacked) `touch hacked`\";touch hacked;x"
+# In the environment of these tests, or elsewhere.
+SHELLCHECK = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
 THREE = "unknown:1:10.0.0.1,unknown:2:10.0.0.2,unknown:3:10.0.0.3"
 
 
@@ -64,8 +69,8 @@ def test_a_single_host_installs_trains_reports_and_deletes_the_tpu(tmp_path, buc
         f"{work}/modules   -m switch_tf.cli.main train --gin_file={work}/files/experiment.gin"
     ]
     assert host.lines("requests") == [
-        "--silent --fail -X DELETE -H Authorization: Bearer the-token https://tpu.googleapis.com/v2/projects/the-project/"
-        "locations/europe-west4-a/queuedResources/mine-1?force=true"
+        "--silent --fail -X DELETE -H @- https://tpu.googleapis.com/v2/projects/the-project/locations/europe-west4-a/"
+        "queuedResources/mine-1?force=true Authorization: Bearer the-token"
     ]
 
 
@@ -192,8 +197,31 @@ def test_modules_can_be_imported_by_gin_files(tmp_path, job):
     assert "NAME = 'mine'" in host.lines("work/mine-1/log.txt")
 
 
+def test_a_hostile_folder_runs_nothing(tmp_path, job, bundle):
+    nasty = dataclasses.replace(job, model_dir=NASTY)
+    store = Folder(str(tmp_path / "buckets" / NASTY.removeprefix("gs://")))
+    bundle.upload(store)
+    host = Host(tmp_path / "host", tmp_path / "buckets")
+    host.set_training('echo "this is training"')
+    assert host.boot(startup_script(nasty, bundle.folder, 1)).wait() == 0
+    assert outcome_of(store, 1) == (0, "worker-000", True)
+    assert b"this is training" in store.read("job/attempt-1/logs/worker-000.txt").data
+    assert not list(tmp_path.rglob("hacked"))
+
+
+def test_the_token_is_in_no_file_and_no_argument(tmp_path, buckets, store, script):
+    host = Host(tmp_path / "host", buckets)
+    assert host.boot(script).wait() == 0
+    # What curl was called with: the header came by standard input.
+    (request,) = host.lines("requests")
+    assert request.count("the-token") == 1 and request.endswith("Authorization: Bearer the-token")
+    (host.folder / "requests").unlink()
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert written and not [path for path in written if b"the-token" in path.read_bytes()]
+
+
 def test_settings_are_quoted(job):
-    nasty = "gs://the-bucket/a'b $(touch hacked) `touch hacked`\";x"
+    nasty = NASTY
     script = startup_script(dataclasses.replace(job, model_dir=nasty), "job/files-1", 1)
     variables = script.split("\n# Startup script")[0]
     done = subprocess.run(
@@ -207,9 +235,10 @@ def test_bash_accepts_the_script(script):
     assert len(script.encode()) < 256 * 1024, "the limit of a metadata value"
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing(script):
-    done = subprocess.run(["shellcheck", "-"], input=script, capture_output=True, text=True)
+    """With the variables that come before it; `make lint` checks the file alone."""
+    done = subprocess.run([SHELLCHECK, "-"], input=script, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
 
 
