@@ -127,7 +127,7 @@ bench: $(VENV)/interop
 	$(BIN)/python -m benchmarks.plot --feed_forward=$(BENCH)/feed_forward.json --peers=$(BENCH)/peers.json \
 	  --output=$(BENCH)/speed.png
 
-# With SOAK_FLAGS='--steps=300 --kills=2 --kills_in_writes=1': a sample of minutes.
+# With SOAK_FLAGS='--steps=300 --kills=3 --kills_in_writes=1': a sample of minutes.
 soak: $(VENV)/installed
 	$(BIN)/python -m benchmarks.soak --folder=$(SOAK) $(SOAK_FLAGS)
 

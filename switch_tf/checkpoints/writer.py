@@ -82,6 +82,10 @@ class CheckpointWriter:
         # A process that left now could be taken for one that failed, while the first one still merges.
         self.engine.barrier()
 
+    def close(self) -> None:
+        """Ends the thread once it has written what it was given; does not wait for it, nor raise its error."""
+        self._thread.shutdown(wait=False)
+
     def _write(self, step: int, shards: list[Shard], manifest: Manifest) -> None:
         prefix = self.folder.prefix(step)
         is_first = self.engine.process_index == 0

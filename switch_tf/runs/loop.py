@@ -244,6 +244,7 @@ class TrainingLoop:
             finally:
                 for hook in self._hooks:
                     hook.on_exit(self)
+                self.run.writer.close()
                 if self.recorder is not None:
                     self.recorder.close()
 
