@@ -41,6 +41,26 @@ def end_process(status: int) -> NoReturn:
     os._exit(status)
 
 
+# glibc: true of 2.x; other C libraries have no `mallopt`.
+
+
+def keep_freed_memory() -> None:
+    """Lets the process keep large buffers that it has freed, instead of returning each to the system at once.
+
+    The pages of the next one would be faulted in again: TensorFlow's addition of two arrays of 25 MB took 27 ms instead
+    of 6 (one core of an AMD EPYC).
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**28)
+
+
 # gin-config: true of 0.5.0, its last release. Its public API reads a binding by its name, but does not list them.
 
 

@@ -89,6 +89,7 @@ def _prepare_libraries() -> None:
     os.environ.setdefault("GCS_READ_CACHE_MAX_SIZE_MB", "512")
     # seqio imports JAX, which would take the TPU, or look for one where libtpu is installed: TensorFlow is to have it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    compat.keep_freed_memory()
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.ERROR)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from switch_tf import storage
 from switch_tf.checkpoints import tensor_bundle
 from switch_tf.checkpoints.manifest import SLOTS
+from switch_tf.decoding.cached_step import INPUTS
 from switch_tf.decoding.settings import Decoding
 from switch_tf.errors import SettingError
 from switch_tf.export import pure_programs
@@ -70,20 +71,20 @@ def export_programs(output: str, step: int | None = None) -> str:
 def features_of(experiment: Experiment) -> dict[str, tuple[int, int]]:
     """Returns the shape of each feature of a batch, those of seqio's converter for unpacked examples."""
     inputs, targets = ((experiment.batch_size, experiment.task_feature_lengths[name]) for name in ("inputs", "targets"))
-    return {"encoder_input_tokens": inputs} | dict.fromkeys(
+    return {INPUTS: inputs} | dict.fromkeys(
         ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights"), targets
     )
 
 
 def _programs(experiment: Experiment, run: Run, optimizer: Adafactor) -> dict[str, PureProgram]:
     """Returns the programs of the experiment's batch, by name."""
-    features = features_of(experiment)
+    features, lengths = features_of(experiment), experiment.task_feature_lengths
     model, objective = run.model, gin_config.parameter("train.objective")
     num_microbatches = gin_config.parameter("train.num_microbatches", 1)
     return {
         "evaluate": pure_programs.evaluation_step(model, features),
         "logits": pure_programs.teacher_forced_logits(model, features),
-        "decode": pure_programs.decoding(model, inputs, Decoding(), targets[1]),
+        "decode": pure_programs.decoding(model, features[INPUTS], Decoding(), lengths["targets"]),
         "train": pure_programs.training_step(model, optimizer, objective, features, num_microbatches),
     }
 

@@ -29,9 +29,6 @@ _POLL_SECONDS = 1.0
 _LAST_LINES = 3
 # A run that has one core has one thread: threads that wait for the same core cost more than they compute.
 _ONE_THREAD = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1")
-# glibc otherwise returns every large buffer to the system, and its pages are faulted in again at the next operation:
-# an addition of two arrays of 25 MB took 27 ms instead of 6 (one core of an AMD EPYC).
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +232,7 @@ class _Process:
         with open(self.log_path, "a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "switch_tf.cli.main", *run.arguments()],
-                env=os.environ | _KEEP_MEMORY | (_ONE_THREAD if core is not None else {}),
+                env=os.environ | (_ONE_THREAD if core is not None else {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
