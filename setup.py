@@ -51,6 +51,8 @@ setup(
         "matplotlib",
         "tabulate",
         "tqdm",
+        # Text files of large corpora come so.
+        "zstandard",
     ],
     extras_require={
         # trustme: the certificate of the bucket server that tests start.

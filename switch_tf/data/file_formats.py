@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
+import zstandard
 
 from switch_tf.errors import SettingError
 
@@ -77,8 +78,8 @@ def _head(file: str, compression: str, start: bytes) -> bytes:
             return lzma.LZMADecompressor().decompress(start, _HEAD_BYTES)
         if compression == _BZIP2:
             return bz2.BZ2Decompressor().decompress(start, _HEAD_BYTES)
-        return _zstandard(file).ZstdDecompressor().decompressobj().decompress(start)[:_HEAD_BYTES]
-    except (OSError, zlib.error, lzma.LZMAError) as error:
+        return zstandard.ZstdDecompressor().decompressobj().decompress(start)[:_HEAD_BYTES]
+    except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise _damaged(file, compression, error) from error
 
 
@@ -141,24 +142,21 @@ def lines_of(file: str, compression: str) -> list[bytes]:
         content = opened.read()
     decompress: dict[str, Callable[[bytes], bytes]] = {_XZ: lzma.decompress, _BZIP2: bz2.decompress}
     try:
-        text = decompress[compression](content) if compression in decompress else _unzstd(file, content)
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        text = decompress[compression](content) if compression in decompress else _unzstd(content)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zstandard.ZstdError) as error:
         raise _damaged(file, compression, error) from error
     return [line.removesuffix(b"\r") for line in text.split(b"\n")]
 
 
-def _unzstd(file: str, content: bytes) -> bytes:
-    zstandard = _zstandard(file)
-    with zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True) as reader:
-        return reader.read()
-
-
-def _zstandard(file: str) -> object:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise SettingError(f"{file} is compressed by zstd: `pip install zstandard`, or compress it by gzip.") from error
-    return zstandard
+def _unzstd(content: bytes) -> bytes:
+    frames = []
+    while content:
+        stream = zstandard.ZstdDecompressor().decompressobj()
+        frames.append(stream.decompress(content))
+        if not stream.eof:
+            raise ValueError("its end is missing")
+        content = stream.unused_data
+    return b"".join(frames)
 
 
 def _damaged(file: str, compression: str, reason: object) -> SettingError:

@@ -7,6 +7,7 @@ import lzma
 
 import pytest
 import tensorflow as tf
+import zstandard
 
 from switch_tf.data.text_files import matching_files, read_documents
 from switch_tf.errors import SettingError
@@ -41,6 +42,8 @@ FILES = {
     "a.txt.xz": lzma.compress(PLAIN),
     "a.ndjson.bz2": bz2.compress(JSON),
     "a.bz2": bz2.compress(PLAIN),
+    "a.jsonl.zst": zstandard.compress(JSON),
+    "two_frames.zst": zstandard.compress(PLAIN[:20]) + zstandard.compress(PLAIN[20:]),
 }
 
 
@@ -65,6 +68,7 @@ LONG = "\n".join(f"line {number} {number**3}" for number in range(5000)).encode(
         ("c.gz", bytes([*gzip.compress(LONG)[:-8], *bytes(8)]), "is cut off or damaged (gzip: "),
         ("a.xz", lzma.compress(LONG)[:-2000], "is cut off or damaged (xz: "),
         ("a.bz2", bz2.compress(LONG)[:-2000], "is cut off or damaged (bzip2: "),
+        ("a.zst", zstandard.compress(LONG)[:-2000], "is cut off or damaged (zstd: "),
         (
             "utf16.txt",
             LONG.decode().encode("utf-16"),
