@@ -160,6 +160,11 @@ class TrainingBatches:
         parts = [{name: tensor.numpy()[rows] for name, tensor in batch.items()} for rows, batch in batches]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    def pass_over(self, count: int) -> None:
+        """Takes so many batches and drops them."""
+        for _ in range(count):
+            next(self)
+
     def _first(self, stream: _Stream) -> dict[str, tf.Tensor]:
         """Takes the first batch of a stream, or finds that it has no example.
 

@@ -13,6 +13,7 @@ from switch_tf.planning.layout_checks import placement_notes
 from switch_tf.runs import directory_lock, gin_config
 from switch_tf.runs.experiment import Experiment
 from switch_tf.runs.hooks import Hook
+from switch_tf.runs.loss_watch import GoBack
 from switch_tf.runs.model_directory import check_links, write_description
 from switch_tf.runs.progress import Progress
 from switch_tf.runs.recorder import RunRecorder
@@ -23,7 +24,6 @@ from switch_tf.runs.teachers import RunTeacher
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.step import Features, StepMetrics, make_train_step
-from switch_tf.training.step_metrics import is_finite
 
 _TOKEN_FEATURES = ("encoder_input_tokens", "decoder_target_tokens")
 
@@ -150,7 +150,7 @@ def _train(
         engine.say(f"{experiment.model_dir} has been trained for {start} of {steps} steps: nothing to do.")
         engine.processes.close()
         return
-    loop.run_until_done(make_update(run, objective, num_microbatches))
+    loop = run_through_spikes(loop, make_update(run, objective, num_microbatches))
     engine.processes.close()
     if loop.stopped_by is not None:
         raise Stopped(
@@ -173,6 +173,28 @@ def _restore(run: Run, batches: TrainingBatches, initial_checkpoint: str | None,
     elif upcycle:
         raise SettingError("UPCYCLE = True needs INITIAL_CHECKPOINT, a dense model's: set it, or UPCYCLE = False.")
     return int(run.step.numpy())
+
+
+def run_through_spikes(loop: "TrainingLoop", update: Callable) -> "TrainingLoop":
+    """Runs a loop to its end, and that of its threads; from a spike it goes on as a run that resumes from a checkpoint.
+
+    Args:
+      loop: whose hooks are set up.
+      update: what `make_update` returns.
+
+    Returns:
+      The loop that came to the end.
+    """
+    try:
+        while True:
+            try:
+                loop.run_until_done(update)
+                return loop
+            except GoBack:
+                restore_newest(loop.run, loop.batches)
+                loop = loop.restarted()
+    finally:
+        loop.run.writer.close()
 
 
 class TrainingLoop:
@@ -203,6 +225,12 @@ class TrainingLoop:
         self.recorder: RunRecorder | None = None
         self._hooks = hooks
         self._pending: list[tuple[int, object]] = []
+
+    def restarted(self) -> "TrainingLoop":
+        """Returns a loop that goes on from the step that the run has been restored to; told to stop, it still is."""
+        loop = TrainingLoop(self.run, self.batches, self.steps, self._hooks)
+        loop.stopped_by = self.stopped_by
+        return loop
 
     @property
     def is_last(self) -> bool:
@@ -244,7 +272,6 @@ class TrainingLoop:
             finally:
                 for hook in self._hooks:
                     hook.on_exit(self)
-                self.run.writer.close()
                 if self.recorder is not None:
                     self.recorder.close()
 
@@ -258,11 +285,7 @@ class TrainingLoop:
         self.progress.advance(self.run.experiment.batch_size * sum(batch[name].shape[1] for name in _TOKEN_FEATURES))
 
     def write_metrics(self) -> None:
-        """Fetches and writes the metrics of all steps since the last time.
-
-        Raises:
-          SettingError: if a loss is not a number: the weights are then not worth saving.
-        """
+        """Fetches and writes the metrics of all steps since the last time."""
         if not self._pending:
             return
         fetched = [(step, self.run.engine.fetch(metrics)) for step, metrics in self._pending]
@@ -270,14 +293,5 @@ class TrainingLoop:
         speed = self.progress.report(fetched[-1][1])
         if self.recorder is not None:
             self.recorder.write(fetched, speed)
-        for step, metrics in fetched:
-            if not is_finite(metrics):
-                self.run.writer.finish()  # The sentence is about what is on the disk.
-                self.run.engine.processes.close()
-                raise SettingError(
-                    f"The loss of step {step} is not a number; nothing was saved after step "
-                    f"{self.run.checkpoints.latest() or 0}. Try ROUTER_DTYPE = 'float32', a smaller learning rate or "
-                    "ModelConfig.initializer_scale = 0.1."
-                )
         for hook in self._hooks:
             hook.on_metrics(self, fetched)

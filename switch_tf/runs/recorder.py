@@ -23,6 +23,9 @@ from switch_tf.training.step_metrics import (
 
 _TASK_SCORES = "task_eval.csv"
 _FINDINGS = "findings.csv"
+EVENTS = "events.csv"
+# How many of the rows before a restart hooks can look back to.
+LAST_STEPS = 100
 
 
 class CsvRecord:
@@ -46,6 +49,7 @@ class CsvRecord:
         self._model_dir = model_dir or os.path.dirname(path)
         self.columns = ("step", *columns)
         rows = [row for row in read_csv(path) if int(row["step"]) <= resume_step]
+        self.last_rows = rows[-LAST_STEPS:]
         try:
             with storage.replacing(path) as unfinished, tf.io.gfile.GFile(unfinished, "w") as file:
                 writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
@@ -79,8 +83,8 @@ def read_csv(path: str) -> list[dict[str, str]]:
 
 
 class RunRecorder:
-    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `findings.csv`, `task_eval.csv`, and
-    TensorBoard's files.
+    """Writes a run's numbers: `metrics.csv`, `experts.csv` (loads), `eval.csv`, `findings.csv`, `events.csv`,
+    `task_eval.csv`, and TensorBoard's files.
 
     In a bucket, where nothing can be appended to a file, they are copies of local files: the CSV files are copied
     before every checkpoint, so that a run that resumes has the rows of all steps before it; all files are copied now
@@ -122,9 +126,9 @@ class RunRecorder:
         self._evaluations = self._record("eval.csv", [*EVALUATION_SCALARS, *evaluation_scalars, *per_layer])
         self._experts = self._record("experts.csv", ["layer", *loads]) if self._layers else None
         self._findings = self._record(_FINDINGS, ["layer", "rule", "event", "sentence"]) if self._layers else None
-        # Most runs score no tasks, and have no such file.
-        has_task_scores = storage.exists(os.path.join(model_dir, _TASK_SCORES))
-        self._task_scores = self._open_task_scores() if has_task_scores else None
+        # Most runs score no tasks and go back from no spike, and have no such files.
+        self._task_scores = self._open_task_scores() if self._has(_TASK_SCORES) else None
+        self._events = self._open_events() if self._has(EVENTS) else None
         with self._writing_board():
             self._board = Board(self._mirror.path, model_dir)
         self.copy_records()
@@ -135,8 +139,19 @@ class RunRecorder:
             path = self._mirror.fetch(name)
         return CsvRecord(path, columns, self._resume_step, self._model_dir)
 
+    def _has(self, name: str) -> bool:
+        return storage.exists(os.path.join(self._model_dir, name))
+
     def _open_task_scores(self) -> CsvRecord:
         return self._record(_TASK_SCORES, ["task", "metric", "value"])
+
+    def _open_events(self) -> CsvRecord:
+        return self._record(EVENTS, ["event", "spike_step", "loss", "median_loss"])
+
+    @property
+    def last_steps(self) -> list[dict[str, str]]:
+        """The rows of `metrics.csv` before a restart, `LAST_STEPS` of them at most."""
+        return self._metrics.last_rows
 
     def write(self, steps: Sequence[tuple[int, StepMetrics]], tokens_per_second: float) -> None:
         """Writes some consecutive steps: their scalars, and the expert loads of the last one.
@@ -222,6 +237,20 @@ class RunRecorder:
         )
         with self._writing_board():
             self._board.write_findings(events)
+
+    def write_spike(self, checkpoint: int, spike_step: int, loss: float, median_loss: float) -> None:
+        """Writes that the run goes back to a checkpoint and passes over the batches up to a spike's.
+
+        Args:
+          checkpoint: the step of the checkpoint.
+          spike_step: the step whose loss is a spike.
+          loss: of that step.
+          median_loss: of the steps before it.
+        """
+        if self._events is None:
+            self._events = self._open_events()
+        values = {"spike_step": spike_step, "loss": loss, "median_loss": median_loss}
+        self._events.append([{"step": checkpoint, "event": "went_back", **values}])
 
     def copy_records(self) -> None:
         """Copies all rows so far to the model directory, which must come before a checkpoint of their steps.

@@ -2,13 +2,15 @@
 
 from switch_tf.checkpoints.folder import DamagedCheckpoint
 from switch_tf.data.training_batches import TrainingBatches
+from switch_tf.runs.loss_watch import spikes_of
 from switch_tf.runs.run import Run
 
 
 def restore_newest(run: Run, batches: TrainingBatches) -> int | None:
     """Restores the newest checkpoint that can be read to its end, and sets newer ones aside; nothing is deleted.
 
-    All processes call this and agree: a checkpoint is damaged if any of them cannot read its shards.
+    All processes call this and agree: a checkpoint is damaged if any of them cannot read its shards. If the run has
+    gone back to the checkpoint because of a spike, the batches up to the spike's are passed over.
 
     Args:
       run: with an optimizer.
@@ -32,6 +34,7 @@ def restore_newest(run: Run, batches: TrainingBatches) -> int | None:
                 engine.say(f"Starting from the weights in {run.experiment.model_dir}, at step {step}.")
             else:
                 engine.say(f"Resuming {run.experiment.model_dir} from step {step}.")
+                _pass_over(run, batches, step)
             return step
         damaged[step] = error or checkpoints.damaged(step, "another process could not read it")
     for error in damaged.values():
@@ -48,3 +51,12 @@ def _restore(run: Run, step: int, batches: TrainingBatches) -> DamagedCheckpoint
     except DamagedCheckpoint as error:
         return error
     return None
+
+
+def _pass_over(run: Run, batches: TrainingBatches, step: int) -> None:
+    """Passes over the batches between a checkpoint and the spike from which the run has gone back to it."""
+    spike = spikes_of(run.experiment.model_dir).get(step)
+    # Processes may see different states of a file system.
+    for last in run.engine.processes.broadcast_from_first([] if spike is None else [spike.step]):
+        run.engine.say(f"The batches of steps {step + 1} to {last} are passed over.")
+        batches.pass_over(last - step)

@@ -83,7 +83,7 @@ class WatchRouters(Hook):
         if loop.recorder is None:
             return
         for step, metrics in steps:
-            if step > self._settling:
+            if step > self._settling and not metrics.skipped:
                 rows = {layer: layer_row(metrics.routing[layer], updates) for layer, updates in metrics.updates.items()}
                 self._steps.append(rows)
         if len(self._steps) < self._window:

@@ -13,7 +13,7 @@ from switch_tf.data.cached_tasks import file_digest
 from switch_tf.data.sentencepiece import path_in
 from switch_tf.errors import SettingError
 
-_CSV_FILES = ("metrics.csv", "eval.csv", "task_eval.csv", "experts.csv", "findings.csv")
+_CSV_FILES = ("metrics.csv", "eval.csv", "task_eval.csv", "experts.csv", "findings.csv", "events.csv")
 
 
 class Finding(NamedTuple):

@@ -2,6 +2,8 @@
 
 They read and assign no variables: the training loop does so around them, and a compiler can lower them from shapes.
 
+An update whose loss or gradient is not finite is skipped: the step returns the weights and slots that it was given.
+
 On data-parallel replicas, gradients, losses and metrics are contributions of the replica's rows until
 `sum_over_replicas` adds them up. From then on all replicas have equal values and make the same update.
 """
@@ -40,6 +42,7 @@ class StepMetrics(NamedTuple):
     gradient_norm: of all gradients together.
     learning_rate: of this step.
     target_tokens: number of real target tokens.
+    skipped: 1 where the update was skipped because the loss or the gradient norm is not finite, otherwise 0.
     teacher: float32 scalars by name (`Teacher.scalars`), means over the real target tokens; empty without a teacher.
     routing: by the layer's name.
     updates: what the update did to each sparse layer, by the layer's name.
@@ -53,6 +56,7 @@ class StepMetrics(NamedTuple):
     gradient_norm: tf.Tensor
     learning_rate: tf.Tensor
     target_tokens: tf.Tensor
+    skipped: tf.Tensor
     teacher: dict[str, tf.Tensor]
     routing: dict[str, RoutingMetrics]
     updates: dict[str, UpdateStatistics]
@@ -111,6 +115,12 @@ def _placed_features(features: Features) -> Features:
     return {name: axis_names.constrain(feature, _FEATURE_AXES) for name, feature in features.items()}
 
 
+def _selected(condition: tf.Tensor, ours: tf.Tensor, theirs: tf.Tensor) -> tf.Tensor:
+    """Returns `ours` where a boolean scalar is true, otherwise `theirs`, bit for bit."""
+    # A condition of another rank crashes the process where the tensors are DTensors.
+    return tf.where(tf.reshape(condition, [1] * len(ours.shape)), ours, theirs)
+
+
 def balanced_layers(model: EncoderDecoder) -> dict[int, str]:
     """Maps the index of each balance bias among the trainable variables to the name of its sparse layer."""
     layers = {}
@@ -156,7 +166,7 @@ def make_train_step(
       step(weights, slots, step, features, seed, teacher_weights) -> (weights, slots, metrics): `weights` as in
       `model.trainable_variables`, `slots` a dict for each of them, `step` an integer scalar (0 for the first),
       `features` int32 [B, L] tensors, `seed` an integer scalar, `teacher_weights` as in `Teacher.weights` (none by
-      default).
+      default). If the loss or the gradient norm is not finite, the new weights and slots are the old ones.
     """
     weight_axes = [variable.axes for variable in model.trainable_variables]
     weight_names = [weight_name(variable) for variable in model.trainable_variables]
@@ -243,6 +253,11 @@ def make_train_step(
         compute = sums_of if num_microbatches == 1 else accumulated
         total = axis_names.sum_over_replicas(compute(given, features, seed))
 
+        # Not tf.linalg.global_norm, so that the statistics share the sums.
+        gradient_squares = [tf.nn.l2_loss(gradient) for gradient in total.gradients]
+        gradient_norm = tf.sqrt(2.0 * tf.reduce_sum(tf.stack(gradient_squares)))
+        is_finite = tf.math.is_finite(total.loss) & tf.math.is_finite(gradient_norm)
+
         rate = optimizer.rate(step)
         changes, new_slots = [], []
         for index, (gradient, weight, slot, axes) in enumerate(zip(total.gradients, weights, slots, weight_axes)):
@@ -250,21 +265,21 @@ def make_train_step(
                 load = total.routing[balanced[index]].expert_load
                 change = balance_bias_change(load, model.config.balance_bias_rate)
             else:
-                change, slot = optimizer.change(gradient, weight, slot, axes, step, rate, weight_names[index])
+                change, after = optimizer.change(gradient, weight, slot, axes, step, rate, weight_names[index])
+                slot = {name: _selected(is_finite, after[name], before) for name, before in slot.items()}
             changes.append(change)
             new_slots.append(slot)
-        new_weights = [weight - change for weight, change in zip(weights, changes)]
-        # Not tf.linalg.global_norm, so that the statistics share the sums.
-        gradient_squares = [tf.nn.l2_loss(gradient) for gradient in total.gradients]
+        new_weights = [_selected(is_finite, weight - change, weight) for weight, change in zip(weights, changes)]
         metrics = StepMetrics(
             loss=total.loss,
             neg_log_perplexity=-total.sums.negative_log_likelihood / num_tokens,
             accuracy=total.sums.correct / num_tokens,
             balance_loss=total.balance_loss,
             z_loss=total.sums.squared_log_z / num_tokens,
-            gradient_norm=tf.sqrt(2.0 * tf.reduce_sum(tf.stack(gradient_squares))),
+            gradient_norm=gradient_norm,
             learning_rate=rate,
             target_tokens=total.sums.tokens,
+            skipped=1.0 - tf.cast(is_finite, tf.float32),
             teacher={name: value / num_tokens for name, value in total.teacher.items()},
             routing=total.routing,
             updates=update_statistics(gradient_squares, weights, changes),

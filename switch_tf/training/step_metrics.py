@@ -45,8 +45,3 @@ def routing_scalars(routing: Mapping[str, RoutingMetrics]) -> dict[str, float]:
     return {
         f"{layer}/{name}": value for layer, metrics in routing.items() for name, value in layer_scalars(metrics).items()
     }
-
-
-def is_finite(metrics: StepMetrics) -> bool:
-    """Whether the loss and the gradient are numbers."""
-    return math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)

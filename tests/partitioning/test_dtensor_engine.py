@@ -54,6 +54,22 @@ def dumping(folder: pathlib.Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["dtensor", "tpu"])
+def test_an_update_that_is_not_finite_is_not_made(tmp_path, engine):
+    """Weights and slots stay as they were, bit for bit; the step counts on."""
+    mesh = {"dtensor": "data:2,model:2", "tpu": "data:4"}[engine]
+    rules = "batch:data" if engine == "tpu" else rules_for(mesh)
+    settings = {"engine": engine, "rules": rules, "steps": 1, "everything": False, "overflow": True}
+    result = run(tmp_path / "result.npz", dtensor(mesh) | settings)
+    assert result["skipped"] == 1 and not np.isfinite(result["overflowing_loss"])
+    assert np.isfinite(result["losses"]).all() and result["step"] == 2
+    before = variables(result)
+    assert any("/slots/" in name and value.any() for name, value in before.items())
+    for name, value in before.items():
+        assert value.tobytes() == result[name.replace("variable:", "after:")].tobytes(), name
+
+
 MESHES = [
     "data:2,model:2",
     *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("data:4,model:2", "data:8", "data:2,model:4")),

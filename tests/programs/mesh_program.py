@@ -52,6 +52,8 @@ CONFIG = ModelConfig(
     dropout_rate=0.1,
     expert_dropout_rate=0.2,
 )
+# The scale of the norm before the logits.
+OVERFLOWING = "decoder/final_norm/scale"
 
 
 def rules_for(mesh: str) -> str:
@@ -134,14 +136,40 @@ def main(output: str, settings: dict) -> None:
             inputs = {"encoder_input_tokens": features["encoder_input_tokens"]}
             results["decoded"] = engine.fetch(decode(engine.feed(inputs)))
         results["evaluation"] = [float(value) for value in (*sums.tokens, sums.balance_loss)]
-    with engine.scope():
-        for weight, slots_of in zip(weights, slots):
-            for name, variable in {"": weight, **{f"/slots/{key}": slot for key, slot in slots_of.items()}}.items():
-                results[f"variable:{weight_name(weight)}{name}"] = whole(engine, variable.value)
-                if settings["engine"] == "dtensor":
-                    on_first_device = dtensor.unpack(variable.value.read_value())[0]
-                    results[f"bytes:{weight_name(weight)}{name}"] = on_first_device.numpy().nbytes
+    named = {
+        f"{weight_name(weight)}{name}": variable.value
+        for weight, slots_of in zip(weights, slots)
+        for name, variable in {"": weight, **{f"/slots/{key}": slot for key, slot in slots_of.items()}}.items()
+    }
+    if settings.get("overflow"):
+        overflow(engine, named[OVERFLOWING])
+    results |= values_of(engine, named, "variable")
+    if settings["engine"] == "dtensor":
+        for name, variable in named.items():
+            results[f"bytes:{name}"] = dtensor.unpack(variable.read_value())[0].numpy().nbytes
+    if settings.get("overflow"):
+        with engine.scope():
+            metrics = engine.fetch(compiled(engine.feed(features)))
+            results |= {
+                "skipped": metrics.skipped,
+                "overflowing_loss": metrics.loss,
+                "step": engine.fetch(step.read_value()),
+            }
+        results |= values_of(engine, named, "after")
     np.savez(output, **results)
+
+
+def overflow(engine, variable) -> None:
+    """Makes a weight so large that the logits, and with them the loss and the gradients, overflow."""
+    values = np.full(variable.shape, 3e38, np.float32)
+    with engine.scope():
+        engine.load(variable, lambda index: values[: index.shape[0]])
+
+
+def values_of(engine, variables, prefix: str) -> dict[str, np.ndarray]:
+    """The values of variables, by their name behind a prefix."""
+    with engine.scope():
+        return {f"{prefix}:{name}": whole(engine, variable) for name, variable in variables.items()}
 
 
 def whole(engine, variable) -> np.ndarray:

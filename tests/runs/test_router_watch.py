@@ -40,7 +40,7 @@ def metrics_of(load: list[float], config) -> StepMetrics:
     }
     updates = dict.fromkeys(routing, UpdateStatistics(*[number] * 5))
     values = dict.fromkeys(StepMetrics._fields, number)
-    return StepMetrics(**values | {"teacher": {}, "routing": routing, "updates": updates})
+    return StepMetrics(**values | {"skipped": np.float32(0.0), "teacher": {}, "routing": routing, "updates": updates})
 
 
 BALANCED, COLLAPSED = [0.25] * 4, [0.7, 0.1, 0.1, 0.1]

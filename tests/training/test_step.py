@@ -111,6 +111,31 @@ def test_bfloat16_step_keeps_float32_weights_and_learns(tiny_config):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_an_update_that_is_not_finite_is_not_made(tiny_config, num_microbatches):
+    """One example has a token whose embedding is infinite: the first microbatch is bad, the second one is fine."""
+    small = {"num_encoder_layers": 1, "num_decoder_layers": 1, "sparse_every": 1, "tied_logits": False}
+    _, step, weights, slots = prepare(dataclasses.replace(tiny_config, **small), num_microbatches)
+
+    def update(index: int, weights: list, slots: list) -> tuple:
+        return step(weights, slots, tf.constant(index, tf.int64), batch, tf.constant(0))
+
+    token = 1  # Random features have none.
+    batch = features()
+    batch["encoder_input_tokens"] = tf.tensor_scatter_nd_update(batch["encoder_input_tokens"], [[0, 0]], [token])
+    weights, slots, metrics = update(0, weights, slots)
+    assert metrics.skipped == 0 and np.isfinite(metrics.loss)
+    (table,) = [index for index, weight in enumerate(weights) if weight.shape[0] == tiny_config.vocab_size]
+    bad = [*weights]
+    bad[table] = tf.tensor_scatter_nd_update(bad[table], [[token]], tf.fill([1, tiny_config.d_model], np.inf))
+    kept, kept_slots, metrics = update(1, bad, slots)
+    assert metrics.skipped == 1 and not np.isfinite(metrics.gradient_norm)
+    for before, after in zip(tf.nest.flatten([bad, slots]), tf.nest.flatten([kept, kept_slots])):
+        assert before.numpy().tobytes() == after.numpy().tobytes()
+    moved, _, metrics = update(2, weights, kept_slots)
+    assert metrics.skipped == 0 and any(np.any(before != after) for before, after in zip(weights, moved))
+
+
 def test_evaluation_counts_real_tokens_without_noise(tiny_config):
     model, _, weights, _ = prepare(dataclasses.replace(tiny_config, dropout_rate=0.5))
     batch = features()
