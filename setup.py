@@ -56,7 +56,7 @@ setup(
     ],
     extras_require={
         # trustme: the certificate of the bucket server that tests start.
-        "test": ["pytest>=8", "pytest-xdist", *LINT, "trustme", "safetensors", *CLOUD, *SERVE],
+        "test": ["pytest>=8", "pytest-xdist", "hypothesis", *LINT, "trustme", "safetensors", *CLOUD, *SERVE],
         # `switch-tf tpu submit` and its like.
         "cloud": CLOUD,
         # seqio's own caching job, for clusters; `switch-tf cache` does without. protobuf and sentencepiece above are

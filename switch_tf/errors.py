@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
+import math
 import numbers
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 class SettingError(ValueError):
@@ -81,10 +82,28 @@ def check_type(name: str, value: object, hint: typing.Any) -> None:
       hint: a type annotation; of what is not made of classes (a type variable, say), any value passes.
 
     Raises:
-      SettingError: if the value is of another type.
+      SettingError: if the value is of another type, or has a number that no computation could use.
     """
+    if not all(map(_is_usable, _numbers_in(value))):
+        raise SettingError(
+            f"{name} has a number that is infinite, or an integer of more than 64 bits: take a smaller one."
+        )
     if not _matches(value, hint):
         raise SettingError(f"{name} = {value!r} must be of the type {_described(hint)}.")
+
+
+def _numbers_in(value: object) -> Iterator[numbers.Real]:
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers_in(entry)
+    elif isinstance(value, numbers.Real):
+        yield value
+
+
+def _is_usable(number: numbers.Real) -> bool:
+    return -(2**63) <= int(number) < 2**63 if isinstance(number, numbers.Integral) else math.isfinite(number)
 
 
 def _options(hint: typing.Any) -> tuple[typing.Any, ...]:

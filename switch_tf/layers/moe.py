@@ -18,6 +18,7 @@ from switch_tf.layers.rematerialization import rematerialized
 from switch_tf.layers.router_base import Router
 from switch_tf.layers.routing import Routing, expert_capacity
 from switch_tf.partitioning import axes
+from switch_tf.partitioning.layout import divisors
 
 # Groups and experts are sharded over the same mesh dimension, which goes to the first of them in a tensor: resharding
 # from one to the other is the all-to-all that sends every token to its expert's device, or back.
@@ -53,10 +54,11 @@ def tokens_per_group(num_tokens: int, group_size: int, num_shards: int = 1) -> i
     num_tokens //= num_shards
     if num_tokens <= group_size:
         return num_tokens
-    size = next(size for size in range(group_size, 0, -1) if num_tokens % size == 0)
+    sizes = divisors(num_tokens)
+    size = max(size for size in sizes if size <= group_size)
     if 2 * size < group_size:
         on_each_device = "on each device " if num_shards > 1 else ""
-        larger = next(size for size in range(group_size + 1, num_tokens + 1) if num_tokens % size == 0)
+        larger = min(size for size in sizes if size > group_size)
         raise SettingError(
             f"GROUP_SIZE = {group_size} cannot hold a batch of {num_tokens} tokens {on_each_device}in equal "
             f"groups: set it to {larger} or {size}, or choose a BATCH_SIZE whose tokens divide."

@@ -16,6 +16,8 @@ from switch_tf.layers.router_base import POLICIES, ROUTERS, Router
 DTYPE_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 SWITCH_ATTENTIONS = ("none", "linear", "feed_forward")
 REMATERIALIZATIONS = ("none", "sublayers", "blocks")
+# Larger than any model; a product of three sizes, as an expert's weight has, still is a 64-bit integer.
+_MAX_SIZE, _MAX_LAYERS = 2**20, 1024
 SPARSE_LAYOUTS = ("every", "every_from_first", "every_from_second", "bottom", "top", "all")
 
 
@@ -134,6 +136,10 @@ class ModelConfig:
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("num_encoder_layers", "num_decoder_layers"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1: the model is an encoder-decoder")
+            self._require(name, getattr(self, name) <= _MAX_LAYERS, f"must be at most {_MAX_LAYERS:,}")
+        for name in ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_experts", "relative_position_buckets"):
+            self._require(name, getattr(self, name) <= _MAX_SIZE, f"must be at most {_MAX_SIZE:,}")
+        self._check_position_buckets()
         for name in ("group_size", "expert_capacity"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "must be None or at least 1")
         for name in ("dropout_rate", "expert_dropout_rate", "router_jitter", "router_input_dropout_rate"):
@@ -145,6 +151,7 @@ class ModelConfig:
         factor = self.eval_capacity_factor
         self._require("eval_capacity_factor", factor is None or factor > 0, "must be positive, or None to drop nothing")
         self._require("min_expert_capacity", self.min_expert_capacity >= 0, "must be 0 or more")
+        self._require("layer_norm_epsilon", self.layer_norm_epsilon >= 0, "must be 0 or more")
         self._require("num_experts", self.num_experts >= 0, "must be 0 (dense) or more")
         self._require("sparse_every", self.sparse_every >= 0, "must be 0 (no sparse layer) or more")
         every = self.decoder_sparse_every
@@ -166,6 +173,13 @@ class ModelConfig:
             options = ", ".join(sorted(repr(option) for option in known))
             self._require(name, getattr(self, name) in known, f"must be one of {options}")
         self._check_routing()
+
+    def _check_position_buckets(self) -> None:
+        """Half of a direction's buckets hold one distance each, and the encoder has two directions."""
+        buckets = self.relative_position_buckets
+        self._require("relative_position_buckets", buckets >= 4, "must be at least 4")
+        rule = f"must be more than {buckets // 2}, half of relative_position_buckets"
+        self._require("relative_position_max_distance", self.relative_position_max_distance > buckets // 2, rule)
 
     def _check_routing(self) -> None:
         self._require("balance_bias_rate", self.balance_bias_rate >= 0, "must be 0 (no bias) or more")

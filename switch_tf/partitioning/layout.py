@@ -7,6 +7,17 @@ from collections.abc import Mapping, Sequence
 from switch_tf.errors import SettingError, nearest
 from switch_tf.partitioning.axes import AXIS_NAMES, BATCH, GROUPS, Axes, ShardIndex
 
+# More than any machine has. Sizes are enumerated where a mesh does not fit.
+_MAX_DEVICES = 2**20
+_MAX_DIMENSIONS = 4
+
+
+def divisors(number: int) -> list[int]:
+    """Returns the divisors of a positive integer, the smallest first."""
+    low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    high = [number // divisor for divisor in reversed(low) if divisor * divisor < number]
+    return low + high
+
 
 def _pairs(setting: str, text: str, example: str) -> list[tuple[str, str]]:
     """Reads "a:b,c:d"."""
@@ -25,13 +36,19 @@ def parse_mesh_shape(text: str) -> dict[str, int]:
     """Reads "data:4,model:2" as {"data": 4, "model": 2}; an empty string is a mesh of one device.
 
     Raises:
-      SettingError: if it is not of that form, or a size is not positive.
+      SettingError: if it is not of that form, or a size is not positive, or there are too many devices.
     """
     mesh = {}
     for name, size in _pairs("MESH_SHAPE", text, "data:4,model:2"):
-        if not size.isdecimal() or int(size) < 1:
+        if not size.isdecimal() or not size.strip("0"):
             raise SettingError(f"MESH_SHAPE = '{text}': the size of {name} must be an integer of at least 1.")
-        mesh[name] = int(size)
+        # Python converts no longer numbers than of 4,300 digits.
+        mesh[name] = int(size) if len(size) < 10 else _MAX_DEVICES + 1
+    if math.prod(mesh.values()) > _MAX_DEVICES or len(mesh) > _MAX_DIMENSIONS:
+        raise SettingError(
+            f"MESH_SHAPE = '{text}' is larger than any machine: it may have {_MAX_DIMENSIONS} dimensions and "
+            f"{_MAX_DEVICES:,} devices."
+        )
     return mesh
 
 

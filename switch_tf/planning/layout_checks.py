@@ -9,7 +9,7 @@ from switch_tf.errors import SettingError
 from switch_tf.layers.moe import tokens_per_group
 from switch_tf.models.config import ModelConfig
 from switch_tf.partitioning import axes
-from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.layout import Layout, divisors
 from switch_tf.planning.weight_specs import BYTES_PER_WEIGHT, Weight, weights_of
 
 _LARGE = 64 * 2**20
@@ -126,7 +126,7 @@ def _nearest_mesh(layout: Layout, quantities: Sequence[_Quantity], most_devices:
     def sizes(dimension: str, asked: int) -> list[int]:
         split = [quantity.size for quantity in quantities if layout.dimension_of(quantity.axis) == dimension]
         common = math.gcd(*split) if split else asked
-        return [size for size in range(1, most_devices + 1) if common % size == 0]
+        return [size for size in divisors(common) if size <= most_devices]
 
     def merit(mesh: Sequence[int]) -> tuple[int, float]:
         change = sum(abs(math.log2(size / asked)) for size, asked in zip(mesh, layout.mesh.values()))

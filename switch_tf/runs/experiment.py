@@ -11,7 +11,7 @@ from switch_tf.data.cached_tasks import Cache, file_digest
 from switch_tf.data.sentencepiece import Vocabulary, path_in
 from switch_tf.data.task_lookup import check_vocabulary, find_task
 from switch_tf.data.training_batches import TrainingBatches
-from switch_tf.errors import SettingError, check_types
+from switch_tf.errors import SettingError, check_type, check_types
 from switch_tf.models.config import ModelConfig
 from switch_tf.partitioning import devices
 from switch_tf.partitioning.engine import Engine
@@ -23,6 +23,35 @@ from switch_tf.runs import gin_config
 
 # T5's lengths in pre-training, for a model that is described without a run.
 _DEFAULT_LENGTHS = {"inputs": 512, "targets": 114}
+# Of sequences in a batch, and of tokens in a sequence; more than any machine holds.
+_MAX_SIZE = 2**20
+
+
+def check_lengths(lengths: object) -> None:
+    """Checks the tokens of each task feature.
+
+    Raises:
+      SettingError: if they are no mapping with positive "inputs" and "targets".
+    """
+    if not isinstance(lengths, Mapping) or not {"inputs", "targets"} <= lengths.keys():
+        raise SettingError(f"TASK_FEATURE_LENGTHS = {lengths!r} is not of the form {{'inputs': 512, 'targets': 114}}.")
+    check_type("TASK_FEATURE_LENGTHS", lengths, Mapping[str, int])
+    for name, length in lengths.items():
+        if not 1 <= length <= _MAX_SIZE:
+            raise SettingError(
+                f"TASK_FEATURE_LENGTHS['{name}'] = {length} must be at least 1, and at most {_MAX_SIZE:,}."
+            )
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Checks the number of sequences in a batch.
+
+    Raises:
+      SettingError: if it is no positive integer.
+    """
+    check_type("BATCH_SIZE", batch_size, int)
+    if isinstance(batch_size, int) and not 1 <= batch_size <= _MAX_SIZE:
+        raise SettingError(f"BATCH_SIZE = {batch_size} must be at least 1, and at most {_MAX_SIZE:,}.")
 
 
 @gin.configurable
@@ -63,20 +92,15 @@ class Experiment:
     num_data_shards: int = 1
 
     def __post_init__(self) -> None:
-        lengths = self.task_feature_lengths
-        if not isinstance(lengths, Mapping) or not all(isinstance(length, int) for length in lengths.values()):
-            raise SettingError(
-                f"TASK_FEATURE_LENGTHS = {lengths!r} is not of the form {{'inputs': 512, 'targets': 114}}."
-            )
+        check_lengths(self.task_feature_lengths)
         check_types(self, setting=str.upper)
+        check_batch_size(self.batch_size)
         if not self.model_dir.strip():
             raise SettingError(f"MODEL_DIR = {self.model_dir!r} names no folder: set it to a new one, or to the run's.")
         if storage.in_bucket(self.model_dir) and storage.has_glob_characters(self.model_dir):
             raise SettingError(
                 f"MODEL_DIR = '{self.model_dir}' has one of * ? [ \\ in its name, a pattern in a bucket: name another."
             )
-        if self.batch_size < 1:
-            raise SettingError(f"BATCH_SIZE = {self.batch_size} must be at least 1.")
         if self.num_data_shards < 1 or self.batch_size % self.num_data_shards:
             raise SettingError(
                 f"NUM_DATA_SHARDS = {self.num_data_shards} must divide BATCH_SIZE = {self.batch_size} into equal parts."
@@ -85,9 +109,6 @@ class Experiment:
             raise SettingError(
                 f"NUM_LOGICAL_DEVICES = {self.num_logical_devices} must be at least 1, or None to take what there is."
             )
-        for name, length in self.task_feature_lengths.items():
-            if length < 1:
-                raise SettingError(f"TASK_FEATURE_LENGTHS['{name}'] = {length} must be at least 1.")
 
     @property
     def vocabulary_path(self) -> str:
@@ -166,8 +187,14 @@ class Experiment:
 
 
 def configured_lengths() -> Mapping[str, int]:
-    """Returns the task feature lengths that the gin files bind; T5's where they bind none."""
-    return gin_config.parameter("Experiment.task_feature_lengths", _DEFAULT_LENGTHS)
+    """Returns the task feature lengths that the gin files bind; T5's where they bind none.
+
+    Raises:
+      SettingError: if they are wrong.
+    """
+    lengths = gin_config.parameter("Experiment.task_feature_lengths", _DEFAULT_LENGTHS)
+    check_lengths(lengths)
+    return lengths
 
 
 def configured_layout(config: ModelConfig) -> Layout:
@@ -180,9 +207,14 @@ def configured_layout(config: ModelConfig) -> Layout:
       SettingError: if the layout cannot be parsed, or does not fit the model or (where one is bound) the batch.
     """
     mesh_shape = gin_config.parameter("Experiment.mesh_shape", Experiment.mesh_shape)
-    layout = Layout.parse(mesh_shape, gin_config.parameter("Experiment.layout_rules", Experiment.layout_rules))
+    layout_rules = gin_config.parameter("Experiment.layout_rules", Experiment.layout_rules)
+    check_type("MESH_SHAPE", mesh_shape, str)
+    check_type("LAYOUT_RULES", layout_rules, str)
+    layout = Layout.parse(mesh_shape, layout_rules)
     if layout.mesh:
         batch_size = gin_config.parameter("Experiment.batch_size", None)
         num_microbatches = gin_config.parameter("train.num_microbatches", 1)
+        if batch_size is not None:
+            check_batch_size(batch_size)
         check_placement(layout, config, batch_size, configured_lengths(), num_microbatches)
     return layout

@@ -69,7 +69,7 @@ def _check_macros(referenced: set[str], read_by_files: set[str]) -> None:
         suggestion = nearest(name.rpartition("/")[2], referenced)
         raise SettingError(f"{name} is set, but nothing in these gin files reads it{suggestion}.")
     for name in sorted(referenced - defined):
-        raise no_value(name)
+        raise no_value(name) if name else SettingError("A value refers to a macro without a name: write %NAME.")
 
 
 def _check_configurable(name: str, used: set[tuple[str, str]]) -> None:
@@ -112,7 +112,10 @@ def check_types() -> None:
         for parameter, value in values.items():
             name, value = _resolved(f"{_short(configurable)}.{parameter}", value, values_of)
             if parameter in hints and not is_required(value):
-                check_type(name, _stand_in(value, values_of), hints[parameter])
+                try:
+                    check_type(name, _stand_in(value, values_of), hints[parameter])
+                except RecursionError as error:
+                    raise SettingError(f"{name} refers to itself: give it a value.") from error
 
 
 def _hints(configurable: Callable) -> Mapping[str, Any]:
@@ -152,7 +155,9 @@ def _stand_in(value: object, values_of: Mapping[str, object]) -> object:
     made = value.configurable.wrapped
     if not value.evaluate:
         return made
-    return Deferred(made if isinstance(made, type) else None, repr(value))
+    kind = made if isinstance(made, type) else _hints(made).get("return")
+    kind = typing.get_origin(kind) or kind
+    return Deferred(kind if isinstance(kind, type) else None, repr(value))
 
 
 def expand_home() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pathlib
+import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ def _one_sentence(source: str) -> Iterator[None]:
         yield
     except SettingError:
         raise
+    except tokenize.TokenError as error:
+        raise SettingError(f"{source}: a bracket or a quote is not closed.") from error
     except (ValueError, TypeError, SyntaxError, NameError, RuntimeError, OSError, ImportError) as error:
         raise SettingError(f"{source}: {_first_sentence(error)}") from error
 

@@ -189,3 +189,10 @@ def test_a_setting_error_inside_a_call_keeps_its_sentence():
 def test_a_group_size_that_cannot_hold_the_batch_is_refused():
     with pytest.raises(SettingError, match=r"GROUP_SIZE = 1000 .* 2062 tokens.*set it to 1031 or 2"):
         tokens_per_group(2 * 1031, 1000)
+
+
+def test_groups_of_any_size_are_found_at_once():
+    """Numbers of tokens that no loop over sizes comes to the end of."""
+    assert tokens_per_group(2**40, 10**9) == 2**29
+    with pytest.raises(SettingError, match=r"set it to 1048573 or 2, or choose"):
+        tokens_per_group(2 * 1048573, 1000)  # A prime number times 2.

@@ -7,7 +7,7 @@ import pytest
 
 from switch_tf.errors import SettingError
 from switch_tf.partitioning.axes import BATCH, EMBED, EXPERT_MLP, EXPERTS, GROUPS, HEADS, MLP, SLOTS, VOCAB
-from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.layout import Layout, divisors
 
 RULES = "batch:data,experts:data,heads:model,mlp:model,expert_mlp:model,vocab:model"
 
@@ -30,6 +30,11 @@ def test_notation():
         ("data:4,:2", "", "MESH_SHAPE = 'data:4,:2' is not of the form 'data:4,model:2': see ':2'."),
         ("data:4,data:2", "", "MESH_SHAPE = 'data:4,data:2' names data twice."),
         ("data:0", "", "MESH_SHAPE = 'data:0': the size of data must be an integer of at least 1."),
+        ("data:00", "", "MESH_SHAPE = 'data:00': the size of data must be an integer of at least 1."),
+        ("data:1048577", "", "is larger than any machine: it may have 4 dimensions and 1,048,576 devices."),
+        ("data:" + "9" * 5000, "", "is larger than any machine: it may have 4 dimensions and 1,048,576 devices."),
+        ("data:1024,model:1024,x:2", "", "is larger than any machine"),
+        ("a:1,b:1,c:1,d:1,e:1", "", "is larger than any machine"),
         ("data:4.0", "", "MESH_SHAPE = 'data:4.0': the size of data must be an integer of at least 1."),
         (
             "data:4",
@@ -56,6 +61,11 @@ def test_what_cannot_be_read_is_told_in_one_sentence(mesh, rules, sentence):
     message = str(error.value)
     assert sentence in message
     assert message.endswith(".") and "\n" not in message
+
+
+def test_divisors_are_those_of_trial_division():
+    for number in (1, 2, 16, 36, 97, 360, 1024, 2 * 1031):
+        assert divisors(number) == [size for size in range(1, number + 1) if number % size == 0]
 
 
 def test_groups_go_where_the_batch_goes():

@@ -108,6 +108,10 @@ def test_a_microbatch_must_divide_as_well(config):
     check_placement(layout_of("data:6"), config, 24, LENGTHS, num_microbatches=4)
 
 
+def test_a_mesh_of_a_million_devices_is_refused_with_one_that_fits(config):
+    assert refusal(layout_of("data:1000003"), config).endswith("or set MESH_SHAPE = 'data:12'.")
+
+
 @pytest.mark.parametrize("num_microbatches", [0, 5])
 def test_microbatches_are_equal(config, num_microbatches):
     message = refusal(Layout.parse("", ""), config, num_microbatches=num_microbatches)

@@ -10,7 +10,7 @@ from switch_tf import compat
 from switch_tf.errors import SettingError
 from switch_tf.models.config import ModelConfig
 from switch_tf.runs import gin_bindings, gin_config, loop, study
-from switch_tf.runs.experiment import Experiment
+from switch_tf.runs.experiment import Experiment, configured_lengths
 
 RUN = ["gin/models/switch_base_8.gin", "gin/runs/python_docs.gin"]
 ROOT = pathlib.Path(__file__).parents[2]
@@ -63,6 +63,11 @@ def test_what_something_reads_is_not():
         ("VOCABULARY = 'x.model'", "VOCABULARY = 'x.model' must be of the type Vocabulary or None."),
         ("BATCH_SIZE = @Objective()", "BATCH_SIZE = @Objective() must be of the type int."),
         ("train.objective = @ModelConfig()", "train.objective = @ModelConfig() must be of the type Objective."),
+        (
+            "ModelConfig.d_kv = @benchmark_averages()",
+            "ModelConfig.d_kv = @benchmark_averages() must be of the type int.",
+        ),
+        ("HOOKS = @train()", "HOOKS = @train() must be of the type Sequence[switch_tf.runs.hooks.Hook]."),
         ("TASK_FEATURE_LENGTHS = {'inputs': 8.5}", None),
         ("TASK_FEATURE_LENGTHS = 512", None),
     ],
@@ -72,6 +77,59 @@ def test_a_wrong_type_is_one_sentence_before_anything_is_made(binding, message):
         gin_config.load(RUN, [binding])
     expected = message or f"{binding} must be of the type Mapping[str, int]."
     assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("binding", "name"),
+    [
+        (f"SEED = 0x{'f' * 5000}", "SEED"),  # Python does not even print it.
+        ("ModelConfig.d_ff = 9223372036854775808", "ModelConfig.d_ff"),
+        ("LEARNING = 1e999\nConstant.value = %LEARNING\nAdafactor.learning_rate = @Constant()", "LEARNING"),
+        ("TASK_FEATURE_LENGTHS = {'inputs': -1e999, 'targets': 8}", "TASK_FEATURE_LENGTHS"),
+    ],
+)
+def test_numbers_that_nothing_computes_with_are_refused(binding, name):
+    with pytest.raises(SettingError) as caught:
+        gin_config.load(RUN, [binding])
+    assert str(caught.value) == (
+        f"{name} has a number that is infinite, or an integer of more than 64 bits: take a smaller one."
+    )
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("HOOKS = [", r"^--gin\.HOOKS=\[: a bracket or a quote is not closed\.$"),
+        ("SEED = @gin.macro()", r"^A value refers to a macro without a name: write %NAME\.$"),
+        ("SEED = {'x': %SEED}", r"^SEED refers to itself: give it a value\.$"),
+        ("HOOKS = [[%HOOKS]]", r"^HOOKS refers to itself: give it a value\.$"),
+    ],
+)
+def test_values_that_have_no_end_are_refused(binding, message):
+    with pytest.raises(SettingError, match=message):
+        gin_config.load(RUN, [binding])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ("{'inputs': 8}", "is not of the form"),
+        ("{}", "is not of the form"),
+        (
+            "{'inputs': 8, 'targets': 0}",
+            r"TASK_FEATURE_LENGTHS\['targets'\] = 0 must be at least 1, and at most 1,048,576",
+        ),
+        (
+            "{'inputs': 2147483648, 'targets': 8}",
+            r"\['inputs'\] = 2147483648 must be at least 1, and at most 1,048,576",
+        ),
+    ],
+)
+def test_lengths_are_checked_with_and_without_an_experiment(lengths, message):
+    gin_config.load(RUN, [f"TASK_FEATURE_LENGTHS = {lengths}"])
+    for check in (Experiment, configured_lengths):
+        with pytest.raises(SettingError, match=message):
+            check()
 
 
 def test_a_recorded_configuration_is_read_with_what_its_macros_made():
