@@ -1,6 +1,7 @@
 """Adafactor as T5 trains with it (Shazeer and Stern 2018), with second moments factored for each expert."""
 
 import math
+import numbers
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import gin
 import keras
 import tensorflow as tf
 
+from switch_tf.errors import SettingError
 from switch_tf.partitioning import axes as axis_names
 from switch_tf.partitioning.axes import Axes, WeightShape
 from switch_tf.training.schedules import InverseSquareRoot
@@ -55,6 +57,25 @@ def factoring(shape: tuple[int, ...], axes: Axes, min_size_to_factor: int) -> tu
         and min(sides) >= min_size_to_factor
     )
     return Factoring(batch, rows, columns), is_factored
+
+
+def _checked_rate(rate: Any) -> Any:
+    """Returns what Keras takes as a learning rate: a float or a schedule; T5's for None."""
+    if rate is None:
+        return InverseSquareRoot()
+    if isinstance(rate, numbers.Real) and not isinstance(rate, bool) and float(rate) >= 0:
+        return float(rate)
+    # A class is callable, too, and makes a schedule of the step.
+    if not callable(rate) or isinstance(rate, type):
+        raise SettingError(f"Adafactor.learning_rate = {rate!r} must be 0 or more, or a schedule such as @Constant().")
+    return rate
+
+
+def _check_expression(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise SettingError(f"Adafactor: '{pattern}' is no regular expression of weights' names ({error}).") from error
 
 
 @gin.configurable
@@ -106,8 +127,13 @@ class Adafactor(keras.optimizers.Optimizer):
             update as large as clipping allows.
           name: Keras name.
           **kwargs: of `keras.optimizers.Optimizer`.
+
+        Raises:
+          SettingError: if the learning rate is none, or a name is no regular expression.
         """
-        super().__init__(learning_rate=learning_rate or InverseSquareRoot(), name=name, **kwargs)
+        for name_of_weights in (*(rate_factors or {}), *absolute_steps):
+            _check_expression(name_of_weights)
+        super().__init__(learning_rate=_checked_rate(learning_rate), name=name, **kwargs)
         self.decay_exponent = decay_exponent
         self.clipping_threshold = clipping_threshold
         self.epsilon1 = epsilon1

@@ -1,14 +1,18 @@
 """Gin configurations that are wrong in every way that came to mind: the shipped files with some bindings changed."""
 
+import dataclasses
 import functools
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import gin
 from hypothesis import strategies as st
 
+from switch_tf.models.config import ModelConfig
 from switch_tf.partitioning.axes import AXIS_NAMES
+from switch_tf.training.losses import Objective
 
 RUNS = (
     "pretrain",
@@ -79,6 +83,16 @@ def bound(gin_file: str) -> dict[str, str]:
     return {name: value for bindings in (*included, dict(_BOUND.findall(text))) for name, value in bindings.items()}
 
 
+def defaults(*records: type) -> dict[str, str]:
+    """The fields of settings dataclasses that have a default, in gin's syntax; files may bind them too."""
+    return {
+        f"{record.__name__}.{field.name}": repr(field.default)
+        for record in records
+        for field in dataclasses.fields(record)
+        if field.default not in (dataclasses.MISSING, gin.REQUIRED)
+    } | {"ModelConfig.router_settings": "{}", "ModelConfig.decoder_router_settings": "{}"}
+
+
 def _mesh_shapes() -> st.SearchStrategy[str]:
     name = st.sampled_from(["data", "model", "x", "", " data"])
     size = st.sampled_from(
@@ -112,7 +126,7 @@ def _fitting(name: str, value: str, pools: Pools) -> st.SearchStrategy[str]:
         near = [str(near) for near in (number + 1, 2 * number, number // 3, -number)]
         return st.sampled_from([*pools["integers"], *near])
     kind = "texts" if value[:1] in ("'", '"') else "floats" if value[:1].isdigit() else None
-    kind = {"True": "constants", "False": "constants", "[": "collections", "{": "collections"}.get(value, kind)
+    kind = {"True": "constants", "False": "constants", "[]": "collections", "{}": "collections"}.get(value, kind)
     return st.sampled_from(pools[kind]) if kind else st.one_of(*map(st.sampled_from, pools.values()))
 
 
@@ -175,6 +189,8 @@ def configurations(
     """
     chosen = draw(experiments)
     shipped_bindings = {name: value for file in chosen for name, value in bound(file).items()}
+    records = (ModelConfig, Objective) if "train.objective" in shipped_bindings else (ModelConfig,)
+    shipped_bindings = defaults(*records) | shipped_bindings
     names = sorted(shipped_bindings.keys() - left_alone)
     bindings = []
     for name in draw(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from switch_tf.errors import SettingError
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.schedules import Constant
 
@@ -140,6 +141,23 @@ def test_rates_and_steps_by_the_name_of_a_weight():
     np.testing.assert_allclose(step(optimizer, "encoder/layer_1/router/kernel"), whole / 2, rtol=1e-5)
     # At the first step v = g^2: u is the gradient's sign.
     np.testing.assert_allclose(step(optimizer, "encoder/layer_1/x_norm/scale"), -0.25 * np.sign(gradient), rtol=1e-5)
+
+
+def test_a_number_is_a_learning_rate():
+    for rate in (7, 0.5, 0):
+        np.testing.assert_array_equal(Adafactor(learning_rate=rate).rate(tf.constant(3)), np.float32(rate))
+
+
+@pytest.mark.parametrize("rate", [-1, "0.1", True, Constant, [0.1]])
+def test_what_is_no_learning_rate_is_refused(rate):
+    with pytest.raises(SettingError, match=r"Adafactor\.learning_rate = .* must be 0 or more, or a schedule such as"):
+        Adafactor(learning_rate=rate)
+
+
+@pytest.mark.parametrize("settings", [{"rate_factors": {"router/[": 0.1}}, {"absolute_steps": ["router/["]}])
+def test_names_of_weights_are_regular_expressions(settings):
+    with pytest.raises(SettingError, match=r"'router/\[' is no regular expression"):
+        Adafactor(**settings)
 
 
 def test_settings_by_name_survive_keras_serialization():
