@@ -283,6 +283,13 @@ def without_autocast() -> AbstractContextManager[Any]:
 # TensorFlow: true of 2.20.0, which setup.py pins.
 
 
+def without_autograph() -> AbstractContextManager:
+    """Within it, functions that are traced are not converted by AutoGraph first."""
+    from tensorflow.python.autograph.core import ag_ctx
+
+    return ag_ctx.ControlStatusCtx(status=ag_ctx.Status.DISABLED)
+
+
 # What Keras (wrappers, plots, arrays) and TensorFlow Lite (a converter) import where it is installed and do without
 # where it is not. Half of the time of `import tensorflow` is theirs.
 _OPTIONAL_PACKAGES = ("jax", "matplotlib", "pandas", "scipy", "sklearn")

@@ -81,14 +81,14 @@ def _export_stablehlo(options: argparse.Namespace) -> None:
 
 def _export_huggingface(options: argparse.Namespace) -> None:
     """Converts, as `switch-tf convert --to=huggingface` does."""
-    from switch_tf.checkpoints.folder import checkpoints_of
+    from switch_tf.runs.exporting import path_of_checkpoint
     from switch_tf.runs.weight_conversion import Conversion, convert
 
     if options.model_dir is None:
         raise SettingError("--format=huggingface needs --model_dir.")
     source = options.model_dir
     if options.step is not None:
-        source = checkpoints_of(source).path(options.step)
+        source = path_of_checkpoint(source, options.step)
     convert(
         Conversion(
             source=source,

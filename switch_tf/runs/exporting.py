@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 
+from switch_tf.checkpoints.folder import checkpoints_of
 from switch_tf.data.task_lookup import vocabulary_of
 from switch_tf.decoding.settings import Decoding
 from switch_tf.errors import SettingError
@@ -40,6 +41,11 @@ class ExportRequest:
 def on_one_device(experiment: Experiment) -> Experiment:
     """Returns the experiment without its mesh: exports are for one device, whatever mesh trained the weights."""
     return dataclasses.replace(experiment, engine="single", mesh_shape="", layout_rules="", num_logical_devices=None)
+
+
+def path_of_checkpoint(model_dir: str, step: int) -> str:
+    """Returns the folder of one of a model directory's checkpoints."""
+    return checkpoints_of(model_dir).path(step)
 
 
 def export_text_model(request: ExportRequest) -> str:
