@@ -322,10 +322,8 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [name if index == 0 else pytest.param(name, marks=pytest.mark.slow) for index, name in enumerate(VARIANTS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_of_routing_train_evaluate_and_predict(tmp_path, capsys, variant):
     bindings = ("TRAIN_STEPS=2", "EVAL_PERIOD=2", "CHECKPOINT_PERIOD=2", *VARIANTS[variant])
     command_line.main(launch.arguments(tmp_path, *bindings))

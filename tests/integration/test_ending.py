@@ -33,7 +33,7 @@ def ended(*arguments: str, program: str) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_bad_line_and_a_slow_reader(tmp_path, times):
     bindings = corpus(tmp_path, bad_line=40)
     for number in range(times):

@@ -17,7 +17,7 @@ TEXT = "The <extra_id_0> statement returns a value."
         (["--format=huggingface", "--lengths=8"], "--lengths is for --format=saved_model"),
         (["--format=stablehlo", "--batch_sizes=1"], "--batch_sizes is for --format=saved_model"),
         (["--format=stablehlo", "--dtype=bfloat16"], "--dtype=bfloat16 is not for --format=stablehlo"),
-        (["--step=3"], "no checkpoint of step 3"),
+        (["--step=3"], "--step=3: there is no such checkpoint"),
         (["--lengths=0"], "--lengths"),
     ],
 )
@@ -27,9 +27,11 @@ def test_mistakes(tiny_run, tmp_path, capsys, flags, sentence):
     assert not (tmp_path / "out").exists()
 
 
-def test_as_hugging_face_stores_it(tiny_run, tmp_path):
+def test_as_hugging_face_stores_it(tiny_run, tmp_path, capsys):
     output = tmp_path / "hub"
-    commands.run("export", f"--model_dir={tiny_run}", f"--output={output}", "--format=huggingface")
+    export = ("export", f"--model_dir={tiny_run}", f"--output={output}", "--format=huggingface")
+    assert "--gin.ModelConfig.expert_capacity=64" in commands.fails(capsys, *export)
+    commands.run(*export, "--gin.ModelConfig.expert_capacity=64")
     assert json.loads((output / "config.json").read_text())["num_experts"] == 4
     assert list(output.glob("*.safetensors"))
 

@@ -158,6 +158,7 @@ def test_a_better_evaluation_makes_a_checkpoint_that_stays(pretrained, tmp_path)
     assert checkpoints_of(str(tmp_path)).best() == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_each_score_once(finetuned, pretrained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finetuned, copy)
@@ -236,9 +237,8 @@ GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli_matched", "mnli_mismatched"
 SUPER_GLUE = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc_simple_eval")
 
 
-@pytest.mark.parametrize(
-    ("benchmark", "scored"), [("glue", GLUE), pytest.param("super_glue", SUPER_GLUE, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("benchmark", "scored"), [("glue", GLUE), ("super_glue", SUPER_GLUE)])
 def test_the_whole_of_a_benchmark_trains_and_is_scored(pretrained, tmp_path, monkeypatch, benchmark, scored):
     """Its tasks have other splits than one another, and some have a rate of 0 or no metric."""
     needed = {data_set_of(task) for task in seqio.get_mixture_or_task(benchmark).tasks}

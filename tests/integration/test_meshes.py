@@ -106,6 +106,7 @@ def assert_same_curve(model_dir: pathlib.Path, single: pathlib.Path, relative: f
         assert ours_row == pytest.approx(theirs_row, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_stand_in_of_tpus_trains_as_one_device(single, model_dir):
     train(model_dir, *MIRRORED_2)
     assert_same_curve(model_dir, single)
@@ -179,7 +180,8 @@ def test_one_of_two_processes_is_told_to_stop(single, model_dir, capsys):
     assert_same_curve(model_dir, single)
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_one_of_two_processes_is_killed(single, model_dir, victim, capsys):
     """The run ends in the other one too, and one device resumes it."""
     processes = start_two(model_dir)
