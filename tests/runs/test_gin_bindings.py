@@ -64,8 +64,8 @@ def test_what_something_reads_is_not():
         ("BATCH_SIZE = @Objective()", "BATCH_SIZE = @Objective() must be of the type int."),
         ("train.objective = @ModelConfig()", "train.objective = @ModelConfig() must be of the type Objective."),
         (
-            "ModelConfig.d_kv = @benchmark_averages()",
-            "ModelConfig.d_kv = @benchmark_averages() must be of the type int.",
+            "ModelConfig.d_kv = @train()",
+            "ModelConfig.d_kv = @train() must be of the type int.",
         ),
         ("HOOKS = @train()", "HOOKS = @train() must be of the type Sequence[switch_tf.runs.hooks.Hook]."),
         ("TASK_FEATURE_LENGTHS = {'inputs': 8.5}", None),
