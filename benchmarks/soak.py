@@ -134,13 +134,11 @@ class Soak:
                 time.sleep(_SAMPLE_SECONDS)
         finally:
             process.kill()
+            figures = by_tenths(usages, self.plan.steps)
+            print(f"undisturbed, until step {last_step(model_dir)}: {figures}", flush=True)
         self._check_end(process, "undisturbed")
-        self._state["undisturbed"] = by_tenths(usages, self.plan.steps) | {
-            "seconds": time.monotonic() - began,
-            "seconds_to_start": started,
-        }
+        self._state["undisturbed"] = figures | {"seconds": time.monotonic() - began, "seconds_to_start": started}
         self._save()
-        print(f"undisturbed: {self._state['undisturbed']}", flush=True)
 
     def run_with_kills(self) -> None:
         """Trains with kills, those that are left, and then to the end."""
