@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 MEMORY_MAY_GROW_BY = 0.02
 _SAMPLE_SECONDS = 0.05
 _POLL_SECONDS = 0.0005
-_RECORDS = ("metrics.csv", "eval.csv", "experts.csv", "findings.csv")
+_RECORDS = ("metrics.csv", "eval.csv", "experts.csv", "findings.csv", "events.csv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +134,11 @@ class Soak:
                 time.sleep(_SAMPLE_SECONDS)
         finally:
             process.kill()
+            figures = by_tenths(usages, self.plan.steps)
+            print(f"undisturbed, until step {last_step(model_dir)}: {figures}", flush=True)
         self._check_end(process, "undisturbed")
-        self._state["undisturbed"] = by_tenths(usages, self.plan.steps) | {
-            "seconds": time.monotonic() - began,
-            "seconds_to_start": started,
-        }
+        self._state["undisturbed"] = figures | {"seconds": time.monotonic() - began, "seconds_to_start": started}
         self._save()
-        print(f"undisturbed: {self._state['undisturbed']}", flush=True)
 
     def run_with_kills(self) -> None:
         """Trains with kills, those that are left, and then to the end."""
@@ -269,8 +267,8 @@ def comparison(one: pathlib.Path, other: pathlib.Path, step: int) -> dict[str, b
 
 
 def _rows(path: pathlib.Path) -> list[str]:
-    """Returns the lines of a record; in metrics.csv without the last column, the speed."""
-    lines = path.read_text().splitlines()
+    """Returns the lines of a record, none where it is absent; in metrics.csv without the last column, the speed."""
+    lines = path.read_text().splitlines() if path.exists() else []
     return [line.rpartition(",")[0] for line in lines] if path.name == "metrics.csv" else lines
 
 

@@ -5,6 +5,7 @@ prefixes of names: they need not be made, and an account with all permissions on
 """
 
 import contextlib
+import errno
 import functools
 import glob
 import os
@@ -23,8 +24,15 @@ from switch_tf.errors import SettingError
 _COPY_PERIOD = 60.0
 _COPY_SHARE = 0.01
 
+# What TensorFlow puts before the message of an operation.
+_FUNCTION_NODE = re.compile(r"^\{\{.*?\}\} ")
 _ADDRESS = re.compile(r"gs://([^/\s'\"]+)[^\s'\":;,]*")
 _HTTP_ERROR = "Error executing an HTTP request: "
+# What a file system says that is full, read-only, someone else's, or not the kind of thing that its name was taken for.
+_OF_DISKS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR),
+    *(errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE),
+)
 _NO_BUCKET = "specified bucket does not exist"
 
 
@@ -178,8 +186,36 @@ def write_atomically(path: str | os.PathLike[str], contents: str | bytes) -> Non
 
 
 def reason_of(error: Exception) -> str:
-    """Returns the system's reason in one line, without the operation and the file that TensorFlow puts before it."""
-    return " ".join(str(error).split("; ")[-1].split())[:200]
+    """Returns the system's reason in one line, without the operation and the file that TensorFlow puts around it."""
+    return _said_of_disk(error) or " ".join(str(error).split("; ")[-1].split())[:200]
+
+
+def _said_of_disk(error: Exception) -> str | None:
+    """Finds one of the system's reasons in an error's message."""
+    return next((reason for reason in map(os.strerror, _OF_DISKS) if reason in str(error)), None)
+
+
+def refusal_of_disk(error: Exception) -> str | None:
+    """Explains an error of this machine's file systems, as opposed to the program.
+
+    Args:
+      error: what Python or TensorFlow raised.
+
+    Returns:
+      "FILE: No space left on device", or the like; None for another error.
+    """
+    reason = _said_of_disk(error)
+    if reason is None:
+        return None
+    message = _FUNCTION_NODE.sub("", str(error))
+    named = re.search(rf"(/[^;]*); {re.escape(reason)}", message)
+    file = error.filename if isinstance(error, OSError) else named and named[1]
+    return f"{file}: {reason}" if file else reason
+
+
+def without_link(path: str, flags: int) -> int:
+    """Opens a file, but none that a link leads to: for the argument `opener` of `open`."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def address_in(error: Exception) -> str | None:

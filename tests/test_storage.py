@@ -1,5 +1,6 @@
 """Files and folders in a bucket, by TensorFlow's own file system and a server of its protocol."""
 
+import errno
 import itertools
 import json
 import os
@@ -167,6 +168,29 @@ def test_only_what_a_bucket_said_is_a_refusal():
         "details: Could not resolve host: www.googleapis.com\n\t when reading metadata of gs://b/run"
     )  # fmt: skip
     assert "does not answer" in storage.refusal(error) and "Could not resolve host" in storage.refusal(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "explained"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a b"), "a b: No space left on device"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system"),
+        (
+            tf.errors.ResourceExhaustedError(
+                None, None, "{{function_node __wrapped}} /a b/c; No space left on device\n\tFailed to flush [Op:X]"
+            ),
+            "/a b/c: No space left on device",
+        ),
+        (tf.errors.PermissionDeniedError(None, None, "/a; Permission denied"), "/a: Permission denied"),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), None),
+        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "a"), None),
+        (BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)), None),
+    ],
+)
+def test_what_a_disk_says(error, explained):
+    assert storage.refusal_of_disk(error) == explained
+    if explained is not None:
+        assert storage.reason_of(error) == explained.rpartition(": ")[2]
 
 
 def test_a_mirror_copies_what_has_changed_and_seldom(buckets, bucket):

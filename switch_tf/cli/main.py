@@ -1,6 +1,7 @@
 """The command line, `switch-tf COMMAND`: train, evaluate, predict, describe, convert, and what `--help` lists."""
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -138,23 +139,39 @@ def _status_of_program() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # What its encoding cannot say is escaped.
             stream.reconfigure(errors="backslashreplace")
+    status = 0
     try:
-        _run_command(sys.argv[1:])
+        status = _status_of_command(sys.argv[1:])
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # As `head` does, which has read enough.
+        _forget_output()
+        return status or 128 + signal.SIGPIPE
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # Of a file, the command has said it itself.
+            _forget_output()
+            print(f"switch-tf: error: Standard output cannot be written ({error.strerror}).", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        return 1
+    return status
+
+
+def _status_of_command(words: Sequence[str]) -> int:
+    try:
+        _run_command(words)
     except SystemExit as error:
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
             return 1
         return error.code or 0
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # As `head` does, which has read enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except Exception:
-        traceback.print_exc()
-        return 1
     return 0
+
+
+def _forget_output() -> None:
+    """Discards what standard output still holds, which would be written once more when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run_command(words: Sequence[str]) -> None:
@@ -193,7 +210,12 @@ def _run(options: argparse.Namespace, bindings: list[str]) -> None:
     except tf.errors.DataLossError as error:
         _fail(f"A file of the data is damaged: {error.message}")
     except tf.errors.OpError as error:
-        sentence = sentence_inside(error) or _sentence_of_bucket(error)
+        sentence = sentence_inside(error) or _sentence_of_bucket(error) or _sentence_of_disk(error)
+        if sentence is None:
+            raise
+        _fail(sentence)
+    except OSError as error:
+        sentence = _sentence_of_disk(error)
         if sentence is None:
             raise
         _fail(sentence)
@@ -217,6 +239,14 @@ def _sentence_of_bucket(error: Exception) -> str | None:
     address = storage.address_in(error)
     setting = gin_config.macro_of_path(address) if address is not None else None
     return f"{setting or address}: {refusal}."
+
+
+def _sentence_of_disk(error: Exception) -> str | None:
+    """Says what a disk refused; None if the error is of something else."""
+    from switch_tf import storage
+
+    refusal = storage.refusal_of_disk(error)
+    return f"A file cannot be read or written ({refusal})." if refusal is not None else None
 
 
 def _fail(message: str) -> None:

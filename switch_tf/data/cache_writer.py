@@ -219,5 +219,5 @@ def write_cache(
             of_task = None if splits is None else [split for split in splits if split in task.splits]
             print(f"{cache_task(task, folder, of_task, min_shards)} is complete.", flush=True)
     except (OSError, *_UNWRITABLE) as error:
-        reason = storage.refusal(error) or " ".join(str(error).split())
-        raise SettingError(f"CACHE_DIR = '{folder}' cannot be written: {reason}") from error
+        reason = storage.refusal(error) or storage.reason_of(error)
+        raise SettingError(f"CACHE_DIR = '{folder}' cannot be written: {reason}.") from error

@@ -207,8 +207,8 @@ def make_vocabulary(
     try:
         storage.write_atomically(output, model)
     except (tf.errors.OpError, OSError) as error:
-        reason = storage.refusal(error) or " ".join(str(error).split())
-        raise SettingError(f"--output={output} cannot be written: {reason}") from error
+        reason = storage.refusal(error) or storage.reason_of(error)
+        raise SettingError(f"--output={output} cannot be written: {reason}.") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     sample = documents[:: max(1, len(documents) // 200)]
     tokens = sum(map(len, processor.encode(sample)))

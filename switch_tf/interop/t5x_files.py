@@ -273,5 +273,5 @@ def _write(folder: str, prefix: str, tensors: LazyTensors, written: Callable[[in
                 array[place].write(values).result()
                 written(values.nbytes)
         except (ValueError, RuntimeError) as error:
-            raise SettingError(f"{path} cannot be written: {' '.join(str(error).split())}.") from error
+            raise SettingError(f"{path} cannot be written: {storage.reason_of(error)}.") from error
     return leaves

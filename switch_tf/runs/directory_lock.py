@@ -131,8 +131,7 @@ def _locked(path: str) -> IO[str]:
     while True:
         if os.path.islink(path):
             os.unlink(path)  # What it leads to would be overwritten.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 (the caller closes it)
+        file = open(path, "a", encoding="utf-8", opener=storage.without_link)  # noqa: SIM115 (the caller closes it)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

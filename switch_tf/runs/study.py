@@ -229,7 +229,7 @@ class _Process:
         storage.make_folder(run.model_dir)
         self._lock = _locked(run.model_dir)
         self.log_path = os.path.join(run.model_dir, "log.txt")
-        with open(self.log_path, "a", encoding="utf-8") as log:
+        with open(self.log_path, "a", encoding="utf-8", opener=storage.without_link) as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "switch_tf.cli.main", *run.arguments()],
                 env=os.environ | (_ONE_THREAD if core is not None else {}),
@@ -277,7 +277,8 @@ def _locked(model_dir: str) -> IO[str]:
     Raises:
       SettingError: if another process holds the lock.
     """
-    lock = open(os.path.join(model_dir, "study.lock"), "w", encoding="utf-8")  # noqa: SIM115 (the process holds it)
+    path = os.path.join(model_dir, "study.lock")
+    lock = open(path, "w", encoding="utf-8", opener=storage.without_link)  # noqa: SIM115 (the process holds it)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -64,6 +64,23 @@ def test_killed_and_resumed_in_a_bucket_it_is_the_run_on_a_disk(buckets, resumed
         assert buckets.content("runs", f"tiny/{name}").decode() == (local / name).read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stalls", "seconds"), [((), 0.2), ((0.0,) * 40 + (70.0,), 0.0)], ids=["all requests", "one, for over a minute"]
+)
+def test_a_bucket_that_turns_slow(buckets, local, stalls, seconds):
+    bucket = f"slow-{len(stalls)}"
+    buckets.make(bucket)
+    vocabulary = "vocabulary/sentencepiece.model"
+    buckets.put(bucket, f"tiny/{vocabulary}", (local / vocabulary).read_bytes())
+    buckets.slow_down(stalls, seconds)
+    main(*launch.arguments(f"gs://{bucket}/tiny", *SETTINGS))
+    buckets.heal()
+    assert launch.losses_of(buckets.content(bucket, "tiny/metrics.csv").decode()) == launch.losses(local)
+    assert buckets.content(bucket, "tiny/eval.csv").decode() == (local / "eval.csv").read_text()
+    main("check", f"gs://{bucket}/tiny")
+
+
 def test_the_bucket_holds_what_a_disk_does(buckets, resumed, local):
     def kind(name: str) -> str:
         return "events.out.tfevents" if name.startswith("events") else name

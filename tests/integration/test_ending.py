@@ -54,6 +54,21 @@ def test_output_that_nobody_reads(tmp_path):
     assert b"Traceback" not in process.stderr.read() and process.wait(NEVER) in (0, 141)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+def test_output_that_has_no_room():
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "switch_tf.cli.main", "--help"],
+            cwd=launch.ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},  # argparse ignores the error where Python does not buffer.
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert result.returncode == 2
+    assert result.stderr == b"switch-tf: error: Standard output cannot be written (No space left on device).\n"
+
+
 def test_an_argument_that_is_no_text():
     command = [sys.executable.encode(), b"-m", b"switch_tf.cli.main", b"describe", b"--gin_file=\xff.gin"]
     result = subprocess.run(

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 import shutil
 import signal
 import time
@@ -32,6 +33,7 @@ SINGLE = ('ENGINE="single"',)
 DATA_4 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:4,model:1"', RULES, "NUM_LOGICAL_DEVICES=4")
 DATA_2_MODEL_2 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:2,model:2"', RULES, "NUM_LOGICAL_DEVICES=4")
 TWO_PROCESSES = ('ENGINE="dtensor"', 'MESH_SHAPE="data:2,model:2"', RULES, "NUM_LOGICAL_DEVICES=2")
+FOUR_PROCESSES = ('ENGINE="dtensor"', 'MESH_SHAPE="data:2,model:2"', RULES, "NUM_LOGICAL_DEVICES=1")
 MIRRORED_2 = ('ENGINE="tpu"', 'MESH_SHAPE="data:2"', 'LAYOUT_RULES="batch:data"', "NUM_LOGICAL_DEVICES=2")
 # For the slow tests.
 DATA_8 = ('ENGINE="dtensor"', 'MESH_SHAPE="data:8,model:1"', RULES, "NUM_LOGICAL_DEVICES=8")
@@ -51,16 +53,21 @@ def train(model_dir: pathlib.Path, *settings: str) -> str:
     return finished.stdout
 
 
-def start_two(model_dir: pathlib.Path, *settings: str) -> list:
-    """Starts both processes of a run, by default on four devices."""
-    addresses = free_addresses(2)
+def start_all(count: int, model_dir: pathlib.Path, *settings: str) -> list:
+    """Starts the processes of a run."""
+    addresses = free_addresses(count)
     return [
         launch.start(
-            *arguments(model_dir, *(settings or TWO_PROCESSES)),
+            *arguments(model_dir, *settings),
             environment={"SWITCH_TF_PROCESSES": addresses, "SWITCH_TF_PROCESS": str(index)},
         )
-        for index in range(2)
+        for index in range(count)
     ]
+
+
+def start_two(model_dir: pathlib.Path, *settings: str) -> list:
+    """Starts both processes of a run, by default on four devices."""
+    return start_all(2, model_dir, *(settings or TWO_PROCESSES))
 
 
 def train_two(model_dir: pathlib.Path, *settings: str) -> str:
@@ -194,6 +201,36 @@ def test_one_of_two_processes_is_killed(single, model_dir, victim, capsys):
     lines = [line for line in err.splitlines() if line.startswith("switch-tf: error")]
     assert len(lines) == 1 and f"process {victim} of 2" in lines[0] and "Restart all processes" in lines[0]
     assert "from step 4" in commands.call(capsys, *arguments(model_dir, *SINGLE))
+    assert_same_curve(model_dir, single)
+
+
+@pytest.mark.slow
+def test_one_of_four_processes_is_stopped_for_a_minute(single, model_dir):
+    """As a machine that swaps, or a network that is cut off: the others wait for it."""
+    victim, step = random.randrange(4), random.randrange(2, 9)
+    processes = start_all(4, model_dir, *FOUR_PROCESSES)
+    await_step(step, model_dir, *processes)
+    processes[victim].send_signal(signal.SIGSTOP)
+    time.sleep(60)
+    processes[victim].send_signal(signal.SIGCONT)
+    for process in processes:
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 0, f"process {victim} was stopped after step {step}: {err}"
+    assert_same_curve(model_dir, single)
+
+
+@pytest.mark.slow
+def test_one_of_four_processes_is_killed_and_all_are_started_again(single, model_dir):
+    victim, step = random.randrange(4), random.randrange(2, 9)
+    processes = start_all(4, model_dir, *FOUR_PROCESSES)
+    await_step(step, model_dir, *processes)
+    processes[victim].kill()
+    statuses = [process.communicate(timeout=60) and process.returncode for process in processes]
+    expected = [-signal.SIGKILL if index == victim else EXIT_LOST for index in range(4)]
+    assert statuses == expected, f"process {victim} was killed after step {step}"
+    for process in start_all(4, model_dir, *FOUR_PROCESSES):
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
     assert_same_curve(model_dir, single)
 
 

@@ -75,6 +75,48 @@ def test_sigterm_saves_and_says_how_to_resume(model_dir, uninterrupted, capsys):
     assert_same_run(model_dir, uninterrupted)
 
 
+@pytest.mark.parametrize(
+    ("moment", "signals", "status"),
+    [
+        ("evaluation", "SIGINT,SIGINT", 128 + signal.SIGINT),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("start", "SIGTERM", -signal.SIGTERM),
+                ("start", "SIGINT", 128 + signal.SIGINT),
+                ("compile", "SIGTERM", 128 + signal.SIGTERM),
+                ("compile", "SIGINT,SIGINT", 128 + signal.SIGINT),
+                ("evaluation", "SIGTERM", 128 + signal.SIGTERM),
+                ("save", "SIGTERM", 128 + signal.SIGTERM),
+                ("save", "SIGINT", 128 + signal.SIGINT),
+                ("save", "SIGTERM,SIGTERM", -signal.SIGTERM),
+            )
+        ),
+    ],
+)
+def test_a_signal_at_any_moment(model_dir, uninterrupted, capsys, moment, signals, status):
+    """One signal ends the run with a checkpoint, a second one at once; what follows is the undisturbed run."""
+    done = launch.run(moment, signals, *launch.arguments(model_dir, *SETTINGS), program="tests.programs.signalled")
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    if "," not in signals and moment != "start":
+        assert f"Stopped by {signals} at step" in done.stderr.splitlines()[-1]
+    finish(capsys, model_dir)
+    assert_same_run(model_dir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_output_that_is_read_for_a_line(model_dir, uninterrupted, capsys):
+    """`switch-tf train | head -1`: the command ends as others do, and the run can be resumed."""
+    process = launch.start(*launch.arguments(model_dir, *SETTINGS))
+    assert process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(120) == 128 + signal.SIGPIPE and "Traceback" not in errors, errors
+    finish(capsys, model_dir)
+    assert_same_run(model_dir, uninterrupted)
+
+
 @pytest.mark.slow
 def test_killed_at_a_random_step(model_dir, uninterrupted, capsys):
     step = random.randrange(1, STEPS)

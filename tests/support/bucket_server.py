@@ -12,8 +12,9 @@ import os
 import pathlib
 import ssl
 import threading
+import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.managers import BaseManager
 from typing import NamedTuple
@@ -59,6 +60,8 @@ class BucketServer:
         self.seen: list[Request] = []
         self.lock = threading.RLock()
         self._faults: list[_Fault] = []
+        self._delays: list[float] = []
+        self._delay = 0.0
         authority = trustme.CA()
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert(*_HOSTS).configure_cert(self.tls)
@@ -92,10 +95,21 @@ class BucketServer:
         with self.lock:
             self._faults.append(_Fault(method, fragment, times, status))
 
+    def slow_down(self, stalls: Sequence[float], seconds: float) -> None:
+        """Makes the next requests wait for the seconds of `stalls`, one after the other, and all later ones alike."""
+        with self.lock:
+            self._delays, self._delay = list(stalls), seconds
+
+    def delay(self) -> float:
+        """Returns the seconds that a request is to wait."""
+        with self.lock:
+            return self._delays.pop(0) if self._delays else self._delay
+
     def heal(self) -> None:
-        """Ends all failures that `fail` started."""
+        """Ends all failures and delays."""
         with self.lock:
             self._faults.clear()
+            self._delays, self._delay = [], 0.0
 
     def put(self, bucket: str, name: str, content: bytes) -> None:
         """Writes an object."""
@@ -178,6 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.parts = [urllib.parse.unquote(part) for part in parts.path.strip("/").split("/")]
         self.readable = "/".join(self.parts) + "".join(f" {name}={value}" for name, value in self.query.items())
         self.body = self._read_body()
+        time.sleep(server.delay())
         fault = server.fault(self.command, self.readable)
         if fault is not None and fault.status is None:
             if self.command == "PUT":
