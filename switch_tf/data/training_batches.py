@@ -19,7 +19,8 @@ from switch_tf.errors import SettingError
 # Seconds to wait for the first batch before checking that the stream has an example at all.
 _FIRST_BATCH_TIMEOUT = 60.0
 
-_MISSING_FILE = re.compile(r"from checkpoint: ([^;]+);")
+# By TensorFlow's readers, and by Python code in the pipeline.
+_MISSING_FILE = re.compile(r"(?:from checkpoint|NotFoundError): ([^;:]+); No such file")
 
 
 def training_dataset(
@@ -207,7 +208,7 @@ class TrainingBatches:
         for stream, position in zip(self._streams, positions):
             try:
                 compat.restore_iterator(stream.iterator, position)
-            except tf.errors.NotFoundError as error:
+            except (tf.errors.NotFoundError, tf.errors.UnknownError) as error:
                 missing = _MISSING_FILE.search(error.message)
                 if missing is None:
                     raise SettingError(

@@ -17,7 +17,7 @@ DTYPE_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 SWITCH_ATTENTIONS = ("none", "linear", "feed_forward")
 REMATERIALIZATIONS = ("none", "sublayers", "blocks")
 # Larger than any model; a product of three sizes, as an expert's weight has, still is a 64-bit integer.
-_MAX_SIZE, _MAX_LAYERS = 2**20, 1024
+_MAX_SIZE, _MAX_LAYERS = 2**26, 1024
 SPARSE_LAYOUTS = ("every", "every_from_first", "every_from_second", "bottom", "top", "all")
 
 

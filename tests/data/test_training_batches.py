@@ -127,7 +127,7 @@ def test_one_stream_is_the_dataset():
     assert_equal([next(one) for _ in range(5)], batches(0, 5))
 
 
-@pytest.mark.parametrize("num_shards", [1, 4])
+@pytest.mark.parametrize("num_shards", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_processes_see_the_batches_of_one(num_shards):
     one, two = streams(num_shards), [streams(num_shards, HALVES, process) for process in range(2)]
 
@@ -167,7 +167,7 @@ def test_a_process_builds_its_own_streams_alone(monkeypatch):
     assert built == [2, 3]
 
 
-@pytest.mark.parametrize("task", [TASK, "python_docs_span_corruption"])
+@pytest.mark.parametrize("task", [TASK, pytest.param("python_docs_span_corruption", marks=pytest.mark.slow)])
 def test_shards_together_are_every_document_once(task):
     """Both tasks have fewer files than shards: seqio gives each shard every num_shards-th document instead."""
     text = seqio.Feature(seqio.PassThroughVocabulary(0), dtype=tf.string, rank=0)

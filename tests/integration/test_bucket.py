@@ -17,7 +17,7 @@ from tests.support import launch
 from tests.support.commands import fails
 
 SETTINGS = ("TRAIN_STEPS=8", "CHECKPOINT_PERIOD=3", "EVAL_PERIOD=4", "LOG_PERIOD=1")
-RUN = "gs://runs/tiny"
+RUN, COPY = "gs://runs/tiny", "gs://copies/tiny"
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,14 @@ def local(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
+def copied(buckets, local) -> None:
+    """The undisturbed run's directory, copied into a bucket."""
+    buckets.make("copies")
+    for path in filter(pathlib.Path.is_file, local.rglob("*")):
+        buckets.put("copies", f"tiny/{path.relative_to(local)}", path.read_bytes())
+
+
+@pytest.fixture(scope="module")
 def resumed(buckets, local) -> dict[str, str]:
     """The CSV files of the run that was killed while it saved its second checkpoint, as they were then."""
     buckets.make("runs")
@@ -55,6 +63,7 @@ def resumed(buckets, local) -> dict[str, str]:
     return before
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_in_a_bucket_it_is_the_run_on_a_disk(buckets, resumed, local):
     # What the killed run did after its only checkpoint was in the bucket already.
     assert list(launch.losses_of(resumed["metrics.csv"])) == ["1", "2", "3", "4", "5", "6"]
@@ -81,6 +90,7 @@ def test_a_bucket_that_turns_slow(buckets, local, stalls, seconds):
     main("check", f"gs://{bucket}/tiny")
 
 
+@pytest.mark.slow
 def test_the_bucket_holds_what_a_disk_does(buckets, resumed, local):
     def kind(name: str) -> str:
         return "events.out.tfevents" if name.startswith("events") else name
@@ -91,22 +101,22 @@ def test_the_bucket_holds_what_a_disk_does(buckets, resumed, local):
     assert len(buckets.names("runs", "tiny/events.out.tfevents")) == 2
 
 
-def test_every_command_reads_it(buckets, resumed, local, capsys):
-    main("evaluate", f"--model_dir={RUN}", "--json", "--by_task")
+def test_every_command_reads_it(buckets, copied, local, capsys):
+    main("evaluate", f"--model_dir={COPY}", "--json", "--by_task")
     in_bucket = capsys.readouterr().out
     main("evaluate", f"--model_dir={local}", "--json", "--by_task")
     assert in_bucket == capsys.readouterr().out
     scores = (local / "evaluate_validation" / "scores.csv").read_text()
-    assert buckets.content("runs", "tiny/evaluate_validation/scores.csv").decode() == scores
-    assert buckets.names("runs", "tiny/evaluate_validation/events")
-    buckets.put("runs", "texts.txt", b"The <extra_id_0> statement.\n")
-    main("predict", f"--model_dir={RUN}", "--file=gs://runs/texts.txt")
+    assert buckets.content("copies", "tiny/evaluate_validation/scores.csv").decode() == scores
+    assert buckets.names("copies", "tiny/evaluate_validation/events")
+    buckets.put("copies", "texts.txt", b"The <extra_id_0> statement.\n")
+    main("predict", f"--model_dir={COPY}", "--file=gs://copies/texts.txt")
     assert "statement." in capsys.readouterr().out
-    main("report", RUN, "--output=gs://runs/report")
-    assert "Wrote gs://runs/report/loss.png and gs://runs/report/experts.png." in capsys.readouterr().out
-    assert buckets.content("runs", "report/loss.png").startswith(b"\x89PNG")
-    assert b"Routers of tiny" in buckets.content("runs", "report/report.html")
-    main("describe", f"--model_dir={RUN}", "--json")
+    main("report", COPY, "--output=gs://copies/report")
+    assert "Wrote gs://copies/report/loss.png and gs://copies/report/experts.png." in capsys.readouterr().out
+    assert buckets.content("copies", "report/loss.png").startswith(b"\x89PNG")
+    assert b"Routers of tiny" in buckets.content("copies", "report/report.html")
+    main("describe", f"--model_dir={COPY}", "--json")
     assert '"parameters"' in capsys.readouterr().out
 
 
@@ -135,22 +145,24 @@ def test_a_bucket_that_may_only_be_read(capsys):
     assert "give it roles/storage.objectAdmin" in said and said.endswith("; no checkpoint had been made yet.")
 
 
-def test_a_run_that_cannot_see_its_checkpoints_does_not_start_over(buckets, resumed, capsys):
-    before = {name: buckets.content("runs", name) for name in buckets.names("runs", "tiny/")}
+def test_a_run_that_cannot_see_its_checkpoints_does_not_start_over(buckets, copied, capsys):
+    before = {name: buckets.content("copies", name) for name in buckets.names("copies", "tiny/")}
     buckets.fail("GET", "prefix=tiny/checkpoints/", 1000)
-    said = fails(capsys, *launch.arguments(RUN, *SETTINGS, "TRAIN_STEPS=9"))
-    assert said.startswith(f"MODEL_DIR = '{RUN}': the bucket 'runs' does not answer, after several retries (HTTP resp")
+    said = fails(capsys, *launch.arguments(COPY, *SETTINGS, "TRAIN_STEPS=9"))
+    assert said.startswith(
+        f"MODEL_DIR = '{COPY}': the bucket 'copies' does not answer, after several retries (HTTP resp"
+    )
     assert said.endswith("run the same command again once it does.")
-    assert before == {name: buckets.content("runs", name) for name in buckets.names("runs", "tiny/")}
+    assert before == {name: buckets.content("copies", name) for name in buckets.names("copies", "tiny/")}
 
 
-def test_an_initial_checkpoint_in_a_bucket(resumed, tmp_path, local):
-    initial = (f'InitialVocabulary.checkpoint = "{RUN}"', "VOCABULARY = @InitialVocabulary()")
+def test_an_initial_checkpoint_in_a_bucket(copied, tmp_path, local):
+    initial = (f'InitialVocabulary.checkpoint = "{COPY}"', "VOCABULARY = @InitialVocabulary()")
     gin_config.load(["tests/support/tiny.gin"], [f"MODEL_DIR = '{tmp_path}'", *initial])
     experiment = Experiment()
     experiment.install_vocabulary()
     run = Run(experiment)
-    run.start_from(RUN)
+    run.start_from(COPY)
     read = {name: variable.numpy() for name, variable in run.variables().items() if name != "step"}
     run.start_from(f"{local}/checkpoints/step_00000008")
     for name, values in read.items():

@@ -102,6 +102,7 @@ def weights(model_dir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in names}
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_alone(pretrained, tmp_path, capsys):
     command_line.main(arguments(tmp_path, pretrained, "LEARNING_RATE=0.0", "TRAIN_STEPS=1"))
     before, after = weights(pretrained, 12), weights(tmp_path, 1)
@@ -198,6 +199,7 @@ def test_evaluate_agrees_with_training_and_writes_answers(finetuned, capsys, tmp
     assert list(written.glob("events.*"))
 
 
+@pytest.mark.slow
 def test_evaluate_compares_checkpoints(finetuned, capsys, tmp_path):
     copy = tmp_path / "moved"  # Neither the folder nor that of the pre-training is where it was.
     shutil.copytree(finetuned, copy)

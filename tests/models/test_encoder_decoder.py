@@ -255,7 +255,7 @@ def test_from_config_makes_an_equal_model(tiny_config):
         ("activation", "swish"),
         ("dispatcher", "scatter"),
         ("num_experts", -1),
-        ("num_experts", 2**20 + 1),
+        ("num_experts", 2**26 + 1),
         ("d_ff", 2**62),
         ("num_encoder_layers", 1025),
         ("layer_norm_epsilon", -1e-6),

@@ -69,6 +69,7 @@ def test_replicas_recompute_activations(tmp_path, rematerialization):
     assert_replicas_equal_one_device(found)
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_device_gives(tmp_path):
     """Two workers with different rows of the batch get equal results."""
     first, second = run_replicas([str(tmp_path / f"found_{index}.npz") for index in range(2)], "data:2", "1")

@@ -145,7 +145,8 @@ def test_every_variant_on_a_mesh(results, variant):
     assert_same(results(dtensor("data:4,model:2", **settings, **rules)), results({**SINGLE, **settings}))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("none", marks=pytest.mark.slow), "blocks"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "blocks"])
 def test_microbatches_on_a_mesh(results, kind):
     """Against microbatches on one device that keep all activations."""
     settings = {"microbatches": 2, "steps": 2, "everything": False}

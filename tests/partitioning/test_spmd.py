@@ -23,9 +23,10 @@ pytestmark = needs_pinned_jax
     ("mesh_shape", "layout_rules", "num_microbatches"),
     [
         ("data:8", EXPERTS, 1),
-        pytest.param("data:4,model:2", f"{EXPERTS},{HEADS}", 2, marks=pytest.mark.slow),
+        ("data:4,model:2", f"{EXPERTS},{HEADS}", 2),
     ],
 )
+@pytest.mark.slow
 def test_a_split_step_is_the_whole_step(tmp_path, mesh_shape, layout_rules, num_microbatches):
     file = tmp_path / "found.npz"
     command = [sys.executable, "-m", "tests.programs.partitioned", str(file), mesh_shape, layout_rules]

@@ -47,6 +47,7 @@ def refusal(capsys, *flags: str) -> str:
     return line.removeprefix("switch-tf: error: ")
 
 
+@pytest.mark.slow
 @needs_tpu_compiler
 def test_a_training_step_for_eight_cores(capsys):
     flags = ("--gin.BATCH_SIZE=64", f"--gin.NUM_MICROBATCHES={NUM_MICROBATCHES}")
