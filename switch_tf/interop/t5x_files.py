@@ -272,6 +272,8 @@ def _write(folder: str, prefix: str, tensors: LazyTensors, written: Callable[[in
                 values = next(arrays)
                 array[place].write(values).result()
                 written(values.nbytes)
+        except SettingError:  # Of what is read.
+            raise
         except (ValueError, RuntimeError) as error:
             raise SettingError(f"{path} cannot be written: {storage.reason_of(error)}.") from error
     return leaves
