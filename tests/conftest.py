@@ -20,6 +20,7 @@ import gin
 import pytest
 
 from switch_tf.models.config import ModelConfig
+from tests.support.launch import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,15 @@ def _forget_gin():
     gin.clear_config()
     yield
     gin.clear_config()
+
+
+@pytest.fixture(scope="module")
+def at_the_root():
+    """Finds gin files and the modules of tests by their names in the repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.syspath_prepend(str(ROOT))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from switch_tf.errors import SettingError
 _FIRST_BATCH_TIMEOUT = 60.0
 
 # By TensorFlow's readers, and by Python code in the pipeline.
-_MISSING_FILE = re.compile(r"(?:from checkpoint|NotFoundError): ([^;:]+); No such file")
+_MISSING_FILE = re.compile(r"(?s)(?:.*NotFoundError: |from checkpoint: (?!Error in user-defined))([^;]+);")
 
 
 def training_dataset(

@@ -20,13 +20,7 @@ SMALL = [f"gin/models/{name}.gin" for name in ("switch_tiny_8", "switch_nano_16"
 FREELY = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def at_the_root():
-    """Finds gin files and the modules of tests by their names in the repository."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(launch.ROOT)
-        patch.syspath_prepend(str(launch.ROOT))
-        yield
+pytestmark = pytest.mark.usefixtures("at_the_root")
 
 
 def run_or_refuse(*words: str) -> str | None:

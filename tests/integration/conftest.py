@@ -8,12 +8,8 @@ from tests.support import commands, launch
 
 
 @pytest.fixture(scope="module", autouse=True)
-def at_the_root():
-    """Finds gin files and the modules of tests by their names in the repository."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(launch.ROOT)
-        patch.syspath_prepend(str(launch.ROOT))
-        yield
+def _at_the_root(at_the_root):
+    """All of them start from there."""
 
 
 @pytest.fixture(scope="session")
