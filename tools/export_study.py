@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import gin
 import numpy as np
 import tqdm
 
@@ -43,8 +42,7 @@ def main(words: Sequence[str] | None = None) -> None:
     exporter = Exporter(options.output)
     seeds = tuple(map(int, options.seeds.split(",")))
     for study in options.studies:
-        gin.clear_config()
-        gin.parse_config_files_and_bindings([study], [*options.binding, f"Study.seeds = {seeds}"])
+        gin_config.load([study], [*options.binding, f"Study.seeds = {seeds}"])
         for run in tqdm.tqdm(Study().runs(), desc=study):
             if run.variant not in options.skip:
                 exporter.add(run)
@@ -86,7 +84,7 @@ class Exporter:
                 "eval_period": gin_config.parameter("EvaluateHeldOut.period"),
                 "tokens_per_step": study_run.tokens_per_step,
                 "program": self._programs(study_run, programs),
-                "weights": self._arrays(_digest(*weights.items()), lambda: weights),
+                "weights": self._arrays(_digest_of_arrays(weights), lambda: weights),
                 "training": self._training(experiment, study_run),
                 "evaluation": self._evaluation(experiment),
             }
@@ -147,14 +145,14 @@ def _tokens(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray
     return {name: np.stack(arrays) for name, arrays in kept.items()}
 
 
-def _digest(*parts: object) -> str:
-    """Returns a name for settings, and for (name, array) pairs."""
+def _digest(*settings: object) -> str:
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+
+def _digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, tuple) and isinstance(part[1], np.ndarray):
-            digest.update(part[0].encode() + part[1].tobytes())
-        else:
-            digest.update(repr(part).encode())
+    for name, array in arrays.items():
+        digest.update(name.encode() + array.tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ import gin
 import pytest
 
 from switch_tf.cli import main as command_line
+from switch_tf.runs import gin_config
 from switch_tf.runs.study import Study
 from tools import export_study
 
@@ -27,15 +28,14 @@ def values(folder: pathlib.Path) -> list[tuple[str, float]]:
 def test_jax_trains_an_exported_run_as_tensorflow_does(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     folder = tmp_path / "study"
-    bindings = [f"Study.folder='{folder}'"]
+    bindings = [f"Study.folder = '{folder}'"]
     export_study.main([STUDY, f"--output={tmp_path / 'exported'}", f"--binding={bindings[0]}", "--seeds=1"])
     runs = json.loads((tmp_path / "exported" / "runs.json").read_text())
     # The variants share the batches; each has a program of its own.
     assert len({run["training"] for run in runs}) == 1 and len({run["program"] for run in runs}) == len(runs) == 2
     program = [sys.executable, ROOT / "tools" / "train_exported_study.py", tmp_path / "exported", tmp_path]
     subprocess.run(list(map(str, program)), check=True, env={"JAX_PLATFORMS": "cpu"}, cwd=tmp_path)
-    gin.clear_config()
-    gin.parse_config_files_and_bindings([STUDY], [*bindings, "Study.seeds = (1,)"])
+    gin_config.load([STUDY], [*bindings, "Study.seeds = (1,)"])
     for run in Study().runs():
         gin.clear_config()
         in_tensorflow = tmp_path / "in_tensorflow" / run.variant
