@@ -28,7 +28,7 @@ class ExportedModel:
         """Reads a folder; programs are compiled when they are called first.
 
         Raises:
-          ValueError: if another version wrote the folder.
+          ValueError: if another version wrote the folder, or one of JAX that this one cannot read.
         """
         self._folder = pathlib.Path(folder)
         self.manifest = json.loads((self._folder / "manifest.json").read_text())
@@ -51,5 +51,14 @@ class ExportedModel:
             return {name: jax.numpy.asarray(arrays[name]) for name in arrays}
 
     def _program(self, name: str, **options: Any) -> Any:
+        written = self.manifest["programs"][name]["jax_calling_convention"]
+        oldest = jax.export.minimum_supported_calling_convention_version
+        newest = jax.export.maximum_supported_calling_convention_version
+        if not oldest <= written <= newest:
+            remedy = "install a newer JAX" if written > newest else "export the model again, or install an older JAX"
+            raise ValueError(
+                f"{self._folder}/{name}.jax has calling convention {written}, "
+                f"JAX {jax.__version__} reads {oldest} to {newest}: {remedy}."
+            )
         exported = jax.export.deserialize(bytearray((self._folder / f"{name}.jax").read_bytes()))
         return jax.jit(exported.call, **options)

@@ -27,8 +27,8 @@ def write_program(folder: str, name: str, program: PureProgram) -> dict[str, Any
       program: what to lower.
 
     Returns:
-      What a manifest says about it: the version of StableHLO, and the flat lists of arguments and results, each with
-      its name, shape and dtype.
+      What a manifest says about it: the versions of StableHLO and of JAX's calling convention, and the flat lists of
+      arguments and results, each with its name, shape and dtype.
     """
     specs = tf.nest.flatten(tuple(program.arguments.values()))
     results: Nest = None
@@ -49,6 +49,7 @@ def write_program(folder: str, name: str, program: PureProgram) -> dict[str, Any
     path.with_suffix(".jax").write_bytes(exported.serialize())
     return {
         "stablehlo_version": version,
+        "jax_calling_convention": exported.calling_convention_version,
         "arguments": [entry for name, nest in program.arguments.items() for entry in _entries(nest, name)],
         "results": _entries(results, ""),
     }

@@ -18,7 +18,8 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
 
 _COLUMNS_AT_ONCE = 64
 _BYTES_AHEAD = 1 << 27
-_THREADS = 2
+# More than cores: a disk or a bucket that is read by one or two of them is not busy.
+_THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)

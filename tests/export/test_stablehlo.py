@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import runpy
+import shutil
 import subprocess
 import sys
 from typing import NamedTuple
@@ -137,6 +139,16 @@ def test_the_artifacts_say_their_version_and_arguments(exported):
     assert [entry["name"] for entry in manifest["programs"]["train"]["arguments"]][-1] == "seed"
     (logits,) = manifest["programs"]["logits"]["results"]
     assert logits["shape"] == [BATCH, TARGETS, 512] and logits["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(("convention", "remedy"), [(1, "export the model again"), (1000, "install a newer JAX")])
+def test_programs_of_another_jax_are_refused(exported, tmp_path, convention, remedy):
+    shutil.copytree(exported, tmp_path / "programs")
+    manifest = json.loads((exported / "manifest.json").read_text())
+    manifest["programs"]["evaluate"]["jax_calling_convention"] = convention
+    (tmp_path / "programs" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"evaluate.jax has calling convention {convention}, .*{remedy}"):
+        runpy.run_path(str(LOADER))["ExportedModel"](tmp_path / "programs")
 
 
 def test_what_cannot_be_exported_is_said(model_dir, exported, capsys):

@@ -75,23 +75,19 @@ def test_sigterm_saves_and_says_how_to_resume(model_dir, uninterrupted, capsys):
     assert_same_run(model_dir, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "signals", "status"),
     [
+        ("start", "SIGTERM", -signal.SIGTERM),
+        ("start", "SIGINT", 128 + signal.SIGINT),
+        ("compile", "SIGTERM", 128 + signal.SIGTERM),
+        ("compile", "SIGINT,SIGINT", 128 + signal.SIGINT),
+        ("evaluation", "SIGTERM", 128 + signal.SIGTERM),
         ("evaluation", "SIGINT,SIGINT", 128 + signal.SIGINT),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                ("start", "SIGTERM", -signal.SIGTERM),
-                ("start", "SIGINT", 128 + signal.SIGINT),
-                ("compile", "SIGTERM", 128 + signal.SIGTERM),
-                ("compile", "SIGINT,SIGINT", 128 + signal.SIGINT),
-                ("evaluation", "SIGTERM", 128 + signal.SIGTERM),
-                ("save", "SIGTERM", 128 + signal.SIGTERM),
-                ("save", "SIGINT", 128 + signal.SIGINT),
-                ("save", "SIGTERM,SIGTERM", -signal.SIGTERM),
-            )
-        ),
+        ("save", "SIGTERM", 128 + signal.SIGTERM),
+        ("save", "SIGINT", 128 + signal.SIGINT),
+        ("save", "SIGTERM,SIGTERM", -signal.SIGTERM),
     ],
 )
 def test_a_signal_at_any_moment(model_dir, uninterrupted, capsys, moment, signals, status):

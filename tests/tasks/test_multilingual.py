@@ -126,7 +126,8 @@ def what_it_does(preprocessor) -> object:
     return type(preprocessor) if isinstance(preprocessor, seqio.CacheDatasetPlaceholder) else preprocessor
 
 
-@pytest.mark.parametrize("split", ["train", pytest.param("validation", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "validation"])
 def test_every_language_goes_through_the_one_pipeline(split):
     """The tasks differ in nothing but their sources: those of all are read, one after the other, into one task's."""
     tasks = [seqio.get_mixture_or_task(name) for name in multilingual.TASKS.values()]
