@@ -42,6 +42,10 @@ class LayerWindow(NamedTuple):
         return self.output_size / self.residual_size if self.residual_size else math.nan
 
 
+# The measures that a window averages besides the loads.
+AVERAGED = tuple(name for name in LayerWindow._fields if name not in ("expert_load", "load_tokens"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
     """Where a fault begins.

@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from switch_tf.health.rules import LayerWindow, Monitor, periods
+from switch_tf.health.rules import AVERAGED, LayerWindow, Monitor, periods
 from switch_tf.report.run_records import RunRecords
 
 _MOST_WINDOWS = 200
-_AVERAGED = tuple(name for name in LayerWindow._fields if name not in ("expert_load", "load_tokens"))
 
 
 class Finding(NamedTuple):
@@ -47,7 +46,7 @@ def window_at(records: RunRecords, layer: str, begin: int, end: int) -> LayerWin
     length = lengths["inputs" if layer.startswith("encoder/") else "targets"]
     means = {
         name: _mean(records.steps[f"{layer}/{name}"][rows]) if f"{layer}/{name}" in records.steps else float("nan")
-        for name in _AVERAGED
+        for name in AVERAGED
     }
     return LayerWindow(loads[chosen].mean(axis=0), len(chosen) * records.experiment.batch_size * length, **means)
 

@@ -8,7 +8,7 @@ import gin
 import numpy as np
 
 from switch_tf.errors import SettingError
-from switch_tf.health.rules import Active, Event, LayerWindow, Monitor, periods
+from switch_tf.health.rules import AVERAGED, Active, Event, LayerWindow, Monitor, periods
 from switch_tf.layers.routing import RoutingMetrics
 from switch_tf.runs.hooks import Hook
 from switch_tf.training.step import StepMetrics
@@ -18,14 +18,11 @@ from switch_tf.training.update_statistics import UpdateStatistics
 if TYPE_CHECKING:
     from switch_tf.runs.loop import TrainingLoop
 
-# The measures that a window averages besides the loads.
-_AVERAGED = tuple(name for name in LayerWindow._fields if name not in ("expert_load", "load_tokens"))
-
 
 def layer_row(routing: RoutingMetrics, updates: UpdateStatistics) -> np.ndarray:
     """Returns what the rules need of a sparse layer's step: float64 [measures, then tokens, then loads]."""
     scalars = layer_scalars(routing) | updates._asdict()
-    return np.array([*(scalars[name] for name in _AVERAGED), routing.tokens, *routing.expert_load], np.float64)
+    return np.array([*(scalars[name] for name in AVERAGED), routing.tokens, *routing.expert_load], np.float64)
 
 
 def layer_window(rows: Sequence[np.ndarray]) -> LayerWindow:
@@ -38,11 +35,11 @@ def layer_window(rows: Sequence[np.ndarray]) -> LayerWindow:
       The window that rules judge.
     """
     means = np.mean(rows, axis=0)
-    num_measures = len(_AVERAGED)
+    num_measures = len(AVERAGED)
     return LayerWindow(
         expert_load=means[num_measures + 1 :],
         load_tokens=float(means[num_measures] * len(rows)),
-        **dict(zip(_AVERAGED, means[:num_measures].tolist())),
+        **dict(zip(AVERAGED, means[:num_measures].tolist())),
     )
 
 
