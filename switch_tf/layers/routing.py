@@ -223,7 +223,7 @@ class ExpertSlots:
         self.capacity = capacity
         self._order = order
         self._place = None if order is None else tf.argsort(order, axis=-1)
-        self._used = tf.zeros([num_groups, num_experts])
+        self._used = tf.zeros([num_groups, num_experts], tf.int32)
 
     def take(self, expert: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One round: each token that wants a slot of its expert gets the next free one, if there is one.
@@ -236,20 +236,26 @@ class ExpertSlots:
           (int32 [G, S], expert * C + position, or E * C for a token without a slot; float32 [G, S], 1 for one with).
         """
         wanted = tf.stop_gradient(wanted)
-        taken = tf.one_hot(expert, self.num_experts, dtype=tf.float32) * tf.expand_dims(wanted, -1)
+        is_wanted = wanted > 0
+        taken = tf.one_hot(tf.where(is_wanted, expert, -1), self.num_experts, dtype=tf.float32)
+        count = tf.cast(tf.reduce_sum(taken, axis=1), tf.int32)
+        # In tokens sorted by expert, a token's position is its rank minus that of its expert's first token. Positions
+        # count from 0. (App. F's pseudo-code counts from 1 and loses a slot.) A cumulative sum over [G, S, E] gives the
+        # same and, with 128 experts on a CPU, takes ten times as long.
+        sorted_by = tf.where(is_wanted, expert, self.num_experts)
         if self._order is not None:
-            taken = tf.gather(taken, self._order, batch_dims=1)
-        # Exclusive: the first token of an expert has position 0. (App. F's pseudo-code counts from 1 and loses a slot.)
-        before = tf.cumsum(taken, axis=1, exclusive=True) + tf.expand_dims(self._used, 1)
-        position = tf.reduce_sum(before * taken, axis=-1)
+            sorted_by = tf.gather(sorted_by, self._order, batch_dims=1)
+        rank = tf.argsort(tf.argsort(sorted_by, axis=-1, stable=True), axis=-1)
         if self._place is not None:
-            position = tf.gather(position, self._place, batch_dims=1)
+            rank = tf.gather(rank, self._place, batch_dims=1)
+        first = tf.cumsum(count, axis=-1, exclusive=True)
+        position = rank + tf.gather(self._used - first, expert, batch_dims=1)
         kept = wanted * tf.cast(position < self.capacity, tf.float32)
-        self._used = tf.minimum(self._used + tf.reduce_sum(taken, axis=1), float(self.capacity))
-        slot = expert * self.capacity + tf.cast(position, tf.int32)
+        self._used = tf.minimum(self._used + count, self.capacity)
+        slot = expert * self.capacity + position
         return tf.where(kept > 0, slot, self.num_experts * self.capacity), kept
 
     @property
     def filled(self) -> tf.Tensor:
         """int32 [G, E], how many slots of each expert hold a token so far."""
-        return tf.cast(self._used, tf.int32)
+        return self._used
