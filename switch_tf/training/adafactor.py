@@ -3,7 +3,6 @@
 import math
 import numbers
 import re
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -169,6 +168,7 @@ class Adafactor(keras.optimizers.Optimizer):
         step: tf.Tensor,
         learning_rate: tf.Tensor,
         name: str = "",
+        is_finite: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Computes one update of one weight.
 
@@ -180,6 +180,7 @@ class Adafactor(keras.optimizers.Optimizer):
           step: integer scalar, 0 for the first update.
           learning_rate: float32 scalar.
           name: the weight's, for `rate_factors` and `absolute_steps`.
+          is_finite: bool scalar; where it is false, 0 is to be subtracted, whatever the gradient. None: true.
 
         Returns:
           (what to subtract from the weight, the slots after the update).
@@ -193,25 +194,34 @@ class Adafactor(keras.optimizers.Optimizer):
         def decayed(slot: str, towards: tf.Tensor) -> tf.Tensor:
             return slots[slot] + mixing * (towards - slots[slot])
 
+        # What a matrix or a row has in common goes into `factor`, which is small: each pass over a large weight counts.
         if is_factored:
             row = decayed("v_row", tf.reduce_mean(squared, roles.columns) + self.epsilon1)
             column = decayed("v_column", tf.reduce_mean(squared, roles.rows) + self.epsilon1)
             after = {"v_row": row, "v_column": column}
             row, column = self._expanded(row, roles.columns), self._expanded(column, roles.rows)
             row /= tf.reduce_mean(row, roles.rows, keepdims=True)
-            update = gradient * tf.math.rsqrt(row) * tf.math.rsqrt(column)
+            update, factor = gradient * tf.math.rsqrt(column), tf.math.rsqrt(row)
+            of_rows = tf.reduce_mean(tf.square(update), roles.columns, keepdims=True)
+            mean_square = tf.reduce_mean(of_rows / row, roles.rows, keepdims=True)
         else:
             after = {"v": decayed("v", squared + self.epsilon1)}
-            update = gradient * tf.math.rsqrt(after["v"])
+            update, factor = gradient * tf.math.rsqrt(after["v"]), 1.0
+            mean_square = self._mean_square(update, roles)
 
-        update /= tf.maximum(1.0, self._root_mean_square(update, roles) / self.clipping_threshold)
-        factor = next((factor for key, factor in self.rate_factors.items() if re.search(key, name)), None)
-        if factor is not None:
-            learning_rate *= factor
-        if any(re.search(key, name) for key in self.absolute_steps):
-            return learning_rate * update, after
-        size = tf.maximum(self._root_mean_square(weight, roles), self.epsilon2)
-        return learning_rate * size * update, after
+        factor /= tf.maximum(1.0, tf.sqrt(mean_square) / self.clipping_threshold)
+        factor *= learning_rate * self._rate_factor(name)
+        if not any(re.search(key, name) for key in self.absolute_steps):
+            factor *= tf.maximum(tf.sqrt(self._mean_square(weight, roles)), self.epsilon2)
+        if is_finite is None:
+            return update * factor, after
+        # A condition of another rank crashes the process where the tensors are DTensors.
+        is_finite = tf.reshape(is_finite, [1] * len(factor.shape))
+        return tf.math.multiply_no_nan(update, tf.where(is_finite, factor, tf.zeros_like(factor))), after
+
+    def _rate_factor(self, name: str) -> float:
+        """Returns what the learning rate of a weight is multiplied by."""
+        return next((factor for key, factor in self.rate_factors.items() if re.search(key, name)), 1.0)
 
     @staticmethod
     def _expanded(slot: tf.Tensor, dimensions: tuple[int, ...]) -> tf.Tensor:
@@ -220,13 +230,8 @@ class Adafactor(keras.optimizers.Optimizer):
         return slot
 
     @staticmethod
-    def _root_mean_square(tensor: tf.Tensor, roles: Factoring) -> tf.Tensor:
-        # An einsum of the tensor with itself makes no tensor of squares, which for an expert weight is large.
-        letters = string.ascii_lowercase[: len(tensor.shape)]
-        batch = "".join(letters[dimension] for dimension in roles.batch)
-        total = tf.einsum(f"{letters},{letters}->{batch}", tensor, tensor)
-        shape = [size if dimension in roles.batch else 1 for dimension, size in enumerate(tensor.shape)]
-        return tf.sqrt(tf.reshape(total, shape) * (math.prod(shape) / math.prod(tensor.shape)))
+    def _mean_square(tensor: tf.Tensor, roles: Factoring) -> tf.Tensor:
+        return tf.reduce_mean(tf.square(tensor), roles.inner, keepdims=True)
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Makes the slots of `variables`, which inherit their weights' axis names."""

@@ -10,6 +10,7 @@ On data-parallel replicas, gradients, losses and metrics are contributions of th
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -119,6 +120,28 @@ def _selected(condition: tf.Tensor, ours: tf.Tensor, theirs: tf.Tensor) -> tf.Te
     """Returns `ours` where a boolean scalar is true, otherwise `theirs`, bit for bit."""
     # A condition of another rank crashes the process where the tensors are DTensors.
     return tf.where(tf.reshape(condition, [1] * len(ours.shape)), ours, theirs)
+
+
+class _InSequence:
+    """Updates large weights one after the other, or the temporaries of all of them would be in memory at once.
+
+    Not in a partitioned program, which a compiler schedules.
+    """
+
+    _LARGE = 2**20
+
+    def __init__(self) -> None:
+        self._previous: list[tf.Tensor] = []
+
+    def next(self) -> AbstractContextManager:
+        """Inside of it, what is computed waits for the last large weight."""
+        return tf.control_dependencies(self._previous)
+
+    def last(self, weight: tf.Tensor) -> tf.Tensor:
+        """Returns an updated weight, for which the next ones wait if it is large."""
+        if weight.shape.num_elements() >= self._LARGE and not axis_names.is_partitioned():
+            self._previous = [weight]
+        return weight
 
 
 def balanced_layers(model: EncoderDecoder) -> dict[int, str]:
@@ -259,17 +282,21 @@ def make_train_step(
         is_finite = tf.math.is_finite(total.loss) & tf.math.is_finite(gradient_norm)
 
         rate = optimizer.rate(step)
-        changes, new_slots = [], []
+        changes, new_weights, new_slots = [], [], []
+        in_sequence = _InSequence()
         for index, (gradient, weight, slot, axes) in enumerate(zip(total.gradients, weights, slots, weight_axes)):
-            if index in balanced:
-                load = total.routing[balanced[index]].expert_load
-                change = balance_bias_change(load, model.config.balance_bias_rate)
-            else:
-                change, after = optimizer.change(gradient, weight, slot, axes, step, rate, weight_names[index])
-                slot = {name: _selected(is_finite, after[name], before) for name, before in slot.items()}
+            with in_sequence.next():
+                if index in balanced:
+                    load = total.routing[balanced[index]].expert_load
+                    change = balance_bias_change(load, model.config.balance_bias_rate)
+                    change = _selected(is_finite, change, tf.zeros_like(change))
+                else:
+                    name = weight_names[index]
+                    change, after = optimizer.change(gradient, weight, slot, axes, step, rate, name, is_finite)
+                    slot = {name: _selected(is_finite, after[name], before) for name, before in slot.items()}
+                new_weights.append(in_sequence.last(weight - change))
             changes.append(change)
             new_slots.append(slot)
-        new_weights = [_selected(is_finite, weight - change, weight) for weight, change in zip(weights, changes)]
         metrics = StepMetrics(
             loss=total.loss,
             neg_log_perplexity=-total.sums.negative_log_likelihood / num_tokens,
