@@ -97,6 +97,13 @@ def random_bits(
     Returns:
       uint32 of `shape`, uniform over all 32-bit words.
     """
+    return bits_at(_coordinates(shape, axes, start), seed)
+
+
+def _coordinates(
+    shape: tuple[int, ...], axes: Axes | None = None, start: tuple[int, ...] | None = None
+) -> list[tf.Tensor | np.ndarray]:
+    """Returns the coordinates along each dimension, int32, broadcastable to `shape`."""
     coordinates = []
     for dimension, size in enumerate(shape):
         ones_but_one = [1] * len(shape)
@@ -106,7 +113,7 @@ def random_bits(
             coordinate = coordinate + start[dimension]
         reshape = np.reshape if isinstance(coordinate, np.ndarray) else tf.reshape
         coordinates.append(reshape(coordinate, ones_but_one))
-    return bits_at(coordinates, seed)
+    return coordinates
 
 
 def bits_at(coordinates: Sequence[tf.Tensor | np.ndarray], seed: int | tf.Tensor) -> tf.Tensor:
@@ -146,6 +153,32 @@ def uniform_of(bits: tf.Tensor) -> tf.Tensor:
     """Turns uint32 words into float32 numbers, as `uniform` draws them."""
     # 23 bits: adding 0.5 to 24 bits would round, and the largest number would be 1.
     return (tf.cast(tf.bitwise.right_shift(bits, _word(9)), tf.float32) + 0.5) * 2.0**-23
+
+
+def jitter(shape: tuple[int, ...], epsilon: float, seed: int | tf.Tensor, axes: Axes | None = None) -> tf.Tensor:
+    """Draws factors from U(1 - epsilon, 1 + epsilon) for whole activations, at a quarter of the cost of `uniform`.
+
+    The bits of an element are the product of two odd words, one hashed from its last coordinate and one from the
+    others: one multiplication on the full shape instead of a round of `_mix`. Any two elements are as good as
+    independent, as multiplication by a random odd number is a universal hash (Dietzfelbinger et al. 1997); the low bits
+    of a product are weak ones, and count least here.
+
+    Args:
+      shape: static shape, of rank 2 or more.
+      epsilon: half the width of the interval.
+      seed: int or integer scalar.
+      axes: the axis names of an activation, as for `random_bits`.
+
+    Returns:
+      float32 of `shape`.
+    """
+    *rows, columns = _coordinates(shape, axes)
+    odd = _word(1)
+    row_words = tf.bitwise.bitwise_or(bits_at(rows, fold_in(seed, "rows")), odd)
+    column_words = tf.bitwise.bitwise_or(bits_at([columns], fold_in(seed, "columns")), odd)
+    # As a signed integer the word is symmetric about 0, and its conversion to float is a single CPU instruction.
+    signed = tf.cast(tf.bitcast(row_words * column_words, tf.int32), tf.float32)
+    return signed * (epsilon * 2.0**-31) + 1.0
 
 
 def truncated_normal(

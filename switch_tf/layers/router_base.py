@@ -148,8 +148,7 @@ class Router(Layer):
     def _noisy(self, inputs: tf.Tensor, policy: str, seed: int | tf.Tensor) -> tf.Tensor:
         """Adds the policy's noise to the router's input [G, S, M]."""
         if policy == "input_jitter" and self.jitter > 0:
-            noise = randomness.uniform(tuple(inputs.shape), seed, _INPUT_AXES)
-            return inputs * self.cast(1.0 + self.jitter * (2.0 * noise - 1.0))
+            return inputs * self.cast(randomness.jitter(tuple(inputs.shape), self.jitter, seed, _INPUT_AXES))
         if policy == "input_dropout" and self.input_dropout_rate > 0:
             kept = randomness.uniform(tuple(inputs.shape), seed, _INPUT_AXES) >= self.input_dropout_rate
             return tf.where(kept, inputs / (1.0 - self.input_dropout_rate), 0.0)
