@@ -33,6 +33,8 @@ def before(function: Callable, numbers: Sequence[int], call: int = 1) -> Callabl
 
 def main(moment: str, names: str, *arguments: str) -> None:
     """Runs a command."""
+    # A shell ignores SIGINT for what it starts in the background, pytest included.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     numbers = [signal.Signals[name] for name in names.split(",")]
     make_update, make_evaluator = loop.make_update, hooks.make_evaluator
     if moment == "start":
