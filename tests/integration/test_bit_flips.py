@@ -15,7 +15,6 @@ from switch_tf.runs.resuming import restore_newest
 from switch_tf.runs.run import Run
 from switch_tf.runs.verification import verify
 from switch_tf.training.adafactor import Adafactor
-from tests.support import launch
 
 NEWEST, BEFORE = 12, 8
 TRIALS = {"state.data-00000-of-00001": 300, "state.index": 100, "manifest.json": 100}
