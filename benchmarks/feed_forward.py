@@ -10,11 +10,14 @@ import json
 import os
 import time
 
+# As `switch-tf` sets them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import tensorflow as tf
 
 from benchmarks.measuring import spread
+from switch_tf import compat
 from switch_tf.layers.context import ForwardContext
 from switch_tf.layers.dispatch import DISPATCHERS
 from switch_tf.layers.feed_forward import FeedForward
@@ -51,14 +54,14 @@ def switch_layer(num_experts: int, dispatcher: str) -> SwitchFeedForward:
 
 
 def make_step(layer):
-    """Compiles forward and backward of a layer: x -> gradients of the input and of all weights."""
+    """Compiles forward and backward of a layer: (x, seed) -> gradients of the input and of all weights."""
     weights = [weight.value for weight in layer.trainable_variables]
 
     @tf.function(autograph=False)
-    def step(x):
+    def step(x, seed):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y, routing = layer(x, context=ForwardContext(training=True))
+            y, routing = layer(x, context=ForwardContext(training=True, seed=seed))
             loss = tf.reduce_sum(y * y)
             if routing is not None:
                 loss += routing.balance_loss
@@ -76,7 +79,8 @@ def make_bound(num_experts: int):
     wo = tf.Variable(tf.random.stateless_normal([num_experts, D_FF, D_MODEL], (0, 3), stddev=D_FF**-0.5))
 
     @tf.function(autograph=False)
-    def bound(x):
+    def bound(x, seed):
+        del seed
         tokens = tf.reshape(x, [num_experts, -1, D_MODEL])
         hidden = tf.matmul(tokens, wi)
         y = tf.matmul(hidden, wo)
@@ -90,10 +94,10 @@ def make_bound(num_experts: int):
     return bound
 
 
-def seconds(step, x) -> float:
+def seconds(step, x, seed) -> float:
     """Times one call, which on a CPU returns when everything is computed; freeing the gradients is included."""
     start = time.perf_counter()
-    step(x)
+    step(x, seed)
     return time.perf_counter() - start
 
 
@@ -110,9 +114,11 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
     x = tf.random.stateless_normal([GROUPS, GROUP_SIZE, D_MODEL], (0, 1))
     steps = {"dense": make_step(dense_layer()), "bound": make_bound(num_experts)}
     steps |= {name: make_step(switch_layer(num_experts, name)) for name in DISPATCHERS}
+    # A tensor, or the noise would be a constant of the program.
+    seed = tf.constant(0)
     for step in steps.values():
-        seconds(step, x)
-    times = [{name: seconds(step, x) for name, step in steps.items()} for _ in range(rounds)]
+        seconds(step, x, seed)
+    times = [{name: seconds(step, x, seed) for name, step in steps.items()} for _ in range(rounds)]
     rows = []
     for name in steps:
         taken = [round_[name] for round_ in times]
@@ -129,6 +135,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="where to save the table")
     options = parser.parse_args()
 
+    compat.keep_freed_memory()
     print(f"d_model {D_MODEL}, d_ff {D_FF}, {GROUPS} groups of {GROUP_SIZE} tokens, float32, capacity factor 1.0")
     print(f"{'experts':>8}{'layer':>10}{'median s':>10}{'x dense':>9}{'quartiles':>16}")
     rows = []

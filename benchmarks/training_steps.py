@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 
+# As `switch-tf` sets them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHORT, LONG = {"inputs": 128, "targets": 29}, {"inputs": 512, "targets": 114}
@@ -42,6 +44,7 @@ MODELS = (
 
 def measure(model: Model, folder: str) -> dict[str, list[float]]:
     """Trains in this process on uncached text; returns the seconds of each step, and how many of them it waited."""
+    from switch_tf import compat
     from switch_tf.runs import gin_config
     from switch_tf.runs.experiment import Experiment
     from switch_tf.runs.loop import make_update
@@ -49,6 +52,7 @@ def measure(model: Model, folder: str) -> dict[str, list[float]]:
     from switch_tf.training.adafactor import Adafactor
     from switch_tf.training.losses import Objective
 
+    compat.keep_freed_memory()
     files = (f"gin/models/{model.name}.gin", "gin/runs/python_docs.gin")
     settings = {"MODEL_DIR": folder, "BATCH_SIZE": model.batch_size, "TASK_FEATURE_LENGTHS": model.lengths}
     gin_config.load(files, [f"{name} = {value!r}" for name, value in settings.items()])
