@@ -290,31 +290,6 @@ def without_autograph() -> AbstractContextManager:
     return ag_ctx.ControlStatusCtx(status=ag_ctx.Status.DISABLED)
 
 
-# What Keras (wrappers, plots, arrays) and TensorFlow Lite (a converter) import where it is installed and do without
-# where it is not. Half of the time of `import tensorflow` is theirs.
-_OPTIONAL_PACKAGES = ("jax", "matplotlib", "pandas", "scipy", "sklearn")
-
-
-def import_tensorflow() -> None:
-    """Imports TensorFlow as if the packages that it can do without were not installed; they can be imported later."""
-    import importlib.abc
-    import sys
-
-    class NotInstalled(importlib.abc.MetaPathFinder):
-        def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-            if fullname.partition(".")[0] in _OPTIONAL_PACKAGES:
-                raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)
-
-    finder = NotInstalled()
-    sys.meta_path.insert(0, finder)
-    try:
-        import tensorflow as tf
-
-        tf.keras  # noqa: B018 (a module that is imported when it is first looked at)
-    finally:
-        sys.meta_path.remove(finder)
-
-
 def stop_recording() -> AbstractContextManager[Any]:
     """Inside of it no gradient tape records operations (`tensorflow.python.eager.record`)."""
     from tensorflow.python.eager import record

@@ -15,7 +15,7 @@ ALLOWED = {
     "switch_tf.cli": (
         *("tpu.jobs", "tpu.precompile", "tpu.topologies", "switch_tf.report", "switch_tf.runs", "switch_tf.planning"),
         *("switch_tf.interop", "switch_tf.models", "switch_tf.partitioning", "switch_tf.data", "switch_tf.storage"),
-        *("switch_tf.serving", "switch_tf.compat", "switch_tf.errors"),
+        *("switch_tf.serving", "switch_tf.startup", "switch_tf.compat", "switch_tf.errors"),
     ),
     "switch_tf.report": (
         *("switch_tf.runs", "switch_tf.evaluation", "switch_tf.planning", "switch_tf.health", "switch_tf.data"),
@@ -63,6 +63,7 @@ ALLOWED = {
     "switch_tf.compat": (),
     "switch_tf.errors": (),
     "switch_tf.installation": (),
+    "switch_tf.startup": (),
     "switch_tf": ("switch_tf.runs", "switch_tf.installation"),
     "tpu": (),
 }

@@ -8,21 +8,20 @@ from switch_tf import installation
 from switch_tf.runs.model_directory import versions
 
 
-class FakeFile(str):
-    """What `importlib.metadata` tells of one installed file."""
-
-    hash = importlib.metadata.FileHash("sha256=LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ")  # of b"hello"
-
-    def locate(self):
-        return self.path
-
-
 def distribution_with(monkeypatch, tmp_path, contents: bytes) -> None:
-    file = FakeFile("seqio/version.py")
-    file.path = tmp_path / "version.py"
-    file.path.write_bytes(contents)
-    fake = type("Distribution", (), {"files": [file]})
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: fake)
+    """Lets every distribution be one that has recorded the hash of b"hello" for seqio/version.py."""
+    record = tmp_path / "seqio-0.0.20.dist-info" / "RECORD"
+    file = tmp_path / "seqio" / "version.py"
+    for path in (record, file):
+        path.parent.mkdir(exist_ok=True)
+    record.write_text(
+        "seqio/__init__.py,sha256=9t6hRY4sZNvpKTgYHxx4dkwRAvA5t7fNO7Hvgr4bmbI,12\n"
+        "seqio/version.py,sha256=LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ,5\n"
+        "seqio/__pycache__/version.pyc,,\n"
+    )
+    file.write_bytes(contents)
+    installed = importlib.metadata.PathDistribution(record.parent)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: installed)
 
 
 def test_this_installation_is_whole():
@@ -34,6 +33,7 @@ def test_an_overwritten_file_is_found(monkeypatch, tmp_path):
     assert not installation.is_overwritten("seqio", "seqio/version.py")
     distribution_with(monkeypatch, tmp_path, b"__version__ = '0.0.18.dev20250227'")
     assert installation.is_overwritten("seqio", "seqio/version.py")
+    assert not installation.is_overwritten("seqio", "seqio/__pycache__/version.pyc")
     with pytest.raises(installation.InstallationError, match="pip uninstall -y tfds-nightly seqio-nightly"):
         installation.check_installation()
 

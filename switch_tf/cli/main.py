@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
-from switch_tf import compat
+from switch_tf import compat, startup
 from switch_tf.cli import (
     cache,
     check,
@@ -194,10 +194,12 @@ def _run_command(words: Sequence[str]) -> None:
 
 def _run(options: argparse.Namespace, bindings: list[str]) -> None:
     """Runs a command that needs TensorFlow, and turns what TensorFlow and gin say of a mistake into one sentence."""
-    compat.import_tensorflow()
-    import tensorflow as tf
+    with startup.without_garbage_collection():
+        startup.defer_imports()
+        startup.import_tensorflow()
+        import tensorflow as tf
 
-    from switch_tf.runs import loop  # Registers everything that gin files bind.
+        from switch_tf.runs import loop  # Registers everything that gin files bind.
 
     try:
         options.bindings = bindings

@@ -4,6 +4,8 @@ Each file of the task's source becomes several shards, and a record that they ar
 interrupted continues after the last complete source file.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os

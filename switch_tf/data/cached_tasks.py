@@ -1,5 +1,7 @@
 """Tasks that are tokenized already, in the files that seqio caches: `USE_CACHED = True` reads them from `CACHE_DIR`."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import hashlib

@@ -1,5 +1,7 @@
 """Tasks and mixtures by name, and checks that a run's settings fit them."""
 
+from __future__ import annotations
+
 import seqio
 
 from switch_tf.errors import SettingError, nearest

@@ -4,6 +4,8 @@ A folder has `examples-00000-of-00064.tfrecord` and so on, the vocabulary, and `
 folder without it is an interrupted write. An example is a `tf.train.Example` with the bytes of each feature.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import json

@@ -1,5 +1,7 @@
 """Batches for training: endless, shuffled, deterministic, resumable, and the same however many processes read them."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool

@@ -1,5 +1,7 @@
 """Scores of tasks by `seqio.Evaluator`: the model's current weights answer, each task's own metrics judge."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +11,6 @@ import gin
 import numpy as np
 import seqio
 import tensorflow as tf
-from seqio.metrics import ModelOutputType, Scalar
 
 from switch_tf.data.autotuning import without_autotuning
 from switch_tf.data.batches import Batch
@@ -73,7 +74,7 @@ class TaskResults(NamedTuple):
     """
 
     scores: Scores
-    outputs: Mapping[str, Mapping[ModelOutputType, list[Any]]]
+    outputs: Mapping[str, Mapping[seqio.metrics.ModelOutputType, list[Any]]]
 
 
 def flat(scores: Scores) -> dict[str, float]:
@@ -147,8 +148,8 @@ class TaskEvaluator:
         largest = 0
         for task in self._evaluator.eval_tasks:
             if not {metric.model_output_type for metric in task.metric_objs} <= {
-                ModelOutputType.PREDICTION,
-                ModelOutputType.SCORE,
+                seqio.metrics.ModelOutputType.PREDICTION,
+                seqio.metrics.ModelOutputType.SCORE,
             }:
                 raise SettingError(
                     f"{task.name} has a metric of neither predictions nor scores: take it out of the task."
@@ -228,17 +229,17 @@ class TaskEvaluator:
 
         for index, example in enumerate(self._evaluator.cached_task_datasets[task_name].as_numpy_iterator()):
             answer: dict[str, str | float] = {"inputs": text(example, "inputs"), "target": text(example, "targets")}
-            if ModelOutputType.PREDICTION in outputs:
-                tokens = outputs[ModelOutputType.PREDICTION][index].tolist()
+            if seqio.metrics.ModelOutputType.PREDICTION in outputs:
+                tokens = outputs[seqio.metrics.ModelOutputType.PREDICTION][index].tolist()
                 answer["prediction"] = features["targets"].vocabulary.decode(tokens)
-            if ModelOutputType.SCORE in outputs:
-                answer["score"] = float(outputs[ModelOutputType.SCORE][index])
+            if seqio.metrics.ModelOutputType.SCORE in outputs:
+                answer["score"] = float(outputs[seqio.metrics.ModelOutputType.SCORE][index])
             yield answer
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Returns the metrics that are numbers; seqio also knows texts and histograms."""
-    values = {name: value.value if isinstance(value, Scalar) else value for name, value in values.items()}
+    values = {name: value.value if isinstance(value, seqio.metrics.Scalar) else value for name, value in values.items()}
     kinds = (int, float, np.number)
     return {
         name: float(value)

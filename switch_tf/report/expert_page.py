@@ -1,5 +1,7 @@
 """`switch-tf experts`: what each expert of a run knows, as a table and as a page."""
 
+from __future__ import annotations
+
 import html
 import itertools
 import os

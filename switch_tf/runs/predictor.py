@@ -1,5 +1,7 @@
 """A trained model in Python: texts to predictions, to likelihoods of targets and to vectors."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

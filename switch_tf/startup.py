@@ -1,0 +1,107 @@
+"""What lets a command start sooner: imports that wait until something needs them, or that are left out."""
+
+import contextlib
+import gc
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import threading
+import types
+from collections.abc import Iterator, Sequence
+
+# What Keras (wrappers, plots, arrays) and TensorFlow Lite (a converter) import where it is installed and do without
+# where it is not. Half of the time of `import tensorflow` is theirs.
+_OPTIONAL = frozenset({"jax", "matplotlib", "pandas", "scipy", "sklearn"})
+# Packages whose own code waits until it is needed. t5's imports its metrics, and with them scipy, scikit-learn, pandas
+# and nltk, when only t5.data.preprocessors is asked for; seqio's imports JAX and Flax, which a command that reads no
+# data does without, and PyGlove, which one kind of mixture needs.
+_DEFERRED = frozenset({"pyglove", "seqio", "t5", "t5.data", "t5.evaluation"})
+_executing = threading.RLock()
+
+
+class _NotInstalled(importlib.abc.MetaPathFinder):
+    """Hides packages from what is imported."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None) -> None:
+        if fullname.partition(".")[0] in _OPTIONAL:
+            raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)
+
+
+class _Deferred(types.ModuleType):
+    """A package that runs its code when something else than one of its submodules is looked up in it."""
+
+    def __getattr__(self, name: str) -> object:
+        submodule = f"{self.__name__}.{name}"
+        if importlib.util.find_spec(submodule) is not None:
+            return importlib.import_module(submodule)
+        with _executing:
+            # Looked up while it runs, by what it imports: as in any module that is half imported, it is not there yet.
+            if type(self) is _Deferred and "__executing__" not in self.__dict__:
+                spec = self.__spec__
+                assert spec is not None and spec.loader is not None
+                self.__dict__["__executing__"] = True
+                try:
+                    spec.loader.exec_module(self)
+                finally:
+                    del self.__dict__["__executing__"]
+                self.__class__ = types.ModuleType  # type: ignore[assignment]  # Its own class again.
+        return object.__getattribute__(self, name)
+
+
+class _DeferringLoader(importlib.abc.Loader):
+    """Makes a package of its loader that has run no code yet."""
+
+    def __init__(self, loader: importlib.abc.Loader):
+        self._loader = loader
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        module.__class__ = _Deferred
+
+
+class _Deferring(importlib.abc.MetaPathFinder):
+    """Finds the packages that are deferred."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in _DEFERRED:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _DeferringLoader(spec.loader)
+        return spec
+
+
+def defer_imports() -> None:
+    """Lets seqio, t5 and PyGlove run their code when it is needed, from the next import of them on."""
+    sys.meta_path.insert(0, _Deferring())
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow as if the packages that it can do without were not installed; they can be imported later."""
+    finder = _NotInstalled()
+    sys.meta_path.insert(0, finder)
+    try:
+        import tensorflow as tf
+
+        tf.keras  # noqa: B018 (a module that is imported when it is first looked at)
+    finally:
+        sys.meta_path.remove(finder)
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Within it, the garbage collector rests, and what has been made by then is not searched afterwards either.
+
+    Imports make a million objects, which stay: searching them again and again takes a fifth of the time of the imports.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
