@@ -30,7 +30,7 @@ help:
 	@echo "make format       format with ruff"
 	@echo "make docs         build the documentation into $(SITE)"
 	@echo "make lock         update constraints.txt after a change to setup.py"
-	@echo "make bench        measure speed, beside Hugging Face's (installs torch; twenty minutes)"
+	@echo "make bench        measure speed, beside Hugging Face and Mesh TensorFlow (installs torch; an hour)"
 	@echo "make soak         train 20,000 tiny steps, undisturbed and with 100 kills, and compare (hours)"
 	@echo "make clean        remove .venv, the quick start's runs, results of bench and soak and the built documentation"
 
@@ -119,7 +119,9 @@ $(LOCK)/bin/uv:
 bench: $(VENV)/interop
 	@mkdir -p $(BENCH)
 	$(BIN)/python -m benchmarks.feed_forward --json=$(BENCH)/feed_forward.json
+	$(BIN)/python -m benchmarks.startup --json=$(BENCH)/startup.json
 	$(BIN)/python -m benchmarks.peers --json=$(BENCH)/peers.json
+	$(BIN)/python -m benchmarks.precision --json=$(BENCH)/precision.json
 	$(BIN)/python -m benchmarks.meshes --json=$(BENCH)/meshes.json
 	$(BIN)/python -m benchmarks.rematerialization --json=$(BENCH)/rematerialization.json
 	$(BIN)/python -m benchmarks.input --json=$(BENCH)/input.json

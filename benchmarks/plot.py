@@ -66,7 +66,7 @@ def main() -> None:
     left.set(xlabel="experts", ylabel="time / time of the dense layer", title="One layer, forward and backward")
 
     for name in ("step", "generate"):
-        columns = points(peers, thing=name, system="switch_tf")
+        columns = points(peers, thing=name, system="huggingface")
         draw(right, name, columns, list(range(len(columns["experts"]))))
     right.axhline(1.0, color="black", linewidth=0.8)
     right.set_xticks(range(len(columns["experts"])), [experts or "dense T5" for experts in columns["experts"]])

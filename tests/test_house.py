@@ -63,7 +63,7 @@ ALLOWED = {
     "switch_tf.compat": (),
     "switch_tf.errors": (),
     "switch_tf.installation": (),
-    "switch_tf.startup": (),
+    "switch_tf.startup": ("switch_tf.compat",),
     "switch_tf": ("switch_tf.runs", "switch_tf.installation"),
     "tpu": (),
 }

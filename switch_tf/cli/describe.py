@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> None:
       SettingError: if the mesh does not fit.
     """
     from switch_tf.models.config import ModelConfig
+    from switch_tf.partitioning.processor import faster_dtype
     from switch_tf.planning.costs import description, layout_description
     from switch_tf.runs.experiment import configured_layout, configured_lengths
     from switch_tf.runs.teacher_settings import describe_teacher
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
         _print_layout(config, layout, placed["bytes_per_device"])
     if teacher:
         _print_teacher(teacher)
+    print(f"note: {faster_dtype()}.")
 
 
 def _print_table(rows: list[list[str]], alignment: tuple[str, ...]) -> None:

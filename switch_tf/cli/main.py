@@ -80,22 +80,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare_libraries() -> None:
-    # TensorFlow tells every CPU user that it found no GPU, at the level of errors.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # oneDNN's matmuls take half of the time of Eigen's or less, on processors too for which TensorFlow leaves them out.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # Without a cache, TensorFlow fetches 64 MB from a bucket for every tensor of a checkpoint that it reads.
-    os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "32")
-    os.environ.setdefault("GCS_READ_CACHE_MAX_SIZE_MB", "512")
-    # seqio imports JAX, which would take the TPU, or look for one where libtpu is installed: TensorFlow is to have it.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    compat.keep_freed_memory()
-    import absl.logging
-
-    absl.logging.set_verbosity(absl.logging.ERROR)
-
-
 def _load_configuration(options: argparse.Namespace, bindings: list[str]) -> None:
     from switch_tf.runs import gin_config
     from switch_tf.runs.model_directory import read_description
@@ -182,7 +166,7 @@ def _run_command(words: Sequence[str]) -> None:
             _fail(f"The argument {word!r} is no UTF-8 text.")
     bindings, others = flags.split_bindings(words)
     options = make_parser().parse_args(others)
-    _prepare_libraries()
+    startup.prepare_libraries()
     try:
         if options.command == "tpu":
             tpu.COMMANDS[options.tpu_command](options, bindings)

@@ -32,6 +32,11 @@ def cut_processor(num_logical_devices: int) -> list[str]:
     return names
 
 
+def are_processors() -> bool:
+    """Whether this process has no accelerators, and computes on its CPU."""
+    return not any(tf.config.list_physical_devices(kind) for kind in ("TPU", "TPU_SYSTEM", "GPU"))
+
+
 def count(num_logical_devices: int | None) -> int:
     """Returns how many devices a process has, without opening them: TPU cores, else GPUs, else CPUs.
 

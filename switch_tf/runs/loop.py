@@ -9,6 +9,8 @@ import tensorflow as tf
 from switch_tf.checkpoints.manifest import Score
 from switch_tf.data.training_batches import TrainingBatches
 from switch_tf.errors import SettingError
+from switch_tf.partitioning import devices
+from switch_tf.partitioning.processor import faster_dtype, is_slower_dtype
 from switch_tf.planning.layout_checks import placement_notes
 from switch_tf.runs import directory_lock, gin_config
 from switch_tf.runs.experiment import Experiment
@@ -132,6 +134,8 @@ def _train(
     engine = experiment.make_engine(num_microbatches)
     for note in placement_notes(engine.layout, experiment.model) if engine.layout.num_devices > 1 else ():
         engine.say(f"Layout: {note}")
+    if devices.are_processors() and is_slower_dtype(experiment.model.activation_dtype):
+        engine.say(f"Speed: {faster_dtype()}.")
     with engine.first_process_first():
         experiment.install_vocabulary()
     opened = None if teacher is None else RunTeacher(teacher, experiment, engine.layout, num_microbatches)
