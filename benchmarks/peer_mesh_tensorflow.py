@@ -5,11 +5,12 @@ Mesh TensorFlow registers a type with; `mesh_tensorflow` supplies both, and noth
 them.
 """
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.peer_sizes import BATCH, INPUTS, TARGETS, THREADS, Layer, features
+from benchmarks.peer_sizes import BATCH, INPUTS, TARGETS, THREADS, Layer, features, on_first_call
 
 
 def mesh_tensorflow() -> types.ModuleType:
@@ -28,6 +29,7 @@ def mesh_tensorflow() -> types.ModuleType:
 
     import mesh_tensorflow as mtf
 
+    tf.disable_eager_execution()
     tf.logging.set_verbosity(tf.logging.ERROR)
     return mtf
 
@@ -38,6 +40,19 @@ def mesh_of(mtf) -> tuple[Any, Any]:
     return mesh, mtf.placement_mesh_impl.PlacementMeshImpl(mtf.convert_to_shape("all:1"), [], [""])
 
 
+def in_a_graph_of_its_own(build: Callable) -> Callable:
+    """Lets a function build what it builds in a new graph."""
+
+    @functools.wraps(build)
+    def built(*arguments, **settings):
+        import tensorflow.compat.v1 as tf
+
+        with tf.Graph().as_default():
+            return build(*arguments, **settings)
+
+    return built
+
+
 def session():
     """A session of the benchmark's number of threads."""
     import tensorflow.compat.v1 as tf
@@ -45,6 +60,7 @@ def session():
     return tf.Session(config=tf.ConfigProto(intra_op_parallelism_threads=THREADS, inter_op_parallelism_threads=THREADS))
 
 
+@in_a_graph_of_its_own
 def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
     """Builds a Switch layer of the sizes' weights on their inputs.
 
@@ -60,7 +76,6 @@ def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
     mtf = mesh_tensorflow()
     from mesh_tensorflow.transformer import moe
 
-    tf.disable_eager_execution()
     x, (mesh, implementation) = sizes.inputs(), mesh_of(mtf)
     dims = [mtf.Dimension(name, size) for name, size in zip(("batch", "length", "d_model"), x.shape)]
     fed = tf.Variable(x, trainable=False)
@@ -104,15 +119,15 @@ def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
 def functions(num_experts: int, folder: str) -> dict[str, Callable]:
     """The layer and a model's training step, with weights of its own, as functions without arguments."""
     del folder
-    layers = {"layer": layer(Layer(num_experts))[1]} if num_experts else {}
-    return {**layers, "step": training_step(num_experts)}
+    layers = {"layer": on_first_call(lambda: layer(Layer(num_experts))[1])} if num_experts else {}
+    return {"step": training_step(num_experts), **layers}
 
 
+@in_a_graph_of_its_own
 def training_step(num_experts: int) -> Callable:
     """Builds a model of the benchmark's sizes; returns its training step, which returns the loss."""
     import tensorflow.compat.v1 as tf
 
-    tf.disable_eager_execution()
     mtf = mesh_tensorflow()
     from mesh_tensorflow import optimize
     from mesh_tensorflow.transformer import moe, transformer

@@ -1,6 +1,8 @@
 """Sizes, batches and weights that all systems of `benchmarks.peers` share. No system's library is imported here."""
 
+import functools
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -56,3 +58,9 @@ def features() -> dict[str, np.ndarray]:
         "decoder_input_tokens": shifted,
         "decoder_target_tokens": targets,
     }
+
+
+def on_first_call(build: Callable[[], Callable[[], object]]) -> Callable[[], object]:
+    """Returns what `build` returns, but builds it when it is called, so that it takes no memory before."""
+    build_once = functools.cache(build)
+    return lambda: build_once()()

@@ -36,7 +36,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
     """Formats the results as a Markdown table."""
     lines = ["| `ACTIVATION_DTYPE` | step | relative | memory | relative |", "|---|---|---|---|---|"]
     lines += [
-        f'| `"{dtype}"` | {1000 * result["step"]:.0f} ms | {result["step_ratio"]:.2f} ({result["step_ratio_low"]:.2f} - '
+        f'| `"{dtype}"` | {result["step"]:.3f} s | {result["step_ratio"]:.2f} ({result["step_ratio_low"]:.2f} - '
         f"{result['step_ratio_high']:.2f}) | {result['memory'] / 2**20:,.0f} MiB | {result['memory_ratio']:.2f} |"
         for dtype, result in results.items()
     ]

@@ -21,7 +21,8 @@ _OPTIONAL = frozenset({"jax", "matplotlib", "pandas", "scipy", "sklearn"})
 # and nltk, when only t5.data.preprocessors is asked for; seqio's imports JAX and Flax, which a command that reads no
 # data does without, and PyGlove, which one kind of mixture needs.
 _DEFERRED = frozenset({"pyglove", "seqio", "t5", "t5.data", "t5.evaluation"})
-_executing = threading.RLock()
+_running = threading.RLock()
+_in_progress: set[str] = set()
 
 
 class _NotInstalled(importlib.abc.MetaPathFinder):
@@ -33,24 +34,38 @@ class _NotInstalled(importlib.abc.MetaPathFinder):
 
 
 class _Deferred(types.ModuleType):
-    """A package that runs its code when something else than one of its submodules is looked up in it."""
+    """A package that runs its code when something else than one of its submodules is looked up in it.
+
+    `importlib.util.LazyLoader` would run that of t5 as soon as t5.data.preprocessors is imported, which looks up where
+    t5 is.
+    """
 
     def __getattr__(self, name: str) -> object:
         submodule = f"{self.__name__}.{name}"
         if importlib.util.find_spec(submodule) is not None:
             return importlib.import_module(submodule)
-        with _executing:
-            # Looked up while it runs, by what it imports: as in any module that is half imported, it is not there yet.
-            if type(self) is _Deferred and "__executing__" not in self.__dict__:
-                spec = self.__spec__
-                assert spec is not None and spec.loader is not None
-                self.__dict__["__executing__"] = True
-                try:
-                    spec.loader.exec_module(self)
-                finally:
-                    del self.__dict__["__executing__"]
-                self.__class__ = types.ModuleType  # type: ignore[assignment]  # Its own class again.
+        with _running:  # Another thread waits until the package is whole.
+            # Looked up by what the package itself imports: as in any that is half imported, it is not there yet.
+            if type(self) is _Deferred and self.__name__ not in _in_progress:
+                self._run()
         return object.__getattribute__(self, name)
+
+    def _run(self) -> None:
+        name, before, spec = self.__name__, dict(self.__dict__), self.__spec__
+        assert spec is not None and spec.loader is not None
+        _in_progress.add(name)
+        try:
+            spec.loader.exec_module(self)
+        except Exception as error:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            if isinstance(error, ImportError):
+                raise
+            # `hasattr` and `from package import name` would take an AttributeError for an answer.
+            raise ImportError(f"{name}: {error}") from error
+        finally:
+            _in_progress.remove(name)
+        self.__class__ = types.ModuleType  # type: ignore[assignment]  # Its own class again.
 
 
 class _DeferringLoader(importlib.abc.Loader):
@@ -98,7 +113,8 @@ def prepare_libraries() -> None:
 
 def defer_imports() -> None:
     """Lets seqio, t5 and PyGlove run their code when it is needed, from the next import of them on."""
-    sys.meta_path.insert(0, _Deferring())
+    if not any(isinstance(finder, _Deferring) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Deferring())
 
 
 def import_tensorflow() -> None:

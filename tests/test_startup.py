@@ -1,5 +1,7 @@
 """What a command leaves out when it starts, or puts off, is there when it is needed."""
 
+import concurrent.futures
+import importlib
 import subprocess
 import sys
 
@@ -10,20 +12,20 @@ from switch_tf import startup
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A deferred package whose own code imports one of its submodules and appends to a list that it is given."""
+    """The folder of a deferred package, whose own code imports a submodule and notes in `sys.ran` that it ran."""
     folder = tmp_path / "a_deferred_package"
     folder.mkdir()
-    (folder / "__init__.py").write_text(
-        "import sys\nsys.ran.append('package')\nfrom . import second\nvalue = second.value\n"
-    )
+    own = ["import sys", "sys.ran.append('package')", "from . import second", "value = second.value"]
+    (folder / "__init__.py").write_text("\n".join(own))
     (folder / "first.py").write_text("value = 1\n")
     (folder / "second.py").write_text("import sys\nsys.ran.append('second')\nvalue = 2\n")
     monkeypatch.setattr(startup, "_DEFERRED", {folder.name})
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    others = [finder for finder in sys.meta_path if not isinstance(finder, startup._Deferring)]
+    monkeypatch.setattr(sys, "meta_path", others)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "ran", [], raising=False)
     startup.defer_imports()
-    yield folder.name
+    yield folder
     for name in [name for name in sys.modules if name.startswith(folder.name)]:
         del sys.modules[name]
 
@@ -50,6 +52,34 @@ def test_all_names_of_a_package_can_be_imported(package):
     names: dict[str, object] = {}
     exec("from a_deferred_package import *", names)
     assert names["value"] == 2
+
+
+def test_a_package_that_fails_says_why_each_time(package):
+    import a_deferred_package
+
+    (package / "second.py").write_text("import a_missing_package")
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="a_missing_package"):
+            _ = a_deferred_package.value
+    (package / "second.py").write_text("import sys\n\nvalue = sys.no_such_attribute")
+    importlib.invalidate_caches()
+    for _ in range(2):
+        with pytest.raises(ImportError, match=r"a_deferred_package: .*no_such_attribute"):
+            hasattr(a_deferred_package, "value")
+
+
+def test_a_package_runs_once_for_all_threads(package):
+    (package / "__init__.py").write_text("import sys, time\nsys.ran.append('package')\ntime.sleep(0.2)\nvalue = 2\n")
+    import a_deferred_package
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: a_deferred_package.value, range(4))) == [2] * 4
+    assert sys.ran == ["package"]
+
+
+def test_imports_are_deferred_once(package):
+    startup.defer_imports()
+    assert sum(isinstance(finder, startup._Deferring) for finder in sys.meta_path) == 1
 
 
 def test_a_command_imports_what_it_needs():

@@ -5,7 +5,7 @@ import pytest
 from switch_tf.partitioning.processor import bfloat16_instructions, faster_dtype, is_slower_dtype
 
 # Lines of /proc/cpuinfo of Linux, shortened.
-ROME = "processor\t: 0\nmodel name\t: AMD EPYC 7B12\nflags\t\t: fpu sse4_2 fma avx avx2 bmi2 sha_ni\nbugs\t\t: spectre_v1\n"
+ROME = "processor\t: 0\nmodel name\t: AMD EPYC 7B12\nflags\t\t: fpu fma avx avx2 sha_ni\nbugs\t\t: spectre_v1\n"
 GENOA = "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni\n"
 SAPPHIRE_RAPIDS = "flags\t\t: avx512f avx512_bf16 avx512_fp16 amx_bf16 amx_tile amx_int8\n"
 GRAVITON_3 = "processor\t: 0\nFeatures\t: fp asimd sve i8mm bf16 dgh\nCPU part\t: 0xd40\n"
