@@ -68,6 +68,7 @@ def functions(num_experts: int, folder: str) -> dict[str, Callable]:
     from switch_tf.models.config import ModelConfig
     from switch_tf.models.encoder_decoder import EncoderDecoder
     from switch_tf.partitioning.engine import SingleEngine
+    from switch_tf.partitioning.layout import Layout
     from switch_tf.runs.loop import make_update
     from switch_tf.training.adafactor import Adafactor
     from switch_tf.training.losses import Objective
@@ -93,7 +94,7 @@ def functions(num_experts: int, folder: str) -> dict[str, Callable]:
     run = types.SimpleNamespace(
         model=model,
         optimizer=optimizer,
-        engine=SingleEngine(),
+        engine=SingleEngine(Layout({}, {})),
         step=tf.Variable(0, dtype=tf.int64),
         experiment=types.SimpleNamespace(seed=0),
         teacher=None,

@@ -7,20 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.peer_sizes import Layer
-
-SIZES = Layer(num_experts=8, d_model=24, d_ff=32, num_groups=3, group_size=64, capacity_factor=1.0)
-# In processes of their own: Mesh TensorFlow turns eager execution off, and JAX need not be here.
-PROGRAM = """
-import sys
-import numpy as np
-from benchmarks import peers
-from benchmarks.peer_sizes import Layer
-system, path = sys.argv[1:]
-peers.prepare(system)
-peer = __import__(f"benchmarks.peer_{system}", fromlist=["layer"])
-np.save(path, np.asarray(peer.layer(Layer(8, 24, 32, 3, 64, 1.0), training=False)[0]()))
-"""
+from tests.support.peer_layer import SIZES
 
 
 def expected() -> np.ndarray:
@@ -47,7 +34,8 @@ def test_a_layer_computes_what_the_paper_says(system, package, tmp_path):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     path = tmp_path / "y.npy"
-    subprocess.run([sys.executable, "-c", PROGRAM, system, str(path)], check=True)
+    # In a process of its own: Mesh TensorFlow turns eager execution off.
+    subprocess.run([sys.executable, "-m", "tests.programs.layer_of_a_peer", system, str(path)], check=True)
     y, dropped = np.load(path), np.abs(expected()).max(axis=-1) == 0
     assert 0 < dropped.sum() < dropped.size / 2
     np.testing.assert_allclose(y, expected(), rtol=1e-4, atol=1e-5)
