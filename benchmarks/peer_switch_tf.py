@@ -44,18 +44,20 @@ def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
     weights = [weight.value for weight in switch.trainable_variables]
 
     @tf.function(autograph=False)
-    def forward(x):
-        return switch(x, context=ForwardContext(training=training))
+    def forward(x, seed):
+        return switch(x, context=ForwardContext(training=training, seed=seed))
 
     @tf.function(autograph=False)
-    def gradients(x):
+    def gradients(x, seed):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y, routing = forward(x)
+            y, routing = forward(x, seed)
             loss = tf.reduce_sum(y * y) + routing.balance_loss
         return tape.gradient(loss, [x, *weights])
 
-    return lambda: forward(x)[0].numpy(), lambda: gradients(x)
+    # A tensor, or the noise would be a constant of the program.
+    seed = tf.constant(0)
+    return lambda: forward(x, seed)[0].numpy(), lambda: gradients(x, seed)
 
 
 def functions(num_experts: int, folder: str) -> dict[str, Callable]:
