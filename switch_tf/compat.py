@@ -290,6 +290,22 @@ def without_autograph() -> AbstractContextManager:
     return ag_ctx.ControlStatusCtx(status=ag_ctx.Status.DISABLED)
 
 
+def coordinate_processes(first: str, seconds: int) -> None:
+    """Sets up how TensorFlow's processes watch each other (`Context.configure_coordination_service`).
+
+    DTensor would do so with TensorFlow's default, 10 seconds: a process that stands still for longer ends the others.
+
+    Args:
+      first: the task that coordinates, "/job:worker/replica:0/task:0".
+      seconds: without a sign of a process after which it counts as lost.
+    """
+    from tensorflow.python.eager import context
+
+    context.context().configure_coordination_service(
+        service_type="standalone", service_leader=first, heartbeat_timeout_in_ms=1000 * seconds
+    )
+
+
 def stop_recording() -> AbstractContextManager[Any]:
     """Inside of it no gradient tape records operations (`tensorflow.python.eager.record`)."""
     from tensorflow.python.eager import record

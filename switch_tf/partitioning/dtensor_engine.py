@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
+from switch_tf import compat
 from switch_tf.errors import SettingError
 from switch_tf.partitioning import axes as axis_names
 from switch_tf.partitioning.axes import Axes, ShardIndex, check_axes
@@ -23,14 +24,18 @@ from switch_tf.partitioning.processes import Processes
 # The mesh dimension of each dimension of a tensor; None for one that is not sharded.
 Split = tuple[str | None, ...]
 
+# A process may stand still for so long, as on a host that swaps. One that has ended is found by `Processes` at once.
+_STANDSTILL_SECONDS = 600
+
 
 def join_processes(processes: Processes) -> None:
-    """Sets the environment variables from which DTensor learns of the processes."""
+    """Sets up what DTensor is to know of the processes: in environment variables, and how they watch each other."""
     if processes.count > 1:
         os.environ["DTENSOR_JOBS"] = ",".join(processes.addresses)
         os.environ["DTENSOR_CLIENT_ID"] = str(processes.index)
         os.environ["DTENSOR_NUM_CLIENTS"] = str(processes.count)
         os.environ["DTENSOR_JOB_NAME"] = "worker"
+        compat.coordinate_processes("/job:worker/replica:0/task:0", _STANDSTILL_SECONDS)
 
 
 class DTensorEngine(Engine):
@@ -53,7 +58,9 @@ class DTensorEngine(Engine):
         join_processes(self.processes)
         kind = "CPU" if num_logical_devices else dtensor.preferred_device_type()
         try:
-            dtensor.initialize_accelerator_system(kind, num_logical_cpu_devices=num_logical_devices)
+            dtensor.initialize_accelerator_system(
+                kind, num_logical_cpu_devices=num_logical_devices, enable_coordination_service=False
+            )
         except (ValueError, RuntimeError, tf.errors.OpError) as error:
             where = f" at {self.processes.addresses[self.process_index]}" if self.num_processes > 1 else ""
             raise SettingError(f"ENGINE = 'dtensor' cannot open its devices{where}: {error}") from error
