@@ -306,6 +306,13 @@ def coordinate_processes(first: str, seconds: int) -> None:
     )
 
 
+def wait_for_operations() -> None:
+    """Waits until all operations that were started have ended, without holding Python's lock (`async_wait`)."""
+    from tensorflow.python.eager import context
+
+    context.async_wait()
+
+
 def stop_recording() -> AbstractContextManager[Any]:
     """Inside of it no gradient tape records operations (`tensorflow.python.eager.record`)."""
     from tensorflow.python.eager import record

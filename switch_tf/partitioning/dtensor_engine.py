@@ -38,6 +38,13 @@ def join_processes(processes: Processes) -> None:
         compat.coordinate_processes("/job:worker/replica:0/task:0", _STANDSTILL_SECONDS)
 
 
+def _on_devices(tensor: tf.Tensor) -> list[tf.Tensor]:
+    """Returns what each device has of a tensor."""
+    # `unpack` would wait while it holds Python's lock, which the thread needs that looks out for lost processes.
+    compat.wait_for_operations()
+    return dtensor.unpack(tensor)
+
+
 class DTensorEngine(Engine):
     """A partitioned program on a DTensor mesh."""
 
@@ -178,7 +185,7 @@ class DTensorEngine(Engine):
         def fetched(tensor: tf.Tensor) -> np.ndarray:
             if not dtensor.fetch_layout(tensor).is_fully_replicated():
                 tensor = dtensor.relayout(tensor, dtensor.Layout.replicated(self.mesh, tensor.shape.rank))
-            return dtensor.unpack(tensor)[0].numpy()
+            return _on_devices(tensor)[0].numpy()
 
         return tf.nest.map_structure(fetched, tree)
 
@@ -187,7 +194,7 @@ class DTensorEngine(Engine):
     def shards(self, variable: dtensor.DVariable) -> list[tuple[ShardIndex, np.ndarray]]:
         split, shape = self._split_of(variable), tuple(variable.shape)
         replicated = [dimension for dimension in self.layout.mesh if dimension not in split]
-        values = dtensor.unpack(variable.read_value())
+        values = _on_devices(variable.read_value())
         # Of the devices that hold the same shard, the first one along each replicated mesh dimension saves it.
         return [
             (shard, value.numpy())
