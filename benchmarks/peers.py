@@ -16,6 +16,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 
 from benchmarks.measuring import spread
 from benchmarks.peer_sizes import GENERATIONS, THREADS
@@ -67,6 +68,13 @@ def work(system: str, num_experts: int, folder: str, pipe) -> None:
         pipe.send(time.perf_counter() - start)
 
 
+def _answer(pipe: Connection, system: str):
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise SystemExit(f"The process of {system} has ended: its error is above.") from None
+
+
 def measure(num_experts: int, rounds: int, things: Sequence[str], systems: Sequence[str]) -> list[dict]:
     """Times systems in turn.
 
@@ -87,11 +95,12 @@ def measure(num_experts: int, rounds: int, things: Sequence[str], systems: Seque
             pipes[system], end = context.Pipe()
             processes[system] = context.Process(target=work, args=(system, num_experts, folder, end), daemon=True)
             processes[system].start()
-            does[system] = pipes[system].recv()
+            end.close()
+            does[system] = _answer(pipes[system], system)
 
         def ask(system: str, order: str):
             pipes[system].send(order)
-            return pipes[system].recv()
+            return _answer(pipes[system], system)
 
         rows = []
         for thing in things:

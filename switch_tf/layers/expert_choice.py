@@ -77,7 +77,9 @@ class ExpertChoiceRouter(Router):
             logits=scores.logits,
             balance_loss=self.balance_loss(affinity, mask),
             z_loss=router_z_loss(scores.logits, mask),
-            metrics=routing_metrics(scores.probabilities, first_choice, first_choice * is_real, has_slot, mask),
+            metrics=routing_metrics(
+                scores.logits, scores.probabilities, first_choice, first_choice * is_real, has_slot, mask
+            ),
         )
 
 

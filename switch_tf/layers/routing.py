@@ -146,12 +146,18 @@ def router_z_loss(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def routing_metrics(
-    probabilities: tf.Tensor, first_choice: tf.Tensor, choices: tf.Tensor, has_slot: tf.Tensor, mask: tf.Tensor
+    logits: tf.Tensor,
+    probabilities: tf.Tensor,
+    first_choice: tf.Tensor,
+    choices: tf.Tensor,
+    has_slot: tf.Tensor,
+    mask: tf.Tensor,
 ) -> RoutingMetrics:
     """Computes the metrics of a routing, without a gradient.
 
     Args:
-      probabilities: float32 [G, S, E], over the experts.
+      logits: float32 [G, S, E], over the experts.
+      probabilities: float32 [G, S, E], their softmax.
       first_choice: float32 [G, S, E], one-hot.
       choices: float32 [G, S, E], 1 for each choice of a real token.
       has_slot: float32 [G, S], 1 for a token that got a slot.
@@ -160,10 +166,11 @@ def routing_metrics(
     Returns:
       The metrics.
     """
-    probabilities = tf.stop_gradient(probabilities)
     num_tokens = tf.maximum(axes.sum_over_replicas(tf.reduce_sum(mask)), 1.0)
-    entropy = -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), axis=-1)
-    confidence = tf.reduce_sum(probabilities * first_choice, axis=-1)
+    # Of what the z-loss and the gate compute, too, which TensorFlow then does once: no logarithm of [G, S, E].
+    entropy = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_sum(probabilities * logits, axis=-1)
+    entropy = tf.stop_gradient(tf.maximum(entropy, 0.0))
+    confidence = tf.stop_gradient(tf.reduce_sum(probabilities * first_choice, axis=-1))
     num_choices = tf.maximum(axes.sum_over_replicas(tf.reduce_sum(choices)), 1.0)
     return RoutingMetrics(
         fraction_dropped=tf.reduce_sum(mask - has_slot) / num_tokens,

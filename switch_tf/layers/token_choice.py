@@ -94,7 +94,7 @@ class TokenChoiceRouter(Router):
             logits=scores.logits,
             balance_loss=load_balance_loss(scores.probabilities, first_choice, mask),
             z_loss=router_z_loss(scores.logits, mask),
-            metrics=routing_metrics(scores.probabilities, first_choice, choices, has_slot, mask),
+            metrics=routing_metrics(scores.logits, scores.probabilities, first_choice, choices, has_slot, mask),
         )
 
 

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks import peers
 from tests.support.peer_layer import SIZES
 
 
@@ -39,3 +40,9 @@ def test_a_layer_computes_what_the_paper_says(system, package, tmp_path):
     y, dropped = np.load(path), np.abs(expected()).max(axis=-1) == 0
     assert 0 < dropped.sum() < dropped.size / 2
     np.testing.assert_allclose(y, expected(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_system_whose_process_fails_is_named():
+    """Ours trains Hugging Face's weights, which nobody has written here."""
+    with pytest.raises(SystemExit, match="The process of switch_tf has ended"):
+        peers.measure(8, 1, ["step"], ["switch_tf"])
