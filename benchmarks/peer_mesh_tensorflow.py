@@ -106,7 +106,8 @@ def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
     gradients = mtf.gradients([loss], [inputs, *(variable.outputs[0] for variable in variables)])
     lowering = mtf.Lowering(mesh.graph, {mesh: implementation})
     output = lowering.export_to_tf_tensor(y)
-    backward = tf.group(*(lowering.export_to_tf_tensor(gradient) for gradient in gradients))
+    # One element of each: TensorFlow leaves out what only a `tf.group` depends on, and a whole one would be copied.
+    backward = [tf.reshape(lowering.export_to_tf_tensor(gradient), [-1])[:1] for gradient in gradients]
     running = session()
     running.run(tf.global_variables_initializer())
     by_shape = {array.shape: array for array in sizes.weights().values()}
