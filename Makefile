@@ -125,6 +125,7 @@ bench: $(VENV)/interop
 	$(BIN)/python -m benchmarks.meshes --json=$(BENCH)/meshes.json
 	$(BIN)/python -m benchmarks.rematerialization --json=$(BENCH)/rematerialization.json
 	$(BIN)/python -m benchmarks.input --json=$(BENCH)/input.json
+	$(BIN)/python -m benchmarks.router_statistics
 	$(BIN)/python -m benchmarks.serving --json=$(BENCH)/serving.json
 	$(BIN)/python -m benchmarks.plot --feed_forward=$(BENCH)/feed_forward.json --peers=$(BENCH)/peers.json \
 	  --output=$(BENCH)/speed.png
