@@ -167,9 +167,9 @@ def routing_metrics(
       The metrics.
     """
     num_tokens = tf.maximum(axes.sum_over_replicas(tf.reduce_sum(mask)), 1.0)
-    # Of what the z-loss and the gate compute, too, which TensorFlow then does once: no logarithm of [G, S, E].
-    entropy = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_sum(probabilities * logits, axis=-1)
-    entropy = tf.stop_gradient(tf.maximum(entropy, 0.0))
+    # ln p = h - ln Z: the z-loss has ln Z and the gate the product below, which TensorFlow then computes once.
+    log_z = tf.expand_dims(tf.reduce_logsumexp(logits, axis=-1), -1)
+    entropy = tf.stop_gradient(tf.reduce_sum(probabilities * (log_z - logits), axis=-1))
     confidence = tf.stop_gradient(tf.reduce_sum(probabilities * first_choice, axis=-1))
     num_choices = tf.maximum(axes.sum_over_replicas(tf.reduce_sum(choices)), 1.0)
     return RoutingMetrics(
