@@ -29,25 +29,26 @@ D_MODEL, D_FF = 512, 2048
 GROUPS, GROUP_SIZE = 16, 1024
 
 
-def dense_layer() -> FeedForward:
-    """The dense layer."""
-    layer = FeedForward(d_model=D_MODEL, d_ff=D_FF, name="dense")
-    with weights_from_seed(0):
-        layer.build()
-    return layer
-
-
-def switch_layer(num_experts: int, dispatcher: str) -> SwitchFeedForward:
-    """A Switch layer with capacity factor 1.0."""
-    shape = {"d_model": D_MODEL, "num_experts": num_experts}
-    layer = SwitchFeedForward(
-        router=SwitchRouter(**shape, name="router"),
-        experts=Experts(**shape, d_ff=D_FF, name="experts"),
-        group_size=GROUP_SIZE,
-        capacity_factor=1.0,
-        dispatcher=dispatcher,
-        name=f"{dispatcher}_{num_experts}",
-    )
+def make_layer(
+    d_model: int = D_MODEL,
+    d_ff: int = D_FF,
+    num_experts: int = 0,
+    dispatcher: str = "gather",
+    dtype: str = "float32",
+) -> FeedForward | SwitchFeedForward:
+    """A Switch layer with capacity factor 1.0; with 0 experts the dense layer."""
+    layer: FeedForward | SwitchFeedForward = FeedForward(d_model=d_model, d_ff=d_ff, dtype=dtype, name="dense")
+    if num_experts:
+        shape = {"d_model": d_model, "num_experts": num_experts}
+        layer = SwitchFeedForward(
+            router=SwitchRouter(**shape, name="router"),
+            experts=Experts(**shape, d_ff=d_ff, dtype=dtype, name="experts"),
+            group_size=GROUP_SIZE,
+            capacity_factor=1.0,
+            dispatcher=dispatcher,
+            dtype=dtype,
+            name=f"{dispatcher}_{num_experts}",
+        )
     with weights_from_seed(0):
         layer.build()
     return layer
@@ -112,8 +113,8 @@ def measure(num_experts: int, rounds: int) -> list[dict]:
       A row for each: medians and quartiles of the seconds and of the ratio to the dense layer.
     """
     x = tf.random.stateless_normal([GROUPS, GROUP_SIZE, D_MODEL], (0, 1))
-    steps = {"dense": make_step(dense_layer()), "bound": make_bound(num_experts)}
-    steps |= {name: make_step(switch_layer(num_experts, name)) for name in DISPATCHERS}
+    steps = {"dense": make_step(make_layer()), "bound": make_bound(num_experts)}
+    steps |= {name: make_step(make_layer(num_experts=num_experts, dispatcher=name)) for name in DISPATCHERS}
     # A tensor, or the noise would be a constant of the program.
     seed = tf.constant(0)
     for step in steps.values():

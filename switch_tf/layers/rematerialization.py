@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from switch_tf import compat
+from switch_tf.partitioning import axes
 
 
 def rematerialized(
@@ -49,7 +50,10 @@ def rematerialized(
             tape.watch(recomputed)
             targets = _tensors(compute(*recomputed))
         floats = [index for index, target in enumerate(targets) if target.dtype.is_floating]
-        return tape.gradient([targets[index] for index in floats], recomputed, [gradients[index] for index in floats])
+        found = tape.gradient([targets[index] for index in floats], recomputed, [gradients[index] for index in floats])
+        # Before the gradients of the layers below, or XLA keeps what the experts' gradients are computed from.
+        of_experts = [each for each, weight in zip(found[num_inputs:], weights) if axes.EXPERTS in weight.axes[:1]]
+        return [axes.after(found[0], of_experts), *found[1:]]
 
     compat.record_gradient("Rematerialized", _tensors(outputs), tensors, gradient)
     return outputs

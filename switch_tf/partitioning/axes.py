@@ -76,6 +76,16 @@ class Placement:
         """Changes the sharding of an activation from that of `source` to that of `target`; the same values."""
         return self.constrain(self.constrain(tensor, source), target)
 
+    def reread(self, tensors: list[tf.Tensor], index: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the tensors for the body of a loop, in which a compiler keeps what is computed from them."""
+        del index
+        return tensors
+
+    def after(self, tensor: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:
+        """Returns the tensor, which a compiler computes after others."""
+        del others
+        return tensor
+
     def num_shards(self, axis: str) -> int:
         """Returns how many devices a partitioned program shards an axis over."""
         del axis
@@ -141,6 +151,32 @@ def reshard(tensor: tf.Tensor, source: Axes, target: Axes) -> tf.Tensor:
       The same values. Without an engine the tensor itself.
     """
     return placement().reshard(tensor, source, target)
+
+
+def reread(tensors: list[tf.Tensor], index: tf.Tensor) -> list[tf.Tensor]:
+    """Has the body of a loop read tensors from outside of it anew each time, where a compiler would not.
+
+    Args:
+      tensors: any.
+      index: of the iteration.
+
+    Returns:
+      The same values, from which a compiler computes nothing before the loop.
+    """
+    return placement().reread(tensors, index)
+
+
+def after(tensor: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:
+    """Has a tensor computed after others, where a compiler decides on the order.
+
+    Args:
+      tensor: float.
+      others: float, finite (otherwise the result is not-a-number).
+
+    Returns:
+      The tensor.
+    """
+    return placement().after(tensor, others)
 
 
 def num_shards(axis: str) -> int:

@@ -104,6 +104,7 @@ class Adafactor(keras.optimizers.Optimizer):
         rate_factors: Mapping[str, float] | None = None,
         absolute_steps: Sequence[str] = (),
         step_offset: int = 0,
+        skip_by_matrix: bool = False,
         name: str = "adafactor",
         **kwargs: Any,
     ):
@@ -124,6 +125,9 @@ class Adafactor(keras.optimizers.Optimizer):
           step_offset: the step at which the slots are zero; their decay counts from there, as T5X's `step_offset`.
             Counted from step 0, the decay of slots that start at a late step would keep them near zero, and every
             update as large as clipping allows.
+          skip_by_matrix: whether the training step skips the update of each matrix (a weight, or an expert's part of
+            one) whose own gradient is not finite, instead of the whole update. No matrix then waits for the gradients
+            of others, which need not all be in memory at once.
           name: Keras name.
           **kwargs: of `keras.optimizers.Optimizer`.
 
@@ -141,6 +145,7 @@ class Adafactor(keras.optimizers.Optimizer):
         self.rate_factors = dict(rate_factors or {})
         self.absolute_steps = tuple(absolute_steps)
         self.step_offset = step_offset
+        self.skip_by_matrix = skip_by_matrix
 
     def rate(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the learning rate (float32 scalar) of `step`, 0 for the first."""
@@ -180,7 +185,8 @@ class Adafactor(keras.optimizers.Optimizer):
           step: integer scalar, 0 for the first update.
           learning_rate: float32 scalar.
           name: the weight's, for `rate_factors` and `absolute_steps`.
-          is_finite: bool scalar; where it is false, 0 is to be subtracted, whatever the gradient. None: true.
+          is_finite: bool scalar; where it is false, 0 is to be subtracted, whatever the gradient, and the slots are the
+            old ones. None: true. With `skip_by_matrix` each matrix's gradient decides instead.
 
         Returns:
           (what to subtract from the weight, the slots after the update).
@@ -196,20 +202,23 @@ class Adafactor(keras.optimizers.Optimizer):
 
         # What a matrix or a row has in common goes into `factor`, which is small: each pass over a large weight counts.
         if is_factored:
-            row = decayed("v_row", tf.reduce_mean(squared, roles.columns) + self.epsilon1)
+            of_rows = tf.reduce_mean(squared, roles.columns)
+            mean_square = tf.reduce_mean(self._expanded(of_rows, roles.columns), roles.rows, keepdims=True)
+            row = decayed("v_row", of_rows + self.epsilon1)
             column = decayed("v_column", tf.reduce_mean(squared, roles.rows) + self.epsilon1)
             after = {"v_row": row, "v_column": column}
             row, column = self._expanded(row, roles.columns), self._expanded(column, roles.rows)
             row /= tf.reduce_mean(row, roles.rows, keepdims=True)
             update, factor = gradient * tf.math.rsqrt(column), tf.math.rsqrt(row)
             of_rows = tf.reduce_mean(tf.square(update), roles.columns, keepdims=True)
-            mean_square = tf.reduce_mean(of_rows / row, roles.rows, keepdims=True)
+            update_square = tf.reduce_mean(of_rows / row, roles.rows, keepdims=True)
         else:
+            mean_square = self._mean_square(gradient, roles)
             after = {"v": decayed("v", squared + self.epsilon1)}
             update, factor = gradient * tf.math.rsqrt(after["v"]), 1.0
-            mean_square = self._mean_square(update, roles)
+            update_square = self._mean_square(update, roles)
 
-        factor /= tf.maximum(1.0, tf.sqrt(mean_square) / self.clipping_threshold)
+        factor /= tf.maximum(1.0, tf.sqrt(update_square) / self.clipping_threshold)
         factor *= learning_rate * self._rate_factor(name)
         if not any(re.search(key, name) for key in self.absolute_steps):
             factor *= tf.maximum(tf.sqrt(self._mean_square(weight, roles)), self.epsilon2)
@@ -217,6 +226,13 @@ class Adafactor(keras.optimizers.Optimizer):
             return update * factor, after
         # A condition of another rank crashes the process where the tensors are DTensors.
         is_finite = tf.reshape(is_finite, [1] * len(factor.shape))
+        if self.skip_by_matrix:
+            is_finite = tf.math.is_finite(mean_square)
+        reduced = {"v": (), "v_row": roles.columns, "v_column": roles.rows}
+        after = {
+            slot: tf.where(tf.squeeze(is_finite, reduced[slot]) if reduced[slot] else is_finite, value, slots[slot])
+            for slot, value in after.items()
+        }
         return tf.math.multiply_no_nan(update, tf.where(is_finite, factor, tf.zeros_like(factor))), after
 
     def _rate_factor(self, name: str) -> float:
@@ -274,5 +290,6 @@ class Adafactor(keras.optimizers.Optimizer):
             "rate_factors",
             "absolute_steps",
             "step_offset",
+            "skip_by_matrix",
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

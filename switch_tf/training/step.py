@@ -2,7 +2,8 @@
 
 They read and assign no variables: the training loop does so around them, and a compiler can lower them from shapes.
 
-An update whose loss or gradient is not finite is skipped: the step returns the weights and slots that it was given.
+An update whose loss or gradient is not finite is skipped: the step returns the weights and slots that it was given (all
+of them, or with `Adafactor.skip_by_matrix` those whose own gradient is not finite).
 
 On data-parallel replicas, gradients, losses and metrics are contributions of the replica's rows until
 `sum_over_replicas` adds them up. From then on all replicas have equal values and make the same update.
@@ -116,12 +117,6 @@ def _placed_features(features: Features) -> Features:
     return {name: axis_names.constrain(feature, _FEATURE_AXES) for name, feature in features.items()}
 
 
-def _selected(condition: tf.Tensor, ours: tf.Tensor, theirs: tf.Tensor) -> tf.Tensor:
-    """Returns `ours` where a boolean scalar is true, otherwise `theirs`, bit for bit."""
-    # A condition of another rank crashes the process where the tensors are DTensors.
-    return tf.where(tf.reshape(condition, [1] * len(ours.shape)), ours, theirs)
-
-
 class _InSequence:
     """Updates large weights one after the other, or the temporaries of all of them would be in memory at once.
 
@@ -189,7 +184,8 @@ def make_train_step(
       step(weights, slots, step, features, seed, teacher_weights) -> (weights, slots, metrics): `weights` as in
       `model.trainable_variables`, `slots` a dict for each of them, `step` an integer scalar (0 for the first),
       `features` int32 [B, L] tensors, `seed` an integer scalar, `teacher_weights` as in `Teacher.weights` (none by
-      default). If the loss or the gradient norm is not finite, the new weights and slots are the old ones.
+      default). If the loss or the gradient norm is not finite, the new weights and slots are the old ones (see
+      `Adafactor.skip_by_matrix`).
     """
     weight_axes = [variable.axes for variable in model.trainable_variables]
     weight_names = [weight_name(variable) for variable in model.trainable_variables]
@@ -234,7 +230,8 @@ def make_train_step(
     def accumulated(given: _Given, features: Features, seed: tf.Tensor) -> _Sums:
         def sums_at(index: tf.Tensor) -> _Sums:
             features_at = microbatch(features, index, num_microbatches)
-            return sums_of(given, features_at, randomness.fold_in(seed, index))
+            weights = axis_names.reread(given.weights, index)
+            return sums_of(given._replace(weights=weights), features_at, randomness.fold_in(seed, index))
 
         if axis_names.is_replicated():
             return unrolled(sums_at)
@@ -289,11 +286,10 @@ def make_train_step(
                 if index in balanced:
                     load = total.routing[balanced[index]].expert_load
                     change = balance_bias_change(load, model.config.balance_bias_rate)
-                    change = _selected(is_finite, change, tf.zeros_like(change))
+                    change = tf.where(tf.reshape(is_finite, [1]), change, tf.zeros_like(change))
                 else:
                     name = weight_names[index]
-                    change, after = optimizer.change(gradient, weight, slot, axes, step, rate, name, is_finite)
-                    slot = {name: _selected(is_finite, after[name], before) for name, before in slot.items()}
+                    change, slot = optimizer.change(gradient, weight, slot, axes, step, rate, name, is_finite)
                 new_weights.append(in_sequence.last(weight - change))
             changes.append(change)
             new_slots.append(slot)

@@ -8,7 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.spmd import Partitioned
 from tests.support.compilers import needs_pinned_jax
 from tests.support.launch import ROOT
 
@@ -49,3 +52,11 @@ def test_a_split_step_is_the_whole_step(tmp_path, mesh_shape, layout_rules, num_
     # No all-gather of expert weights, whole or sharded (d_model is 16, d_ff 32).
     gathered = [shape for collective in table if collective["kind"] == "all-gather" for shape in collective["shapes"]]
     assert not [shape for shape in gathered if re.search(r"\[(\d+,)?(16,(16|32)|(16|32),16)\]", shape)]
+
+
+def test_the_order_of_a_compiler_changes_no_value():
+    placement = Partitioned(Layout.parse("data:1", EXPERTS))
+    tensor, others = tf.constant([1.5, -2.0], tf.bfloat16), [tf.constant([[-3.0, 4.0]]), tf.constant([0.5])]
+    assert np.array_equal(placement.after(tensor, others), tensor) and placement.after(tensor, []) is tensor
+    for value, again in zip(others, placement.reread(others, tf.constant(7))):
+        assert np.array_equal(value, again)

@@ -136,6 +136,37 @@ def test_an_update_that_is_not_finite_is_not_made(tiny_config, num_microbatches)
     assert metrics.skipped == 0 and any(np.any(before != after) for before, after in zip(weights, moved))
 
 
+@pytest.mark.parametrize("by_matrix", [False, True])
+def test_a_matrix_keeps_its_values_by_itself(tiny_config, by_matrix):
+    """With `skip_by_matrix`, the infinite gradient of one expert keeps its weights and slots, and no others."""
+    model, _, weights, slots = prepare(tiny_config)
+    bad = next(index for index, weight in enumerate(model.trainable_variables) if weight.path.endswith("experts/wi"))
+
+    @tf.custom_gradient
+    def with_infinite_gradient(tensor: tf.Tensor) -> tuple:
+        expert = tf.reshape(tf.range(tensor.shape[0]), [-1, 1, 1])
+        return tf.identity(tensor), lambda gradient: tf.where(expert == 0, np.inf, gradient)
+
+    call = model.stateless_call
+
+    def stateless_call(values: list, *arguments: object, **settings: object) -> object:
+        values = [with_infinite_gradient(value) if index == bad else value for index, value in enumerate(values)]
+        return call(values, *arguments, **settings)
+
+    model.stateless_call = stateless_call
+    step = make_train_step(model, Adafactor(learning_rate=Constant(0.02), skip_by_matrix=by_matrix), Objective())
+    after, slots_after, metrics = step(weights, slots, tf.constant(1, tf.int64), features(), tf.constant(0))
+    assert metrics.skipped == 1 and np.isfinite(metrics.loss)
+
+    def is_kept(index: int, part: object) -> bool:
+        before, now = [weights[index], *slots[index].values()], [after[index], *slots_after[index].values()]
+        return all(old.numpy()[part].tobytes() == new.numpy()[part].tobytes() for old, new in zip(before, now))
+
+    assert is_kept(bad, 0) and all(np.all(np.isfinite(value)) for value in tf.nest.flatten([after, slots_after]))
+    others = [is_kept(index, ...) for index in range(len(weights)) if index != bad]
+    assert [is_kept(bad, 1), *others] == [not by_matrix] * len(weights)
+
+
 def test_evaluation_counts_real_tokens_without_noise(tiny_config):
     model, _, weights, _ = prepare(dataclasses.replace(tiny_config, dropout_rate=0.5))
     batch = features()

@@ -50,8 +50,8 @@ class LoweredModule:
         self.argument_axes = program.argument_axes
         function = tf.function(program.function, autograph=False, jit_compile=True)
         with placed_by(Partitioned(layout)):
-            hlo = function.experimental_get_compiler_ir(*program.arguments)(stage="hlo_serialized")
-        self.module = compat.stablehlo_of_hlo(hlo)
+            lowered = function.experimental_get_compiler_ir(*program.arguments)(stage="stablehlo_serialized")
+        self.module = compat.parse_stablehlo(lowered)
         self.result_axes = program.state_axes + [()] * (compat.num_results(self.module) - program.state_size)
         mesh = jax.sharding.AbstractMesh(tuple(layout.mesh.values()), tuple(layout.mesh))
 

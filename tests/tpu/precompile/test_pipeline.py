@@ -1,7 +1,9 @@
 """`switch-tf tpu precompile`, with the real TPU compiler if it is installed (`make test` installs it)."""
 
+import collections
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -19,6 +21,7 @@ from tests.support.compilers import needs_tpu_compiler
 from tests.support.launch import ROOT
 from tests.support.step_plans import make_plan
 from tpu.precompile import pipeline
+from tpu.precompile.hlo import HloProgram
 from tpu.precompile.report import make_report, report_text
 from tpu.topologies import find_slice
 
@@ -70,6 +73,19 @@ def test_a_training_step_for_eight_cores(capsys):
     seconds = report["min_seconds"]
     assert seconds["step"] == max(seconds["matmuls"], seconds["collectives"]) > 0
     assert report["max_tokens_per_second"] == pytest.approx(64 * (512 + 114) / seconds["step"])
+
+
+@needs_tpu_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("effort", ["low", "full"])
+def test_no_weight_is_kept_in_bfloat16_across_microbatches(capsys, tmp_path, effort):
+    """XLA moves what does not change out of a loop: it would keep a copy of all weights, half of their size."""
+    hlo = tmp_path / "step.hlo"
+    run(capsys, "--gin.BATCH_SIZE=64", "--gin.NUM_MICROBATCHES=2", f"--hlo={hlo}", f"--effort={effort}", "--json")
+    (loop,) = (each for each, _ in HloProgram(hlo.read_text()).instructions() if each.kind == "while")
+    carried = collections.Counter(dtype for dtype, sizes in loop.shapes if math.prod(sizes) >= 2**12)
+    # Weights and accumulated gradients.
+    assert carried["f32"] > 0 and carried["bf16"] == 0
 
 
 @needs_tpu_compiler
