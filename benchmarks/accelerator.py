@@ -44,15 +44,18 @@ def _programs() -> Iterator[tuple[str, Any]]:
     from switch_tf.export.pure_programs import training_step
     from switch_tf.layers.dispatch import DISPATCHERS
     from switch_tf.models.config import ModelConfig
+    from switch_tf.planning.weight_specs import without_allocation
     from switch_tf.training.adafactor import Adafactor
     from switch_tf.training.losses import Objective
     from tpu.precompile.plan import built
 
-    yield "layer-dense-0", _layer_program(make_layer(**LAYER, dtype="mixed_bfloat16"))
-    for num_experts in LAYER_EXPERTS:
-        for dispatcher in DISPATCHERS:
+    layers = [("dense", 0), *((name, num_experts) for num_experts in LAYER_EXPERTS for name in DISPATCHERS)]
+    for dispatcher, num_experts in layers:
+        with without_allocation():
             layer = make_layer(**LAYER, num_experts=num_experts, dispatcher=dispatcher, dtype="mixed_bfloat16")
-            yield f"layer-{dispatcher}-{num_experts}", _layer_program(layer)
+        yield f"layer-{dispatcher}-{num_experts}", _layer_program(layer)
+    for num_experts in LAYER_EXPERTS:
+        yield f"layer-bound-{num_experts}", _bound(num_experts)
     features = {"encoder_input_tokens": (BATCH, INPUTS)} | dict.fromkeys(
         ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights"), (BATCH, TARGETS)
     )
@@ -94,6 +97,27 @@ def _layer_program(layer: Any) -> Any:
     return PureProgram(gradients, {"x": x, "seed": tf.TensorSpec([], tf.int32), "weights": shapes})
 
 
+def _bound(num_experts: int) -> Any:
+    """Returns the matmuls of the experts and nothing else, with the tokens spread evenly: `make_bound` in bfloat16."""
+    import tensorflow as tf
+
+    from switch_tf.export.pure_programs import PureProgram
+
+    def gradients(x: tf.Tensor, weights: dict[str, tf.Tensor]) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            tape.watch([x, weights])
+            hidden = tf.matmul(tf.reshape(x, [num_experts, -1, LAYER["d_model"]]), tf.cast(weights["wi"], x.dtype))
+            y = tf.matmul(tf.nn.relu(hidden), tf.cast(weights["wo"], x.dtype))
+            loss = tf.reduce_sum(tf.square(tf.cast(y, tf.float32)))
+        of_x, of_weights = tape.gradient(loss, [x, weights])
+        return {"x": of_x, "weights": of_weights}
+
+    shape = (LAYER["d_model"], LAYER["d_ff"])
+    weights = {"wi": tf.TensorSpec([num_experts, *shape]), "wo": tf.TensorSpec([num_experts, *shape[::-1]])}
+    x = tf.TensorSpec([GROUPS, GROUP_SIZE, LAYER["d_model"]], tf.bfloat16)
+    return PureProgram(gradients, {"x": x, "weights": weights})
+
+
 def timed(folder: pathlib.Path, rounds: int) -> list[dict[str, Any]]:
     """Times all layers in turn, then for each number of experts all steps in turn.
 
@@ -104,13 +128,14 @@ def timed(folder: pathlib.Path, rounds: int) -> list[dict[str, Any]]:
     Returns:
       A row for each: medians and quartiles of the seconds, and of the ratio to the dense layer or to our step.
     """
-    layers = [f"layer-{path.name.split('-', 1)[1][:-5]}" for path in sorted(folder.glob("layer-*.json"))]
-    rows = _in_turn({name: _layer(folder, name) for name in layers}, "layer-dense-0", rounds)
-    for num_experts in (0, *STEP_EXPERTS):
-        names = {f"step-ours-{num_experts}": _step(folder, f"step-ours-{num_experts}")}
+    layers = {path.stem: _layer(folder, path.stem) for path in sorted(folder.glob("layer-*.json"))}
+    rows = _in_turn(layers, "layer-dense-0", rounds)
+    for path in sorted(folder.glob("step-ours-*.json")):
+        num_experts = int(path.stem.split("-")[-1])
+        steps = {path.stem: _step(folder, path.stem)}
         if num_experts:
-            names[f"step-huggingface-{num_experts}"] = _huggingface_step(num_experts)
-        rows += _in_turn(names, f"step-ours-{num_experts}", rounds)
+            steps[f"step-huggingface-{num_experts}"] = _huggingface_step(num_experts)
+        rows += _in_turn(steps, path.stem, rounds)
     return rows
 
 
@@ -152,10 +177,9 @@ def _step(folder: pathlib.Path, name: str) -> Callable[[], float]:
     def seconds() -> float:
         arguments = state or _arguments(folder, name)
         start = time.perf_counter()
-        for number in range(_CALLS):
-            arguments["step"] = np.int32(number)
+        for _ in range(_CALLS):
             results = step(*arguments.values())
-            arguments |= {"weights": results["weights"], "slots": results["slots"]}
+            arguments |= {"weights": results["weights"], "slots": results["slots"], "step": arguments["step"] + 1}
         loss = float(results["metrics"]["loss"])
         state.update(arguments)
         assert np.isfinite(loss), f"{name}: the loss is {loss}."
@@ -167,7 +191,6 @@ def _step(folder: pathlib.Path, name: str) -> Callable[[], float]:
 def _huggingface_step(num_experts: int) -> Callable[[], float]:
     import torch
     import transformers
-
     from transformers.optimization import Adafactor
 
     torch.manual_seed(0)
@@ -194,9 +217,7 @@ def _huggingface_step(num_experts: int) -> Callable[[], float]:
         for _ in range(_CALLS):
             optimizer.zero_grad()
             with torch.autocast("cuda", torch.bfloat16):
-                loss = model(
-                    input_ids=features["encoder_input_tokens"], labels=features["decoder_target_tokens"]
-                ).loss
+                loss = model(input_ids=features["encoder_input_tokens"], labels=features["decoder_target_tokens"]).loss
             loss.backward()
             optimizer.step()
         torch.cuda.synchronize()
@@ -238,8 +259,8 @@ def _arguments(folder: pathlib.Path, name: str) -> dict[str, Any]:
         elif len(shape) == 1:
             value = jnp.ones(shape, entry["dtype"])
         else:
-            fan_in = shape[-2]
-            value = jax.random.normal(jax.random.key(index), shape, entry["dtype"]) / np.sqrt(fan_in)
+            size = 1.0 if path == "x" else 0.02
+            value = size * jax.random.normal(jax.random.key(index), shape, entry["dtype"])
         if top == "slots":
             weight, _, slot = rest.rpartition("/")
             nest.setdefault(top, {}).setdefault(weight, {})[slot] = value

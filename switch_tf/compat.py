@@ -86,16 +86,6 @@ def gin_configurable(name: str) -> Callable:
 JAX_VERSION = "0.10.2"
 
 
-def stablehlo_of_hlo(hlo: bytes) -> ir.Module:
-    """Converts a serialized `HloModuleProto`, as TensorFlow lowers a function, to StableHLO (`jax._src.lib._jax`)."""
-    from jax._src.interpreters import mlir
-    from jax._src.lib import _jax
-    from jaxlib.mlir import ir
-
-    with mlir.make_ir_context():
-        return ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
-
-
 def stablehlo_bytecode(module: ir.Module) -> bytes:
     """Serializes a module as MLIR bytecode."""
     buffer = io.BytesIO()

@@ -1,6 +1,6 @@
 """Pure programs as StableHLO, and as functions that `jax.export` reads.
 
-TensorFlow lowers a program to HLO; jaxlib converts it to StableHLO and serializes it as a portable artifact.
+TensorFlow lowers a program to StableHLO; jaxlib serializes it as a portable artifact.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def write_program(folder: str, name: str, program: PureProgram) -> dict[str, Any
         return tf.nest.flatten(results)
 
     function = tf.function(flat_function, autograph=False, jit_compile=True)
-    module = compat.stablehlo_of_hlo(function.experimental_get_compiler_ir(*specs)(stage="hlo_serialized"))
+    module = compat.parse_stablehlo(function.experimental_get_compiler_ir(*specs)(stage="stablehlo_serialized"))
     compat.forget_layouts(module)
     artifact, version = compat.portable_stablehlo(module)
     path = pathlib.Path(folder) / name

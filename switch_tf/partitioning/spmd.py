@@ -37,8 +37,8 @@ class Partitioned(Placement):
         del axes, dimension
         return tf.range(size)
 
-    # XLA removes optimization barriers before it moves code out of loops, and before it decides on an order. It respects
-    # a sum with a 0 of which it does not know that it is one.
+    # XLA removes optimization barriers before it moves code out of loops, and before it decides on an order. It leaves
+    # the sum with a 0 alone, as it does not know that it is one.
 
     def reread(self, tensors: list[tf.Tensor], index: tf.Tensor) -> list[tf.Tensor]:
         zero = tf.minimum(index, 0)
