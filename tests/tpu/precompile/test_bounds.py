@@ -63,6 +63,12 @@ def test_full_slots_cost_nothing_extra():
     assert flops.all_slots == flops.model > 0
 
 
+def test_a_router_has_a_column_for_each_expert():
+    few, many = step_flops(make_plan(), 1.0), step_flops(make_plan(num_experts=8), 1.0)
+    # Four more columns, in one sparse layer of each stack; three passes, eight devices.
+    assert many.model - few.model == pytest.approx(3 * 16 * (32 + 8) * 2 * 16 * 4 / 8)
+
+
 def test_an_empty_slot_costs_as_much_as_a_token():
     plan, roomy = make_plan(), make_plan(capacity_factor=2.0)
     extra = step_flops(roomy, 1.0).all_slots - step_flops(plan, 1.0).all_slots
