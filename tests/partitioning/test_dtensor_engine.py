@@ -55,12 +55,13 @@ def dumping(folder: pathlib.Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["dtensor", "tpu"])
-def test_an_update_that_is_not_finite_is_not_made(tmp_path, engine):
+@pytest.mark.parametrize(("engine", "by_matrix"), [("dtensor", False), ("dtensor", True), ("tpu", False)])
+def test_an_update_that_is_not_finite_is_not_made(tmp_path, engine, by_matrix):
     """Weights and slots stay as they were, bit for bit; the step counts on."""
     mesh = {"dtensor": "data:2,model:2", "tpu": "data:4"}[engine]
     rules = "batch:data" if engine == "tpu" else rules_for(mesh)
     settings = {"engine": engine, "rules": rules, "steps": 1, "everything": False, "overflow": True}
+    settings["skip_by_matrix"] = by_matrix
     result = run(tmp_path / "result.npz", dtensor(mesh) | settings)
     assert result["skipped"] == 1 and not np.isfinite(result["overflowing_loss"])
     assert np.isfinite(result["losses"]).all() and result["step"] == 2

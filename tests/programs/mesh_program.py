@@ -75,12 +75,13 @@ def collectives(metadata, num_devices: int) -> dict[str, float]:
 
 
 def main(output: str, settings: dict) -> None:
-    """Runs everything; `settings`: engine, mesh, rules, logical devices, steps, microbatches, config."""
+    """Runs everything; `settings`: engine, mesh, rules, logical devices, steps, microbatches, config and others."""
     mesh = settings.get("mesh", "")
     config = dataclasses.replace(CONFIG, **settings.get("config", {}))
     layout = Layout.parse(mesh, settings.get("rules", rules_for(mesh)))
     engine = make_engine(settings["engine"], layout, settings.get("logical_devices"), Processes.from_environment())
-    optimizer = Adafactor(learning_rate=Constant(1e-3), min_size_to_factor=8)
+    skips = {"skip_by_matrix": settings.get("skip_by_matrix", False)}
+    optimizer = Adafactor(learning_rate=Constant(1e-3), min_size_to_factor=8, **skips)
     with engine.scope():
         model = EncoderDecoder(config, seed=0)
         model.build()
