@@ -171,7 +171,7 @@ def after(tensor: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:
 
     Args:
       tensor: float.
-      others: float, finite (otherwise the result is not-a-number).
+      others: float; a not-a-number in them makes the result one.
 
     Returns:
       The tensor.

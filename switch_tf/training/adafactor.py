@@ -224,10 +224,10 @@ class Adafactor(keras.optimizers.Optimizer):
             factor *= tf.maximum(tf.sqrt(self._mean_square(weight, roles)), self.epsilon2)
         if is_finite is None:
             return update * factor, after
-        # A condition of another rank crashes the process where the tensors are DTensors.
-        is_finite = tf.reshape(is_finite, [1] * len(factor.shape))
         if self.skip_by_matrix:
             is_finite = tf.math.is_finite(mean_square)
+        else:  # A condition of another rank crashes the process where the tensors are DTensors.
+            is_finite = tf.reshape(is_finite, [1] * len(factor.shape))
         reduced = {"v": (), "v_row": roles.columns, "v_column": roles.rows}
         after = {
             slot: tf.where(tf.squeeze(is_finite, reduced[slot]) if reduced[slot] else is_finite, value, slots[slot])
