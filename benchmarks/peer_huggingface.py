@@ -83,8 +83,8 @@ def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
     return output, backward
 
 
-def functions(num_experts: int, folder: str) -> dict[str, Callable]:
-    """Step and generation, as functions without arguments; saves the model's weights for ours to read."""
+def functions(num_experts: int, folder: str, dtype: str) -> dict[str, Callable]:
+    """Layer, step and generation (the step alone in bfloat16) without arguments; saves the model's weights for ours."""
     import torch
     import transformers
     from transformers.optimization import Adafactor
@@ -101,7 +101,9 @@ def functions(num_experts: int, folder: str) -> dict[str, Callable]:
     def step():
         model.train()
         optimizer.zero_grad()
-        model(input_ids=inputs, labels=batch["decoder_target_tokens"]).loss.backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(input_ids=inputs, labels=batch["decoder_target_tokens"]).loss
+        loss.backward()
         optimizer.step()
 
     def generate(rows: int, num_beams: int):
@@ -112,4 +114,4 @@ def functions(num_experts: int, folder: str) -> dict[str, Callable]:
 
     layers = {"layer": on_first_call(lambda: layer(Layer(num_experts))[1])} if num_experts else {}
     generations = {name: functools.partial(generate, *sizes) for name, sizes in GENERATIONS.items()}
-    return {"step": step, **generations, **layers}
+    return {"step": step} | (generations | layers if dtype == "float32" else {})

@@ -53,7 +53,7 @@ def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
     return output, lambda: jax.block_until_ready(gradients(weights, x, key))
 
 
-def functions(num_experts: int, folder: str) -> dict[str, Callable]:
-    """The layer as a function without arguments."""
+def functions(num_experts: int, folder: str, dtype: str) -> dict[str, Callable]:
+    """The layer as a function without arguments, in float32 alone."""
     del folder
-    return {"layer": on_first_call(lambda: layer(Layer(num_experts))[1])} if num_experts else {}
+    return {"layer": on_first_call(lambda: layer(Layer(num_experts))[1])} if num_experts and dtype == "float32" else {}

@@ -117,9 +117,11 @@ def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
     return lambda: running.run(output), lambda: running.run(backward)
 
 
-def functions(num_experts: int, folder: str) -> dict[str, Callable]:
-    """The layer and a model's training step, with weights of its own, as functions without arguments."""
+def functions(num_experts: int, folder: str, dtype: str) -> dict[str, Callable]:
+    """The layer and a model's training step, with weights of its own, without arguments; in float32 alone."""
     del folder
+    if dtype != "float32":
+        return {}
     layers = {"layer": on_first_call(lambda: layer(Layer(num_experts))[1])} if num_experts else {}
     return {"step": training_step(num_experts), **layers}
 

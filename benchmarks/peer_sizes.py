@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Of activations; weights are float32 in both.
+DTYPES = ("float32", "bfloat16")
 BATCH, INPUTS, TARGETS = 16, 256, 64
 # Rows and beams of each generation; one beam is greedy decoding.
 GENERATIONS = {"greedy of 1": (1, 1), "generate": (BATCH, 1), "beams of 1": (1, 4), "beams": (BATCH, 4)}

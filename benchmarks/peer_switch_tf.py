@@ -60,8 +60,8 @@ def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
     return lambda: forward(x, seed)[0].numpy(), lambda: gradients(x, seed)
 
 
-def functions(num_experts: int, folder: str) -> dict[str, Callable]:
-    """Layer, step and generation, as functions without arguments; reads Hugging Face's weights of the model."""
+def functions(num_experts: int, folder: str, dtype: str) -> dict[str, Callable]:
+    """Layer, step and generation (the step alone in bfloat16) without arguments; reads Hugging Face's weights."""
     import tensorflow as tf
 
     from switch_tf.decoding.decoder import decode
@@ -86,6 +86,7 @@ def functions(num_experts: int, folder: str) -> dict[str, Callable]:
         num_decoder_layers=4,
         num_heads=8,
         num_experts=num_experts,
+        activation_dtype=dtype,
     )
     model = EncoderDecoder(config)
     model.build()
@@ -115,4 +116,9 @@ def functions(num_experts: int, folder: str) -> dict[str, Callable]:
 
     layers = {"layer": on_first_call(lambda: layer(Layer(num_experts))[1])} if num_experts else {}
     generations = {name: generation(*sizes) for name, sizes in GENERATIONS.items()}
-    return {"step": lambda: update(batch).loss.numpy(), **generations, **layers}
+
+    def step():
+        with run.engine.scope():
+            return update(batch).loss.numpy()
+
+    return {"step": step} | (generations | layers if dtype == "float32" else {})

@@ -4,7 +4,7 @@ Run by `make bench`. All have the same sizes and number of threads; each system 
 peak memory is measured separately, and they take turns, so that a machine that slows down affects all alike. Ratios are
 taken within a round. The layer has the same weights everywhere (d_model 512, d_ff 2048, 16 groups of 1,024 tokens); the
 whole model has Hugging Face's in ours too (4+4 layers, d_model 256, d_ff 1024, a vocabulary of 4096, 16 x 256 inputs
-and 64 targets).
+and 64 targets). In bfloat16 it is our training step alone, beside Hugging Face's under PyTorch's autocast.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from benchmarks.measuring import spread
-from benchmarks.peer_sizes import GENERATIONS, THREADS
+from benchmarks.peer_sizes import DTYPES, GENERATIONS, THREADS
 
 # Hugging Face's process writes the weights that ours reads.
 SYSTEMS = ("huggingface", "mesh_tensorflow", "jax", "switch_tf")
@@ -52,12 +52,12 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def work(system: str, num_experts: int, folder: str, pipe) -> None:
+def work(system: str, num_experts: int, dtype: str, folder: str, pipe) -> None:
     """A system's process: runs what it receives through the pipe and answers with the seconds, or with its memory."""
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     prepare(system)
     libraries = peak_memory()
-    functions = importlib.import_module(f"benchmarks.peer_{system}").functions(num_experts, folder)
+    functions = importlib.import_module(f"benchmarks.peer_{system}").functions(num_experts, folder, dtype)
     pipe.send(tuple(functions))
     while (order := pipe.recv()) != "end":
         if order == "memory":
@@ -75,7 +75,9 @@ def _answer(pipe: Connection, system: str):
         raise SystemExit(f"The process of {system} has ended: its error is above.") from None
 
 
-def measure(num_experts: int, rounds: int, things: Sequence[str], systems: Sequence[str]) -> list[dict]:
+def measure(
+    num_experts: int, rounds: int, things: Sequence[str], systems: Sequence[str], dtype: str = "float32"
+) -> list[dict]:
     """Times systems in turn.
 
     Args:
@@ -83,6 +85,7 @@ def measure(num_experts: int, rounds: int, things: Sequence[str], systems: Seque
       rounds: how many times each does each thing.
       things: the layer, the training step and generations; a system is left out of what it does not do.
       systems: which, of `SYSTEMS`; ours is one of them, and Hugging Face where ours needs a model's weights.
+      dtype: of activations. "bfloat16" leaves out all but the step, and all but ours and Hugging Face.
 
     Returns:
       A row for each system and thing: the spread of seconds and of the ratio to ours of the same round, and the peak
@@ -93,7 +96,8 @@ def measure(num_experts: int, rounds: int, things: Sequence[str], systems: Seque
         pipes, processes, does = {}, {}, {}
         for system in systems:
             pipes[system], end = context.Pipe()
-            processes[system] = context.Process(target=work, args=(system, num_experts, folder, end), daemon=True)
+            arguments = (system, num_experts, dtype, folder, end)
+            processes[system] = context.Process(target=work, args=arguments, daemon=True)
             processes[system].start()
             end.close()
             does[system] = _answer(pipes[system], system)
@@ -105,6 +109,8 @@ def measure(num_experts: int, rounds: int, things: Sequence[str], systems: Seque
         rows = []
         for thing in things:
             doing = [system for system in systems if thing in does[system]]
+            if OURS not in doing:
+                continue
             for _ in range(2):  # Warm-up: the first calls compile and allocate.
                 for system in doing:
                     ask(system, thing)
@@ -127,15 +133,16 @@ def main() -> None:
     parser.add_argument("--experts", type=int, nargs="*", default=[0, 8, 32, 64], help="0: the dense T5")
     parser.add_argument("--things", nargs="*", default=THINGS, choices=THINGS, help="what to time")
     parser.add_argument("--systems", nargs="*", default=SYSTEMS, choices=SYSTEMS, help="which to compare")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of activations (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="where to save the table")
     options = parser.parse_args()
 
-    print(f"float32, {THREADS} threads; ratio: the system's time over ours")
+    print(f"{options.dtype}, {THREADS} threads; ratio: the system's time over ours")
     print(f"{'experts':>8}{'thing':>13}{'system':>17}{'median s':>10}{'ratio':>8}{'quartiles':>15}", end="")
     print(f"{'peak MiB':>10}{'imports':>9}")
     rows = []
     for num_experts in options.experts:
-        for row in measure(num_experts, options.rounds, options.things, options.systems):
+        for row in measure(num_experts, options.rounds, options.things, options.systems, options.dtype):
             rows.append(row)
             print(
                 f"{row['experts']:>8}{row['thing']:>13}{row['system']:>17}{row['seconds']:>10.3f}{row['ratio']:>8.2f}"

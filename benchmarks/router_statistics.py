@@ -21,7 +21,7 @@ from switch_tf import compat
 from switch_tf.layers.routing import router_z_loss, routing_metrics
 from switch_tf.models.config import ModelConfig
 from switch_tf.models.encoder_decoder import EncoderDecoder
-from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.adafactor import Adafactor, Change
 from switch_tf.training.losses import Objective
 from switch_tf.training.step import make_train_step
 from switch_tf.training.update_statistics import make_update_statistics
@@ -91,9 +91,11 @@ def measure(settings: dict[str, int], rows: int, calls: int) -> dict[str, float]
 
     many, layers = 60 * calls, len(model.config.sparse_layer_names)
     squares, mask = [tf.nn.l2_loss(weight) for weight in weights], tf.ones([1, rows * LENGTH])
-    nothing = cpu_ms(lambda *arguments: arguments[0][0], (squares, weights, weights), many)
+    # The optimizer needs the sizes of changes and weights, too.
+    changes = [Change(weight, {}, square, square) for weight, square in zip(weights, squares)]
+    nothing = cpu_ms(lambda *arguments: arguments[0][0], (squares, weights, changes), many)
     updates = make_update_statistics(model)
-    figures["updates"] = cpu_ms(updates, (squares, weights, weights), many) - nothing
+    figures["updates"] = cpu_ms(updates, (squares, weights, changes), many) - nothing
     streams = [tf.random.normal([rows, LENGTH, settings["d_model"]]) for _ in range(2 * layers)]
     figures["sizes"] = cpu_ms(sizes, (streams,), many) - cpu_ms(lambda x: tf.reduce_sum(x[0][0]), (streams,), many)
     logits = [tf.random.normal([1, rows * LENGTH, settings["num_experts"]]) for _ in range(layers)]

@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -147,6 +148,11 @@ class SingleEngine(Engine):
     def constrain(self, tensor: tf.Tensor, axes: Axes) -> tf.Tensor:
         check_axes("An activation", tuple(tensor.shape), axes)
         return tensor
+
+    def mean_square(self, tensor: tf.Tensor, dimensions: tuple[int, ...], keepdims: bool = False) -> tf.Tensor:
+        # One pass over the tensor, and no temporary of its size. XLA has no such kernel, but fuses squares and means.
+        norm = tf.math.reduce_euclidean_norm(tensor, dimensions, keepdims)
+        return tf.square(norm) / math.prod(tensor.shape[dimension] for dimension in dimensions)
 
     def feed(self, batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         return {name: tf.convert_to_tensor(array) for name, array in batch.items()}

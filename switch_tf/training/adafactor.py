@@ -34,6 +34,21 @@ class Factoring(NamedTuple):
         return self.rows + self.columns
 
 
+class Change(NamedTuple):
+    """One update of one weight.
+
+    difference: what to subtract from the weight.
+    slots: after the update.
+    size: mean square of the difference, float32 [].
+    weight_size: mean square of the weight before the update, float32 [].
+    """
+
+    difference: tf.Tensor
+    slots: dict[str, tf.Tensor]
+    size: tf.Tensor
+    weight_size: tf.Tensor
+
+
 def factoring(shape: tuple[int, ...], axes: Axes, min_size_to_factor: int) -> tuple[Factoring, bool]:
     """Decides by its axis names how a weight's second moments are factored.
 
@@ -174,7 +189,7 @@ class Adafactor(keras.optimizers.Optimizer):
         learning_rate: tf.Tensor,
         name: str = "",
         is_finite: tf.Tensor | None = None,
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    ) -> Change:
         """Computes one update of one weight.
 
         Args:
@@ -187,43 +202,42 @@ class Adafactor(keras.optimizers.Optimizer):
           name: the weight's, for `rate_factors` and `absolute_steps`.
           is_finite: bool scalar; where it is false, 0 is to be subtracted, whatever the gradient, and the slots are the
             old ones. None: true. With `skip_by_matrix` each matrix's gradient decides instead.
-
-        Returns:
-          (what to subtract from the weight, the slots after the update).
         """
         roles, is_factored = factoring(tuple(weight.shape), axes, self.min_size_to_factor)
         gradient = tf.cast(gradient, tf.float32)
-        squared = tf.square(gradient)
         # 1 at the first step, which overwrites the initial slots.
         mixing = tf.pow(tf.cast(step - self.step_offset, tf.float32) + 1.0, -self.decay_exponent)
 
         def decayed(slot: str, towards: tf.Tensor) -> tf.Tensor:
-            return slots[slot] + mixing * (towards - slots[slot])
+            return slots[slot] + mixing * (towards + self.epsilon1 - slots[slot])
 
-        # What a matrix or a row has in common goes into `factor`, which is small: each pass over a large weight counts.
+        # Each pass over a large weight counts: what a matrix or a row has in common goes into small factors.
+        row_factor: Any = 1.0
         if is_factored:
-            of_rows = tf.reduce_mean(squared, roles.columns)
+            of_rows = axis_names.mean_square(gradient, roles.columns)
             mean_square = tf.reduce_mean(self._expanded(of_rows, roles.columns), roles.rows, keepdims=True)
-            row = decayed("v_row", of_rows + self.epsilon1)
-            column = decayed("v_column", tf.reduce_mean(squared, roles.rows) + self.epsilon1)
+            row, column = decayed("v_row", of_rows), decayed("v_column", axis_names.mean_square(gradient, roles.rows))
             after = {"v_row": row, "v_column": column}
             row, column = self._expanded(row, roles.columns), self._expanded(column, roles.rows)
             row /= tf.reduce_mean(row, roles.rows, keepdims=True)
-            update, factor = gradient * tf.math.rsqrt(column), tf.math.rsqrt(row)
-            of_rows = tf.reduce_mean(tf.square(update), roles.columns, keepdims=True)
+            update, row_factor = gradient * tf.math.rsqrt(column), tf.math.rsqrt(row)
+            of_rows = axis_names.mean_square(update, roles.columns, keepdims=True)
             update_square = tf.reduce_mean(of_rows / row, roles.rows, keepdims=True)
         else:
-            mean_square = self._mean_square(gradient, roles)
-            after = {"v": decayed("v", squared + self.epsilon1)}
-            update, factor = gradient * tf.math.rsqrt(after["v"]), 1.0
-            update_square = self._mean_square(update, roles)
+            mean_square = axis_names.mean_square(gradient, roles.inner, keepdims=True)
+            after = {"v": decayed("v", tf.square(gradient))}
+            update = gradient * tf.math.rsqrt(after["v"])
+            update_square = axis_names.mean_square(update, roles.inner, keepdims=True)
 
+        weight_square = axis_names.mean_square(weight, roles.inner, keepdims=True)
+        factor = learning_rate * self._rate_factor(name)
         factor /= tf.maximum(1.0, tf.sqrt(update_square) / self.clipping_threshold)
-        factor *= learning_rate * self._rate_factor(name)
         if not any(re.search(key, name) for key in self.absolute_steps):
-            factor *= tf.maximum(tf.sqrt(self._mean_square(weight, roles)), self.epsilon2)
+            factor *= tf.maximum(tf.sqrt(weight_square), self.epsilon2)
+        weight_size = tf.reduce_mean(weight_square)
         if is_finite is None:
-            return update * factor, after
+            size = tf.reduce_mean(update_square * tf.square(factor))
+            return Change(update * (row_factor * factor), after, size, weight_size)
         if self.skip_by_matrix:
             is_finite = tf.math.is_finite(mean_square)
         else:  # A condition of another rank crashes the process where the tensors are DTensors.
@@ -233,7 +247,12 @@ class Adafactor(keras.optimizers.Optimizer):
             slot: tf.where(tf.squeeze(is_finite, reduced[slot]) if reduced[slot] else is_finite, value, slots[slot])
             for slot, value in after.items()
         }
-        return tf.math.multiply_no_nan(update, tf.where(is_finite, factor, tf.zeros_like(factor))), after
+
+        def or_zero(value: tf.Tensor) -> tf.Tensor:
+            return tf.where(is_finite, value, tf.zeros_like(value))
+
+        size = tf.reduce_mean(or_zero(update_square * tf.square(factor)))
+        return Change(tf.math.multiply_no_nan(update, or_zero(row_factor * factor)), after, size, weight_size)
 
     def _rate_factor(self, name: str) -> float:
         """Returns what the learning rate of a weight is multiplied by."""
@@ -244,10 +263,6 @@ class Adafactor(keras.optimizers.Optimizer):
         for dimension in sorted(dimensions):
             slot = tf.expand_dims(slot, dimension)
         return slot
-
-    @staticmethod
-    def _mean_square(tensor: tf.Tensor, roles: Factoring) -> tf.Tensor:
-        return tf.reduce_mean(tf.square(tensor), roles.inner, keepdims=True)
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Makes the slots of `variables`, which inherit their weights' axis names."""
@@ -272,12 +287,12 @@ class Adafactor(keras.optimizers.Optimizer):
         slots, axes = self.slots[index], self.weight_axes[index]
         values = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
         rate = tf.cast(learning_rate, tf.float32)
-        change, after = self.change(
+        change = self.change(
             gradient, tf.convert_to_tensor(variable), values, axes, self.iterations, rate, self.weight_names[index]
         )
-        self.assign(variable, variable - change)
+        self.assign(variable, variable - change.difference)
         for name, slot in slots.items():
-            self.assign(slot, after[name])
+            self.assign(slot, change.slots[name])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -21,7 +21,7 @@ from switch_tf.layers.routing import RoutingMetrics
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
 from switch_tf.partitioning import axes as axis_names
 from switch_tf.partitioning.axes import Axes
-from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.adafactor import Adafactor, Change
 from switch_tf.training.distillation import Distillation, ModelTeacher
 from switch_tf.training.losses import Objective, TokenLosses, mean_over_layers, objective, token_losses, token_weights
 from switch_tf.training.update_statistics import UpdateStatistics, make_update_statistics
@@ -279,19 +279,22 @@ def make_train_step(
         is_finite = tf.math.is_finite(total.loss) & tf.math.is_finite(gradient_norm)
 
         rate = optimizer.rate(step)
-        changes, new_weights, new_slots = [], [], []
+        changes: list[Change | None] = []
+        new_weights, new_slots = [], []
         in_sequence = _InSequence()
         for index, (gradient, weight, slot, axes) in enumerate(zip(total.gradients, weights, slots, weight_axes)):
             with in_sequence.next():
                 if index in balanced:
                     load = total.routing[balanced[index]].expert_load
-                    change = balance_bias_change(load, model.config.balance_bias_rate)
-                    change = tf.where(tf.reshape(is_finite, [1]), change, tf.zeros_like(change))
+                    difference = balance_bias_change(load, model.config.balance_bias_rate)
+                    difference = tf.where(tf.reshape(is_finite, [1]), difference, tf.zeros_like(difference))
+                    changes.append(None)
                 else:
                     name = weight_names[index]
-                    change, slot = optimizer.change(gradient, weight, slot, axes, step, rate, name, is_finite)
-                new_weights.append(in_sequence.last(weight - change))
-            changes.append(change)
+                    change = optimizer.change(gradient, weight, slot, axes, step, rate, name, is_finite)
+                    difference, slot = change.difference, change.slots
+                    changes.append(change)
+                new_weights.append(in_sequence.last(weight - difference))
             new_slots.append(slot)
         metrics = StepMetrics(
             loss=total.loss,

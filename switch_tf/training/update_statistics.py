@@ -6,6 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
+from switch_tf.training.adafactor import Change
 
 
 class UpdateStatistics(NamedTuple):
@@ -55,19 +56,23 @@ def make_update_statistics(model: EncoderDecoder) -> Callable[..., dict[str, Upd
     Returns:
       statistics(gradient_squares, weights, changes) -> `UpdateStatistics` by the sparse layer's name. The arguments are
       lists as `model.trainable_variables`: half the sum of squares of each gradient of the whole batch (float32 [], as
-      `tf.nn.l2_loss` gives it), the weights before the update, and what the update subtracts from them.
+      `tf.nn.l2_loss` gives it), the weights before the update, and the optimizer's `Change` (None for a balance bias).
     """
     layers = _layer_weights(model)
 
     def statistics(
-        gradient_squares: Sequence[tf.Tensor], weights: Sequence[tf.Tensor], changes: Sequence[tf.Tensor]
+        gradient_squares: Sequence[tf.Tensor], weights: Sequence[tf.Tensor], changes: Sequence[Change | None]
     ) -> dict[str, UpdateStatistics]:
         def gradient(indices: list[int]) -> tf.Tensor:
             return tf.sqrt(2.0 * sum((gradient_squares[index] for index in indices), tf.constant(0.0)))
 
         def update(indices: list[int]) -> tf.Tensor:
-            steps = sum((tf.nn.l2_loss(changes[index]) for index in indices), tf.constant(0.0))
-            sizes = sum((tf.nn.l2_loss(weights[index]) for index in indices), tf.constant(0.0))
+            steps, sizes = tf.constant(0.0), tf.constant(0.0)
+            for index in indices:
+                change, elements = changes[index], float(weights[index].shape.num_elements())
+                assert change is not None, "A router's kernel and experts have gradients."
+                steps += change.size * elements
+                sizes += change.weight_size * elements
             return tf.sqrt(tf.math.divide_no_nan(steps, sizes))
 
         return {

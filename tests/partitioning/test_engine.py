@@ -94,6 +94,18 @@ def test_rows_of_each_process(mesh, processes, rows):
     assert engine.local_rows(8) == slice(*rows[-1])
 
 
+@pytest.mark.parametrize("dimensions", [(0, 1, 2), (1, 2), (0,), (2,), ()])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_every_engine_has_the_same_mean_square(dimensions, keepdims):
+    tensor = np.random.default_rng(0).normal(size=(3, 160, 130)).astype(np.float32)
+    expected = np.mean(np.square(tensor, dtype=np.float64), axis=dimensions, keepdims=keepdims)
+    for engine in (SingleEngine(Layout({}, {})), axes.placement()):
+        with axes.placed_by(engine):
+            found = axes.mean_square(tf.constant(tensor), dimensions, keepdims)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
 def test_an_unknown_engine_is_named():
     with pytest.raises(SettingError, match=r"ENGINE = 'singel' is unknown \(did you mean 'single'\?\)"):
         make_engine("singel", Layout({}, {}))

@@ -40,10 +40,10 @@ def run(weight: np.ndarray, axes, gradients: list[np.ndarray], rate: float, **se
     slots = {name: tf.zeros(slot.shape) for name, slot in optimizer.slot_shapes(weight.shape, axes).items()}
     value = tf.constant(weight, tf.float32)
     for step, gradient in enumerate(gradients):
-        change, slots = optimizer.change(
+        change = optimizer.change(
             tf.constant(gradient, tf.float32), value, slots, axes, tf.constant(step, tf.int64), tf.constant(rate)
         )
-        value -= change
+        value, slots = value - change.difference, change.slots
     return value.numpy(), slots
 
 
@@ -132,8 +132,8 @@ def test_rates_and_steps_by_the_name_of_a_weight():
     def step(optimizer, *name):
         slots = {"v": tf.zeros([8, 8])}
         arguments = (tf.constant(gradient, tf.float32), tf.constant(weight, tf.float32), slots)
-        change, _ = optimizer.change(*arguments, ("embed", "mlp"), tf.constant(0), tf.constant(0.25), *name)
-        return -change.numpy()
+        change = optimizer.change(*arguments, ("embed", "mlp"), tf.constant(0), tf.constant(0.25), *name)
+        return -change.difference.numpy()
 
     whole = step(plain)
     np.testing.assert_array_equal(step(plain, "encoder/layer_1/router/kernel"), whole)
