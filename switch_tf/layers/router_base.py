@@ -138,8 +138,8 @@ class Router(Layer):
 
     def build(self, input_shape: Any = None) -> None:
         initializer = initializers.variance_scaling(self.initializer_scale, self.d_model)
-        # Replicated: every device routes its own tokens among all experts.
-        self.kernel = self.weight("kernel", (self.d_model, self.num_experts), (axes.EMBED, None), initializer)
+        shape, names = (self.d_model, self.num_experts), (axes.EMBED, axes.ROUTER_EXPERTS)
+        self.kernel = self.weight("kernel", shape, names, initializer)
         self.bias = None
         if self.balance_bias:
             self.bias = self.weight("balance_bias", (self.num_experts,), (None,), initializers.zeros)
@@ -161,7 +161,9 @@ class Router(Layer):
         inputs = self.cast(tokens)
         if context.training:
             inputs = self._noisy(inputs, policy, seed)
-        logits = tf.einsum("gsm,me->gse", inputs, self.cast(self.kernel))
+        # Every device routes its own tokens among all experts.
+        kernel = axes.constrain(self.cast(self.kernel), (axes.EMBED, None))
+        logits = tf.einsum("gsm,me->gse", inputs, kernel)
         probabilities = tf.cast(tf.nn.softmax(logits), tf.float32)
         logits = tf.cast(logits, tf.float32)
         preference = probabilities

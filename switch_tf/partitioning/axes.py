@@ -20,11 +20,14 @@ MLP = "mlp"
 VOCAB = "vocab"
 EXPERTS = "experts"
 EXPERT_MLP = "expert_mlp"
+ROUTER_EXPERTS = "router_experts"
 GROUPS = "groups"
 SLOTS = "slots"
 STACK = "stack"
 
-AXIS_NAMES = frozenset({BATCH, LENGTH, EMBED, HEADS, KV, MLP, VOCAB, EXPERTS, EXPERT_MLP, GROUPS, SLOTS, STACK})
+AXIS_NAMES = frozenset(
+    {BATCH, LENGTH, EMBED, HEADS, KV, MLP, VOCAB, EXPERTS, EXPERT_MLP, ROUTER_EXPERTS, GROUPS, SLOTS, STACK}
+)
 
 # One name for each dimension; a dimension named None is never sharded.
 Axes = tuple[str | None, ...]

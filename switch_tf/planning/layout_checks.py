@@ -15,7 +15,8 @@ from switch_tf.planning.weight_specs import BYTES_PER_WEIGHT, Weight, weights_of
 _LARGE = 64 * 2**20
 _OF_ACTIVATIONS_ONLY = frozenset({axes.BATCH, axes.LENGTH, axes.GROUPS, axes.SLOTS})
 # Axes by which to shard a large weight, those first whose matmuls need the least communication.
-_SHARD_FIRST = (axes.EXPERTS, axes.VOCAB, axes.MLP, axes.EXPERT_MLP, axes.HEADS, axes.EMBED)
+_SHARD_FIRST = (axes.EXPERTS, axes.VOCAB, axes.MLP, axes.EXPERT_MLP, axes.HEADS, axes.ROUTER_EXPERTS, axes.EMBED)
+_OF_EXPERTS = (axes.EXPERTS, axes.ROUTER_EXPERTS)
 
 
 class _Quantity(NamedTuple):
@@ -83,6 +84,7 @@ def _quantities(config: ModelConfig, batch_size: int | None, num_microbatches: i
     found = []
     if any(sparse):
         found.append(_Quantity(axes.EXPERTS, "NUM_EXPERTS", config.num_experts))
+        found.append(_Quantity(axes.ROUTER_EXPERTS, "NUM_EXPERTS", config.num_experts))
         found.append(_Quantity(axes.EXPERT_MLP, "ModelConfig.d_ff", config.d_ff))
     if not all(sparse):
         found.append(_Quantity(axes.MLP, "ModelConfig.d_ff", config.d_ff))
@@ -199,9 +201,9 @@ def _remedy(layout: Layout, weight: Weight) -> str:
     for axis in candidates:
         size = weight.shape[weight.axes.index(axis)]
         for dimension, shards in layout.mesh.items():
-            # Experts are sharded over the mesh dimension of the groups, other axes over another one.
+            # Experts and their routers are sharded over the mesh dimension of the groups, other axes over another one.
             is_home = dimension == layout.dimension_of(axes.GROUPS)
-            if shards > 1 and size % shards == 0 and is_home == (axis == axes.EXPERTS):
+            if shards > 1 and size % shards == 0 and is_home == (axis in _OF_EXPERTS):
                 return f"the rule '{axis}:{dimension}' would shard it"
     axis = next(axis for axis in candidates if axis != axes.EXPERTS)
     mapped = layout.dimension_of(axis)

@@ -1,8 +1,10 @@
 """Statistics of an update in each sparse layer: gradients and steps of its router and its experts, its norm's scale."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
@@ -59,31 +61,32 @@ def make_update_statistics(model: EncoderDecoder) -> Callable[..., dict[str, Upd
       `tf.nn.l2_loss` gives it), the weights before the update, and the optimizer's `Change` (None for a balance bias).
     """
     layers = _layer_weights(model)
+    if not layers:
+        return lambda gradient_squares, weights, changes: {}
+    parts = [indices for layer in layers.values() for indices in (layer.router, layer.experts)]
+    indices = sorted({index for part in parts for index in part})
+    is_in_part = np.array([[index in part for index in indices] for part in parts], np.float32)
+    elements = np.array([math.prod(model.trainable_variables[index].shape) for index in indices], np.float32)
 
     def statistics(
         gradient_squares: Sequence[tf.Tensor], weights: Sequence[tf.Tensor], changes: Sequence[Change | None]
     ) -> dict[str, UpdateStatistics]:
-        def gradient(indices: list[int]) -> tf.Tensor:
-            return tf.sqrt(2.0 * sum((gradient_squares[index] for index in indices), tf.constant(0.0)))
-
-        def update(indices: list[int]) -> tf.Tensor:
-            steps, sizes = tf.constant(0.0), tf.constant(0.0)
-            for index in indices:
-                change, elements = changes[index], float(weights[index].shape.num_elements())
-                assert change is not None, "A router's kernel and experts have gradients."
-                steps += change.size * elements
-                sizes += change.weight_size * elements
-            return tf.sqrt(tf.math.divide_no_nan(steps, sizes))
-
+        # All layers at once: in a small model, many small operations would take longer than the optimizer.
+        updates = [change for change in (changes[index] for index in indices) if change is not None]
+        squares = tf.linalg.matvec(is_in_part, tf.stack([gradient_squares[index] for index in indices]))
+        steps = tf.linalg.matvec(is_in_part * elements, tf.stack([update.size for update in updates]))
+        sizes = tf.linalg.matvec(is_in_part * elements, tf.stack([update.weight_size for update in updates]))
+        gradients = tf.unstack(tf.sqrt(2.0 * squares))
+        relative = tf.unstack(tf.sqrt(tf.math.divide_no_nan(steps, sizes)))
         return {
             name: UpdateStatistics(
                 norm_scale=tf.sqrt(tf.reduce_mean(tf.square(weights[layer.norm]))),
-                router_gradient=gradient(layer.router),
-                expert_gradient=gradient(layer.experts),
-                router_update=update(layer.router),
-                expert_update=update(layer.experts),
+                router_gradient=gradients[2 * number],
+                expert_gradient=gradients[2 * number + 1],
+                router_update=relative[2 * number],
+                expert_update=relative[2 * number + 1],
             )
-            for name, layer in layers.items()
+            for number, (name, layer) in enumerate(layers.items())
         }
 
     return statistics

@@ -36,7 +36,7 @@ def test_every_weight_names_its_axes(tiny_config):
         r"(self|cross)_attention/out": ("heads", "kv", "embed"),
         r"layer_0/feed_forward/wi_[01]": ("embed", "mlp"),
         r"layer_0/feed_forward/wo": ("mlp", "embed"),
-        r"layer_1/feed_forward/router/kernel": ("embed", None),
+        r"layer_1/feed_forward/router/kernel": ("embed", "router_experts"),
         r"layer_1/feed_forward/experts/wi_[01]": ("experts", "embed", "expert_mlp"),
         r"layer_1/feed_forward/experts/wo": ("experts", "expert_mlp", "embed"),
         r"norm/scale": ("embed",),

@@ -132,6 +132,7 @@ VARIANTS = {
     "dense": {"num_experts": 0},
     "embed": {},
     "kv": {},
+    "router_experts": {},
     "sublayers_recomputed": {"rematerialization": "sublayers"},
     "blocks_recomputed": {"rematerialization": "blocks"},
 }
@@ -140,7 +141,12 @@ VARIANTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_on_a_mesh(results, variant):
-    rules = {"dense": "heads:model,mlp:model,vocab:model", "embed": "experts:data,embed:model", "kv": "kv:model"}
+    rules = {
+        "dense": "heads:model,mlp:model,vocab:model",
+        "embed": "experts:data,embed:model",
+        "kv": "kv:model",
+        "router_experts": "experts:data,router_experts:data",
+    }
     rules = {"rules": f"batch:data,{rules[variant]}"} if variant in rules else {}
     settings = {"steps": 2, "config": VARIANTS[variant]}
     assert_same(results(dtensor("data:4,model:2", **settings, **rules)), results({**SINGLE, **settings}))

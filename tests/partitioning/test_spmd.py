@@ -26,7 +26,7 @@ pytestmark = needs_pinned_jax
     ("mesh_shape", "layout_rules", "num_microbatches"),
     [
         ("data:8", EXPERTS, 1),
-        ("data:4,model:2", f"{EXPERTS},{HEADS}", 2),
+        ("data:4,model:2", f"{EXPERTS},router_experts:data,{HEADS}", 2),
     ],
 )
 @pytest.mark.slow
