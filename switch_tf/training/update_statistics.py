@@ -64,20 +64,28 @@ def make_update_statistics(model: EncoderDecoder) -> Callable[..., dict[str, Upd
     if not layers:
         return lambda gradient_squares, weights, changes: {}
     parts = [indices for layer in layers.values() for indices in (layer.router, layer.experts)]
-    indices = sorted({index for part in parts for index in part})
-    is_in_part = np.array([[index in part for index in indices] for part in parts], np.float32)
-    elements = np.array([math.prod(model.trainable_variables[index].shape) for index in indices], np.float32)
+    width = max(map(len, parts))
+    sizes = [[math.prod(model.trainable_variables[index].shape) for index in part] for part in parts]
+    elements = np.array([part + [0] * (width - len(part)) for part in sizes], np.float32)
+
+    def by_part(values: Callable[[int], tf.Tensor]) -> tf.Tensor:
+        # All layers at once: in a small model, many small operations would take longer than the optimizer.
+        rows = [[values(index) for index in part] + [tf.constant(0.0)] * (width - len(part)) for part in parts]
+        return tf.reshape(tf.stack([value for row in rows for value in row]), [len(parts), width])
 
     def statistics(
         gradient_squares: Sequence[tf.Tensor], weights: Sequence[tf.Tensor], changes: Sequence[Change | None]
     ) -> dict[str, UpdateStatistics]:
-        # All layers at once: in a small model, many small operations would take longer than the optimizer.
-        updates = [change for change in (changes[index] for index in indices) if change is not None]
-        squares = tf.linalg.matvec(is_in_part, tf.stack([gradient_squares[index] for index in indices]))
-        steps = tf.linalg.matvec(is_in_part * elements, tf.stack([update.size for update in updates]))
-        sizes = tf.linalg.matvec(is_in_part * elements, tf.stack([update.weight_size for update in updates]))
+        def change_of(index: int) -> Change:
+            change = changes[index]
+            assert change is not None, "Kernels of routers and experts have gradients."
+            return change
+
+        squares = tf.reduce_sum(by_part(lambda index: gradient_squares[index]), axis=1)
+        steps = tf.reduce_sum(by_part(lambda index: change_of(index).size) * elements, axis=1)
+        before = tf.reduce_sum(by_part(lambda index: change_of(index).weight_size) * elements, axis=1)
         gradients = tf.unstack(tf.sqrt(2.0 * squares))
-        relative = tf.unstack(tf.sqrt(tf.math.divide_no_nan(steps, sizes)))
+        relative = tf.unstack(tf.sqrt(tf.math.divide_no_nan(steps, before)))
         return {
             name: UpdateStatistics(
                 norm_scale=tf.sqrt(tf.reduce_mean(tf.square(weights[layer.norm]))),

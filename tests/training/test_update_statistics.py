@@ -8,11 +8,12 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.models.encoder_decoder import EncoderDecoder, weight_name
-from switch_tf.training.adafactor import Adafactor
+from switch_tf.training.adafactor import Adafactor, Change
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
 from switch_tf.training.step import make_train_step
 from switch_tf.training.step_metrics import scalars_of
+from switch_tf.training.update_statistics import make_update_statistics
 from tests.support.features import random_features
 
 
@@ -87,3 +88,19 @@ def test_switch_attention_has_statistics_of_its_own(config):
     assert float(statistics.norm_scale) == pytest.approx(rms([before["encoder/layer_1/self_attention_norm/scale"]]))
     assert float(statistics.expert_update) > 0
     assert scalars_of(metrics)["encoder/layer_1/self_attention/output_size"] > 0
+
+
+def test_a_gradient_that_is_not_finite_shows_in_its_own_layer_alone(config):
+    model = EncoderDecoder(config)
+    model.build()
+    weights = [weight.value for weight in model.trainable_variables]
+    names = [weight_name(weight) for weight in model.trainable_variables]
+    squares = [tf.constant(np.inf if name.startswith("decoder/") else 2.0) for name in names]
+    changes = [
+        Change(weight, {}, size=square, weight_size=tf.constant(8.0)) for weight, square in zip(weights, squares)
+    ]
+    found = make_update_statistics(model)(squares, weights, changes)
+    assert float(found["encoder/layer_1"].router_gradient) == 2.0
+    assert float(found["encoder/layer_1"].expert_gradient) == pytest.approx(8.0**0.5)  # Of two weights.
+    assert float(found["encoder/layer_1"].expert_update) == 0.5
+    assert not np.isfinite(found["decoder/layer_1"].router_gradient)
