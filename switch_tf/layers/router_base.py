@@ -161,8 +161,10 @@ class Router(Layer):
         inputs = self.cast(tokens)
         if context.training:
             inputs = self._noisy(inputs, policy, seed)
-        # Every device routes its own tokens among all experts.
-        kernel = axes.constrain(self.cast(self.kernel), (axes.EMBED, None))
+        kernel = self.cast(self.kernel)
+        if axes.num_shards(axes.ROUTER_EXPERTS) > 1:
+            # Every device routes its own tokens among all experts.
+            kernel = axes.constrain(kernel, (axes.EMBED, None))
         logits = tf.einsum("gsm,me->gse", inputs, kernel)
         probabilities = tf.cast(tf.nn.softmax(logits), tf.float32)
         logits = tf.cast(logits, tf.float32)
