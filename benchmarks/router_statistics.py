@@ -91,7 +91,7 @@ def measure(settings: dict[str, int], rows: int, calls: int) -> dict[str, float]
 
     many, layers = 60 * calls, len(model.config.sparse_layer_names)
     squares, mask = [tf.nn.l2_loss(weight) for weight in weights], tf.ones([1, rows * LENGTH])
-    # The optimizer needs the sizes of changes and weights, too.
+    # The mean squares of changes and weights come with the update.
     changes = [Change(weight, {}, square, square) for weight, square in zip(weights, squares)]
     nothing = cpu_ms(lambda *arguments: arguments[0][0], (squares, weights, changes), many)
     updates = make_update_statistics(model)

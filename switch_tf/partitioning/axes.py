@@ -90,7 +90,7 @@ class Placement:
         return tensor
 
     def mean_square(self, tensor: tf.Tensor, dimensions: tuple[int, ...], keepdims: bool = False) -> tf.Tensor:
-        """Returns the means of the squares over dimensions, without gradient."""
+        """Returns the means of the squares over dimensions, which need no gradient."""
         return tf.reduce_mean(tf.square(tensor), dimensions, keepdims)
 
     def num_shards(self, axis: str) -> int:
@@ -195,7 +195,7 @@ def mean_square(tensor: tf.Tensor, dimensions: tuple[int, ...], keepdims: bool =
       keepdims: whether they stay, with size 1.
 
     Returns:
-      float32, without gradient.
+      float32; its gradient may be slow.
     """
     return placement().mean_square(tensor, dimensions, keepdims)
 

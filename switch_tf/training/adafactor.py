@@ -39,14 +39,14 @@ class Change(NamedTuple):
 
     difference: what to subtract from the weight.
     slots: after the update.
-    size: mean square of the difference, float32 [].
-    weight_size: mean square of the weight before the update, float32 [].
+    mean_square: of the difference, float32 [].
+    weight_mean_square: of the weight before the update, float32 [].
     """
 
     difference: tf.Tensor
     slots: dict[str, tf.Tensor]
-    size: tf.Tensor
-    weight_size: tf.Tensor
+    mean_square: tf.Tensor
+    weight_mean_square: tf.Tensor
 
 
 def factoring(shape: tuple[int, ...], axes: Axes, min_size_to_factor: int) -> tuple[Factoring, bool]:
@@ -202,6 +202,9 @@ class Adafactor(keras.optimizers.Optimizer):
           name: the weight's, for `rate_factors` and `absolute_steps`.
           is_finite: bool scalar; where it is false, 0 is to be subtracted, whatever the gradient, and the slots are the
             old ones. None: true. With `skip_by_matrix` each matrix's gradient decides instead.
+
+        Returns:
+          What to subtract from the weight, the slots after the update, and how large both are.
         """
         roles, is_factored = factoring(tuple(weight.shape), axes, self.min_size_to_factor)
         gradient = tf.cast(gradient, tf.float32)
@@ -215,7 +218,7 @@ class Adafactor(keras.optimizers.Optimizer):
         row_factor: Any = 1.0
         if is_factored:
             of_rows = axis_names.mean_square(gradient, roles.columns)
-            mean_square = tf.reduce_mean(self._expanded(of_rows, roles.columns), roles.rows, keepdims=True)
+            gradient_square = tf.reduce_mean(self._expanded(of_rows, roles.columns), roles.rows, keepdims=True)
             row, column = decayed("v_row", of_rows), decayed("v_column", axis_names.mean_square(gradient, roles.rows))
             after = {"v_row": row, "v_column": column}
             row, column = self._expanded(row, roles.columns), self._expanded(column, roles.rows)
@@ -224,7 +227,7 @@ class Adafactor(keras.optimizers.Optimizer):
             of_rows = axis_names.mean_square(update, roles.columns, keepdims=True)
             update_square = tf.reduce_mean(of_rows / row, roles.rows, keepdims=True)
         else:
-            mean_square = axis_names.mean_square(gradient, roles.inner, keepdims=True)
+            gradient_square = axis_names.mean_square(gradient, roles.inner, keepdims=True)
             after = {"v": decayed("v", tf.square(gradient))}
             update = gradient * tf.math.rsqrt(after["v"])
             update_square = axis_names.mean_square(update, roles.inner, keepdims=True)
@@ -234,12 +237,11 @@ class Adafactor(keras.optimizers.Optimizer):
         factor /= tf.maximum(1.0, tf.sqrt(update_square) / self.clipping_threshold)
         if not any(re.search(key, name) for key in self.absolute_steps):
             factor *= tf.maximum(tf.sqrt(weight_square), self.epsilon2)
-        weight_size = tf.reduce_mean(weight_square)
+        change_square, weight_square = update_square * tf.square(factor), tf.reduce_mean(weight_square)
         if is_finite is None:
-            size = tf.reduce_mean(update_square * tf.square(factor))
-            return Change(update * (row_factor * factor), after, size, weight_size)
+            return Change(update * (row_factor * factor), after, tf.reduce_mean(change_square), weight_square)
         if self.skip_by_matrix:
-            is_finite = tf.math.is_finite(mean_square)
+            is_finite = tf.math.is_finite(gradient_square)
         else:  # A condition of another rank crashes the process where the tensors are DTensors.
             is_finite = tf.reshape(is_finite, [1] * len(factor.shape))
         reduced = {"v": (), "v_row": roles.columns, "v_column": roles.rows}
@@ -251,8 +253,8 @@ class Adafactor(keras.optimizers.Optimizer):
         def or_zero(value: tf.Tensor) -> tf.Tensor:
             return tf.where(is_finite, value, tf.zeros_like(value))
 
-        size = tf.reduce_mean(or_zero(update_square * tf.square(factor)))
-        return Change(tf.math.multiply_no_nan(update, or_zero(row_factor * factor)), after, size, weight_size)
+        difference = tf.math.multiply_no_nan(update, or_zero(row_factor * factor))
+        return Change(difference, after, tf.reduce_mean(or_zero(change_square)), weight_square)
 
     def _rate_factor(self, name: str) -> float:
         """Returns what the learning rate of a weight is multiplied by."""

@@ -82,8 +82,8 @@ def make_update_statistics(model: EncoderDecoder) -> Callable[..., dict[str, Upd
             return change
 
         squares = tf.reduce_sum(by_part(lambda index: gradient_squares[index]), axis=1)
-        steps = tf.reduce_sum(by_part(lambda index: change_of(index).size) * elements, axis=1)
-        before = tf.reduce_sum(by_part(lambda index: change_of(index).weight_size) * elements, axis=1)
+        steps = tf.reduce_sum(by_part(lambda index: change_of(index).mean_square) * elements, axis=1)
+        before = tf.reduce_sum(by_part(lambda index: change_of(index).weight_mean_square) * elements, axis=1)
         gradients = tf.unstack(tf.sqrt(2.0 * squares))
         relative = tf.unstack(tf.sqrt(tf.math.divide_no_nan(steps, before)))
         return {

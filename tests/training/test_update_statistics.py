@@ -97,7 +97,7 @@ def test_a_gradient_that_is_not_finite_shows_in_its_own_layer_alone(config):
     names = [weight_name(weight) for weight in model.trainable_variables]
     squares = [tf.constant(np.inf if name.startswith("decoder/") else 2.0) for name in names]
     changes = [
-        Change(weight, {}, size=square, weight_size=tf.constant(8.0)) for weight, square in zip(weights, squares)
+        Change(weight, {}, square, weight_mean_square=tf.constant(8.0)) for weight, square in zip(weights, squares)
     ]
     found = make_update_statistics(model)(squares, weights, changes)
     assert float(found["encoder/layer_1"].router_gradient) == 2.0
