@@ -37,13 +37,13 @@ class Factoring(NamedTuple):
 class Change(NamedTuple):
     """One update of one weight.
 
-    difference: what to subtract from the weight.
+    weight: after the update.
     slots: after the update.
-    mean_square: of the difference, float32 [].
+    mean_square: of what was subtracted from the weight, float32 [].
     weight_mean_square: of the weight before the update, float32 [].
     """
 
-    difference: tf.Tensor
+    weight: tf.Tensor
     slots: dict[str, tf.Tensor]
     mean_square: tf.Tensor
     weight_mean_square: tf.Tensor
@@ -200,11 +200,11 @@ class Adafactor(keras.optimizers.Optimizer):
           step: integer scalar, 0 for the first update.
           learning_rate: float32 scalar.
           name: the weight's, for `rate_factors` and `absolute_steps`.
-          is_finite: bool scalar; where it is false, 0 is to be subtracted, whatever the gradient, and the slots are the
-            old ones. None: true. With `skip_by_matrix` each matrix's gradient decides instead.
+          is_finite: bool scalar; where it is false, the weight and the slots stay as they are, whatever the gradient.
+            None: true. With `skip_by_matrix` each matrix's gradient decides instead.
 
         Returns:
-          What to subtract from the weight, the slots after the update, and how large both are.
+          The weight and its slots after the update, and how large the weight and its change are.
         """
         roles, is_factored = factoring(tuple(weight.shape), axes, self.min_size_to_factor)
         gradient = tf.cast(gradient, tf.float32)
@@ -239,7 +239,7 @@ class Adafactor(keras.optimizers.Optimizer):
             factor *= tf.maximum(tf.sqrt(weight_square), self.epsilon2)
         change_square, weight_square = update_square * tf.square(factor), tf.reduce_mean(weight_square)
         if is_finite is None:
-            return Change(update * (row_factor * factor), after, tf.reduce_mean(change_square), weight_square)
+            return Change(weight - update * (row_factor * factor), after, tf.reduce_mean(change_square), weight_square)
         if self.skip_by_matrix:
             is_finite = tf.math.is_finite(gradient_square)
         else:  # A condition of another rank crashes the process where the tensors are DTensors.
@@ -253,8 +253,12 @@ class Adafactor(keras.optimizers.Optimizer):
         def or_zero(value: tf.Tensor) -> tf.Tensor:
             return tf.where(is_finite, value, tf.zeros_like(value))
 
-        difference = tf.math.multiply_no_nan(update, or_zero(row_factor * factor))
-        return Change(difference, after, tf.reduce_mean(or_zero(change_square)), weight_square)
+        if axis_names.is_partitioned():
+            # XLA for CPUs shards the zeros of the other form, and with them the updates of weights that are not.
+            updated = tf.where(is_finite, weight - update * (row_factor * factor), weight)
+        else:  # One pass less over the weight.
+            updated = weight - tf.math.multiply_no_nan(update, or_zero(row_factor * factor))
+        return Change(updated, after, tf.reduce_mean(or_zero(change_square)), weight_square)
 
     def _rate_factor(self, name: str) -> float:
         """Returns what the learning rate of a weight is multiplied by."""
@@ -292,7 +296,7 @@ class Adafactor(keras.optimizers.Optimizer):
         change = self.change(
             gradient, tf.convert_to_tensor(variable), values, axes, self.iterations, rate, self.weight_names[index]
         )
-        self.assign(variable, variable - change.difference)
+        self.assign(variable, change.weight)
         for name, slot in slots.items():
             self.assign(slot, change.slots[name])
 

@@ -287,14 +287,14 @@ def make_train_step(
                 if index in balanced:
                     load = total.routing[balanced[index]].expert_load
                     difference = balance_bias_change(load, model.config.balance_bias_rate)
-                    difference = tf.where(tf.reshape(is_finite, [1]), difference, tf.zeros_like(difference))
+                    new_weight = weight - tf.where(tf.reshape(is_finite, [1]), difference, tf.zeros_like(difference))
                     changes.append(None)
                 else:
                     name = weight_names[index]
                     change = optimizer.change(gradient, weight, slot, axes, step, rate, name, is_finite)
-                    difference, slot = change.difference, change.slots
+                    new_weight, slot = change.weight, change.slots
                     changes.append(change)
-                new_weights.append(in_sequence.last(weight - difference))
+                new_weights.append(in_sequence.last(new_weight))
             new_slots.append(slot)
         metrics = StepMetrics(
             loss=total.loss,

@@ -6,6 +6,9 @@ import pytest
 import tensorflow as tf
 
 from switch_tf.errors import SettingError
+from switch_tf.partitioning.axes import Placement, placed_by
+from switch_tf.partitioning.layout import Layout
+from switch_tf.partitioning.spmd import Partitioned
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.schedules import Constant
 
@@ -43,7 +46,7 @@ def run(weight: np.ndarray, axes, gradients: list[np.ndarray], rate: float, **se
         change = optimizer.change(
             tf.constant(gradient, tf.float32), value, slots, axes, tf.constant(step, tf.int64), tf.constant(rate)
         )
-        value, slots = value - change.difference, change.slots
+        value, slots = change.weight, change.slots
     return value.numpy(), slots
 
 
@@ -123,6 +126,31 @@ def test_it_is_a_keras_optimizer():
     assert Adafactor.from_config(optimizer.get_config()).decay_exponent == 0.8
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "placement", [Placement(), Partitioned(Layout.parse("data:1", ""))], ids=["one", "partitioned"]
+)
+def test_a_gradient_that_is_not_finite_changes_nothing(placement, bad):
+    """The two ways to leave a weight as it is: of one device, and of a program that XLA partitions."""
+    weight, gradient = (tf.constant(normal((2, 160, 144), seed), tf.float32) for seed in (0, 1))
+    slots = {"v_row": tf.ones([2, 160]), "v_column": tf.ones([2, 144])}
+
+    def change(gradient, is_finite, **settings):
+        arguments = (slots, ("experts", "embed", "expert_mlp"), tf.constant(3), tf.constant(0.25))
+        with placed_by(placement):
+            return Adafactor(**settings).change(gradient, weight, *arguments, is_finite=tf.constant(is_finite))
+
+    whole = change(gradient, True)
+    gradient = tf.tensor_scatter_nd_update(gradient, [[1, 0, 0]], [bad])
+    kept = change(gradient, False)
+    tf.nest.map_structure(np.testing.assert_array_equal, (kept.weight, kept.slots), (weight, slots))
+    assert kept.mean_square == 0 and whole.mean_square > 0
+    by_matrix = change(gradient, False, skip_by_matrix=True)
+    np.testing.assert_array_equal(by_matrix.weight[1], weight[1])
+    np.testing.assert_array_equal(by_matrix.weight[0], whole.weight[0])
+    np.testing.assert_array_equal(by_matrix.slots["v_row"], [whole.slots["v_row"][0], slots["v_row"][1]])
+
+
 def test_rates_and_steps_by_the_name_of_a_weight():
     """One matrix under three names: half of the rate is half of the step, and an absolute step has the size of u."""
     weight, gradient = normal((8, 8), 0, scale=0.1), normal((8, 8), 1)
@@ -133,7 +161,7 @@ def test_rates_and_steps_by_the_name_of_a_weight():
         slots = {"v": tf.zeros([8, 8])}
         arguments = (tf.constant(gradient, tf.float32), tf.constant(weight, tf.float32), slots)
         change = optimizer.change(*arguments, ("embed", "mlp"), tf.constant(0), tf.constant(0.25), *name)
-        return -change.difference.numpy()
+        return change.weight.numpy() - weight
 
     whole = step(plain)
     np.testing.assert_array_equal(step(plain, "encoder/layer_1/router/kernel"), whole)
