@@ -10,6 +10,8 @@ import re
 from switch_tf.errors import SettingError, nearest, shown
 
 Shape = tuple[int, ...]
+# All-to-alls run beside matmuls. The compiler refuses it for v5e-32 and larger v5e slices: not "on limited ICI".
+_ASYNCHRONOUS = "--xla_tpu_enable_async_all_to_all=true"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Generation:
       shapes: chips along each dimension of the torus, for each slice, in the order of their size.
       single_host_chips: chips of the slices that have one host.
       chips_per_host: of the other slices.
+      compiler_options: what libtpu reads as `LIBTPU_INIT_ARGS`, in jobs and in `precompile`.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Generation:
     shapes: tuple[Shape, ...]
     single_host_chips: tuple[int, ...] = (4,)
     chips_per_host: int = 4
+    compiler_options: str = ""
 
     def slice(self, shape: Shape) -> "Slice":
         """Returns a slice of this generation, of any shape."""
@@ -104,8 +108,16 @@ GENERATIONS = {
     generation.name: generation
     for generation in (
         Generation("v2", "v2", 2, 2, True, "tpu-ubuntu2204-base", _shapes("2x2 4x4 8x8 8x16 16x16")),
-        Generation("v3", "v3", 2, 2, True, "tpu-ubuntu2204-base", _shapes("2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32")),
-        Generation("v4", "v4", 2, 1, True, "tpu-ubuntu2204-base", _shapes(f"2x2x1 2x2x2 2x2x4 2x4x4 {_CUBES}")),
+        Generation(
+            *("v3", "v3", 2, 2, True, "tpu-ubuntu2204-base"),
+            _shapes("2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32"),
+            compiler_options=_ASYNCHRONOUS,
+        ),
+        Generation(
+            *("v4", "v4", 2, 1, True, "tpu-ubuntu2204-base"),
+            _shapes(f"2x2x1 2x2x2 2x2x4 2x4x4 {_CUBES}"),
+            compiler_options=_ASYNCHRONOUS,
+        ),
         Generation(
             *("v5e", "v5litepod", 1, 1, False, "v2-alpha-tpuv5-lite"),
             _shapes("1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"),
@@ -114,11 +126,13 @@ GENERATIONS = {
         Generation(
             *("v5p", "v5p", 2, 1, True, "v2-alpha-tpuv5"),
             _shapes(f"2x2x1 2x2x2 2x2x4 2x4x4 {_CUBES} 16x16x16 16x16x24"),
+            compiler_options=_ASYNCHRONOUS,
         ),
         Generation(
             *("v6e", "v6e", 1, 1, False, "v2-alpha-tpuv6e"),
             _shapes("1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"),
             single_host_chips=(1, 4, 8),
+            compiler_options=_ASYNCHRONOUS,
         ),
     )
 }

@@ -47,8 +47,8 @@ def add_parser(commands: flags.Commands) -> None:
         "--effort",
         choices=("full", "low"),
         default="full",
-        help="low: compile faster and in half the host memory; the program is slower, its activations and collectives "
-        "are about the same (default: %(default)s)",
+        help="low: compile faster and in half the host memory; the program is slower, with more collectives "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--hlo", type=flags.path, metavar="FILE", help="write the optimized program of one device there, as HLO text"

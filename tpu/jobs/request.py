@@ -42,6 +42,7 @@ def startup_script(job: Job, files: str, attempt: int) -> str:
         "PACKAGES": PACKAGES,
         "NIGHTLIES": NIGHTLIES,
         "RELEASES": RELEASES,
+        "COMPILER_OPTIONS": job.slice.generation.compiler_options,
         "KEEP": str(int(job.keep)),
     }
     lines = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())

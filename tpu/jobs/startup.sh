@@ -1,5 +1,5 @@
 # Startup script of each host of a job, run as root at every boot. `switch-tf tpu submit` puts these variables before it:
-# JOB ATTEMPT PROJECT ZONE QUEUED_RESOURCE STORE FILES PACKAGES NIGHTLIES RELEASES KEEP.
+# JOB ATTEMPT PROJECT ZONE QUEUED_RESOURCE STORE FILES PACKAGES NIGHTLIES RELEASES COMPILER_OPTIONS KEEP.
 
 WORK=${SWITCH_TF_WORK:-/var/lib/switch-tf}/$QUEUED_RESOURCE
 PAUSE=${SWITCH_TF_PAUSE:-30}            # seconds between tries, and between uploads of the log
@@ -126,7 +126,7 @@ stop() {
 }
 
 train() {
-  PYTHONPATH=$WORK/modules JAX_PLATFORMS=cpu \
+  PYTHONPATH=$WORK/modules JAX_PLATFORMS=cpu LIBTPU_INIT_ARGS=$COMPILER_OPTIONS \
     venv/bin/python -m switch_tf.cli.main train --gin_file="$WORK/files/experiment.gin" &
   training=$!
   local pause

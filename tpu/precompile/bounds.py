@@ -24,16 +24,20 @@ class CollectiveTotal(NamedTuple):
       kind: "all-to-all", ...
       dimension: the mesh dimensions along which they run: "data", "data+model".
       number: how many the step executes.
+      asynchronous: how many of these run beside other instructions.
       num_bytes: of all their results on one device.
       seconds: lower bound of their time, with all links of the chips busy.
+      exposed_seconds: the part of it that no matmul covers, at the chip's peak rate: all of it if they are synchronous.
       largest: the shape of the largest array among them, in HLO's notation.
     """
 
     kind: str
     dimension: str
     number: int
+    asynchronous: int
     num_bytes: int
     seconds: float
+    exposed_seconds: float
     largest: str
 
 
@@ -49,6 +53,14 @@ def total_collectives(collectives: Sequence[Collective], layout: Layout, slice_:
       One total for each kind and dimension, the one with most bytes first.
     """
     all_devices = tuple(range(layout.num_devices))
+    device_flops = chip_of(slice_.generation).peak_flops / slice_.generation.devices_per_chip
+
+    def seconds(each: Collective) -> float:
+        return _seconds(each, _group(each, all_devices), slice_)
+
+    def exposed_seconds(each: Collective) -> float:
+        return max(seconds(each) - each.covering_flops / device_flops, 0.0)
+
     rows: dict[tuple[str, str], list[Collective]] = defaultdict(list)
     for collective in collectives:
         rows[collective.kind, _dimension(_group(collective, all_devices), layout)].append(collective)
@@ -57,8 +69,10 @@ def total_collectives(collectives: Sequence[Collective], layout: Layout, slice_:
             kind,
             dimension,
             sum(each.executions for each in row),
+            sum(each.executions for each in row if each.is_asynchronous),
             sum(each.executions * each.num_bytes for each in row),
-            sum(each.executions * _seconds(each, _group(each, all_devices), slice_) for each in row),
+            sum(each.executions * seconds(each) for each in row),
+            sum(each.executions * exposed_seconds(each) for each in row),
             max(each.largest for each in row)[1],
         )
         for (kind, dimension), row in rows.items()

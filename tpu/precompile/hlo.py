@@ -3,15 +3,16 @@
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from switch_tf.errors import SettingError
 
-# The result of these asynchronous instructions is a tuple that starts with the operand.
-_STARTS_WITH_OPERAND = ("collective-permute-start", "all-gather-start")
+# The result of these asynchronous instructions is a tuple that starts with the operands.
+_STARTS_WITH_OPERANDS = ("collective-permute-start", "all-gather-start", "all-to-all-start")
 COLLECTIVES = ("all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute")
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+_UNREADABLE = "The compiler wrote HLO that switch_tf cannot parse"
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
@@ -65,6 +66,8 @@ class Collective(NamedTuple):
       groups: the replica groups; () for one group of all devices.
       source: TensorFlow's name of the op that it belongs to.
       executions: how often the program executes it.
+      is_asynchronous: whether other instructions run between its start and its end.
+      covering_flops: the matmul FLOPs among those, of one execution.
     """
 
     kind: str
@@ -73,6 +76,8 @@ class Collective(NamedTuple):
     groups: tuple[tuple[int, ...], ...]
     source: str
     executions: int
+    is_asynchronous: bool
+    covering_flops: float
 
     @property
     def largest(self) -> tuple[int, str]:
@@ -104,13 +109,15 @@ class HloProgram:
             elif header := _HEADER.match(line):
                 current = self.computations.setdefault(header[2], [])
                 entry = header[2] if header[1] else entry
+        self._entry = entry
         self.executions = self._count_executions(entry)
-
-    def instructions(self) -> Iterator[tuple[Instruction, int]]:
-        """Yields each instruction that is executed, and how often."""
-        for name, executions in self.executions.items():
-            for instruction in self.computations[name]:
-                yield instruction, executions
+        self._shapes: Mapping[str, tuple[int, ...]] = {
+            instruction.name: instruction.shapes[0][1]
+            for computation in self.computations.values()
+            for instruction in computation
+            if instruction.shapes
+        }
+        self._flops: dict[str, float] = {}
 
     def _count_executions(self, entry: str) -> dict[str, int]:
         executions = dict.fromkeys(self.computations, 0)
@@ -125,26 +132,35 @@ class HloProgram:
     def _calls(self, instruction: Instruction) -> Iterator[tuple[str, int]]:
         if instruction.kind == "while":
             names = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", instruction.rest))
-            times = self._trip_count(instruction, names["condition"])
-            yield names["body"], times
+            yield names["body"], self._trip_count(instruction, **names)
             return
         for group in _CALLED.findall(instruction.rest):
             for name in group.split(", "):
                 yield name.removeprefix("%"), 1
 
-    def _trip_count(self, loop: Instruction, condition: str) -> int:
-        """Returns how often a loop's body runs at most: the constant that its condition compares the counter with."""
+    def _trip_count(self, loop: Instruction, condition: str, body: str) -> int:
+        """Returns how often a loop's body runs at most: the bound of its counter over what the body adds to it."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
         if known:
             return int(known[1])
         bounds = [
             int(instruction.rest.split(")")[0])
             for instruction in self.computations[condition]
-            if instruction.kind == "constant" and instruction.result.startswith("s32[]")
+            if instruction.kind == "constant" and instruction.result.startswith(("s32[]", "u32[]"))
         ]
         if len(bounds) != 1:
             raise SettingError(f"The loop {loop.name} has no trip count that its condition {condition} shows.")
-        return bounds[0]
+        return -(-bounds[0] // self._increment(condition, body))
+
+    def _increment(self, condition: str, body: str) -> int:
+        """Returns what a loop's body adds to the counter: more than 1 where the compiler unrolled the loop."""
+        counter = [re.search(r"index=(\d+)", each.rest) for each in self.computations[condition] if each.shapes]
+        index = next((int(found[1]) for found in counter if found), 0)
+        by_name = {instruction.name: instruction for instruction in self.computations[body]}
+        after = by_name.get([*by_name.values()][-1].operands[index])
+        added = [by_name[name] for name in after.operands if name in by_name] if after and after.kind == "add" else []
+        constants = [int(each.rest.split(")")[0]) for each in added if each.kind == "constant"]
+        return constants[0] if constants else 1
 
     def collectives(self) -> list[Collective]:
         """Lists the collectives.
@@ -153,40 +169,65 @@ class HloProgram:
         channel id; it is listed once.
         """
         found: dict[tuple[str, str], Collective] = {}
-        for instruction, executions in self.instructions():
-            kind = instruction.kind.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            channel = re.search(r"channel_id=(\d+)", instruction.rest)
-            source = re.search(r'op_name="([^"]*)"', instruction.rest)
-            arrays = instruction.shapes
-            if instruction.kind in _STARTS_WITH_OPERAND:  # (operand, result, ...)
-                arrays = arrays[1:2]
-            found[kind, channel[1] if channel else instruction.name] = Collective(
-                kind,
-                tuple(f"{dtype}[{','.join(map(str, sizes))}]" for dtype, sizes in arrays),
-                sum(array_bytes(dtype, sizes) for dtype, sizes in arrays),
-                replica_groups(instruction.rest),
-                source[1] if source else "",
-                executions,
-            )
+        for computation, executions in self.executions.items():
+            instructions = self.computations[computation]
+            covering = self._covering_flops(instructions)
+            for instruction in instructions:
+                kind = instruction.kind.removesuffix("-start")
+                if kind not in COLLECTIVES:
+                    continue
+                channel = re.search(r"channel_id=(\d+)", instruction.rest)
+                source = re.search(r'op_name="([^"]*)"', instruction.rest)
+                arrays = instruction.shapes
+                if instruction.kind in _STARTS_WITH_OPERANDS:  # (operands, results, ...)
+                    number = len(instruction.operands)
+                    arrays = arrays[number : 2 * number]
+                found[kind, channel[1] if channel else instruction.name] = Collective(
+                    kind,
+                    tuple(f"{dtype}[{','.join(map(str, sizes))}]" for dtype, sizes in arrays),
+                    sum(array_bytes(dtype, sizes) for dtype, sizes in arrays),
+                    replica_groups(instruction.rest),
+                    source[1] if source else "",
+                    executions,
+                    instruction.name in covering,
+                    covering.get(instruction.name, 0.0),
+                )
         return list(found.values())
 
-    def matmul_flops(self) -> int:
+    def _covering_flops(self, instructions: Sequence[Instruction]) -> dict[str, float]:
+        """Counts, for each asynchronous instruction, the matmul FLOPs between its start and its end.
+
+        The instructions of an optimized program are in the order in which the device executes them.
+        """
+        running: dict[str, float] = {}
+        ended: dict[str, float] = {}
+        for instruction in instructions:
+            if instruction.kind.endswith("-done"):
+                started = instruction.operands[0]
+                ended[started] = running.pop(started, 0.0)
+                continue
+            flops = self._instruction_flops(instruction) if running else 0.0
+            running = {name: before + flops for name, before in running.items()}
+            if instruction.kind.endswith("-start"):
+                running[instruction.name] = 0.0
+        return ended
+
+    def matmul_flops(self) -> float:
         """Counts matmul FLOPs, 2 for each multiply-add; the TPU compiler turns matmuls into convolutions."""
-        shapes: Mapping[str, tuple[int, ...]] = {
-            instruction.name: instruction.shapes[0][1]
-            for computation in self.computations.values()
-            for instruction in computation
-            if instruction.shapes
-        }
-        total = 0
-        for instruction, executions in self.instructions():
-            if instruction.kind in ("convolution", "dot"):
-                left, right, *_ = (shapes[name] for name in instruction.operands)
-                count = _convolution_flops if instruction.kind == "convolution" else _dot_flops
-                total += executions * count(instruction, left, right)
-        return total
+        return self._computation_flops(self._entry)
+
+    def _computation_flops(self, name: str) -> float:
+        if name not in self._flops:
+            self._flops[name] = sum(self._instruction_flops(instruction) for instruction in self.computations[name])
+        return self._flops[name]
+
+    def _instruction_flops(self, instruction: Instruction) -> float:
+        """Counts the matmul FLOPs of one execution, and of what it calls."""
+        if instruction.kind in ("convolution", "dot"):
+            left, right, *_ = (self._shapes[name] for name in instruction.operands)
+            count = _convolution_flops if instruction.kind == "convolution" else _dot_flops
+            return count(instruction, left, right)
+        return sum(times * self._computation_flops(called) for called, times in self._calls(instruction))
 
 
 def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
@@ -194,20 +235,35 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
 
     Args:
       attributes: `replica_groups={{0,1},{2,3}}`, or `replica_groups=[2,2]<=[4]` (a reshaped range), or
-        `replica_groups=[2,2]<=[2,2]T(1,0)` (a transposed one); or a permutation's `source_target_pairs`.
+        `replica_groups=[2,2]<=[2,2]T(1,0)` (a transposed one), or `replica_groups=mesh['a'=2,'b'=2] {'b'}` (along
+        dimensions of a mesh); or a permutation's `source_target_pairs`.
 
     Returns:
       The groups; () for one group of all devices.
+
+    Raises:
+      SettingError: for another notation.
     """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
     if listed:
         return tuple(_sizes(group) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
     ranged = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    if not ranged:
+    along = re.search(r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\] \{((?:'\w+',?)+)\}", attributes)
+    if along:
+        mesh = dict(re.findall(r"'(\w+)'=(\d+)", along[1]))
+        dimensions = tuple(map(int, mesh.values()))
+        inner = [index for index, name in enumerate(mesh) if f"'{name}'" in along[2].split(",")]
+        order = (*(index for index in range(len(mesh)) if index not in inner), *inner)
+        size = math.prod(dimensions[index] for index in inner)
+        number = math.prod(dimensions) // size
+    elif ranged:
+        number, size = int(ranged[1]), int(ranged[2])
+        dimensions = _sizes(ranged[3])
+        order = _sizes(ranged[4]) if ranged[4] else tuple(range(len(dimensions)))
+    else:
+        if "replica_groups=" in attributes.replace("replica_groups={}", ""):
+            raise SettingError(f"{_UNREADABLE}: {attributes}")
         return ()
-    number, size = int(ranged[1]), int(ranged[2])
-    dimensions = _sizes(ranged[3])
-    order = _sizes(ranged[4]) if ranged[4] else tuple(range(len(dimensions)))
     strides = [math.prod(dimensions[i + 1 :]) for i in range(len(dimensions))]
     coordinates = itertools.product(*(range(dimensions[i]) for i in order))
     devices = [sum(index * strides[i] for index, i in zip(each, order)) for each in coordinates]
@@ -272,7 +328,7 @@ def _parse_shape(array: str) -> tuple[str, tuple[int, ...]]:
 
 def _match(found: re.Match[str] | None, text: str) -> re.Match[str]:
     if found is None:
-        raise SettingError(f"The compiler wrote HLO that switch_tf cannot parse: {text}")
+        raise SettingError(f"{_UNREADABLE}: {text}")
     return found
 
 

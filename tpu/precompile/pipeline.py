@@ -87,7 +87,8 @@ def precompile(
         if slice_.shape not in slice_.generation.shapes:
             _check_topology(slice_, folder)
         _run("tpu.precompile.lowering", folder, "lowering")
-        _run("tpu.precompile.compiling", folder, f"compiling for {slice_.topology_name}")
+        options = slice_.generation.compiler_options
+        _run("tpu.precompile.compiling", folder, f"compiling for {slice_.topology_name}", options)
         text = (folder / TEXT).read_text() if (folder / TEXT).exists() else None
         if hlo_file and text:
             pathlib.Path(hlo_file).write_text(text)
@@ -161,26 +162,27 @@ def _check_topology(slice_: Slice, folder: pathlib.Path) -> None:
         ) from error
 
 
-def _run(module: str, folder: pathlib.Path, what: str) -> None:
+def _run(module: str, folder: pathlib.Path, what: str, compiler_options: str = "") -> None:
     """Runs `python -m module folder` with a clock on standard error.
 
     Args:
       module: the module's name.
       folder: its argument.
       what: what it does, for the clock and for errors.
+      compiler_options: for libtpu, unless `LIBTPU_INIT_ARGS` is set.
 
     Raises:
       SettingError: if it fails; a `_ChildFailed` unless the system killed it.
     """
     root = str(pathlib.Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
     errors = folder / "errors.txt"
     with errors.open("w") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(folder)],
             stdout=subprocess.DEVNULL,
             stderr=log,
-            env=os.environ | _CHILD_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)},
+            env={"LIBTPU_INIT_ARGS": compiler_options, **os.environ, **_CHILD_ENVIRONMENT, **paths},
         )
         with tqdm(desc=what, bar_format="{desc} {elapsed}", disable=None) as clock:
             _wait(child, clock)

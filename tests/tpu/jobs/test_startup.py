@@ -74,6 +74,19 @@ def test_a_single_host_installs_trains_reports_and_deletes_the_tpu(tmp_path, buc
     ]
 
 
+@pytest.mark.parametrize(
+    ("accelerator_type", "options"),
+    [("v3-32", "--xla_tpu_enable_async_all_to_all=true"), ("v5litepod-32", "")],
+)
+def test_training_has_the_compiler_options_of_the_generation(tmp_path, buckets, bundle, job, accelerator_type, options):
+    host = Host(tmp_path / "host", buckets)
+    host.set_training('echo "options: <$LIBTPU_INIT_ARGS>"')
+    other = dataclasses.replace(job, accelerator_type=accelerator_type, keep=True)
+    assert host.boot(startup_script(other, bundle.folder, 1)).wait() == 0
+    folder = Folder(str(buckets / job.model_dir.removeprefix("gs://")))
+    assert f"options: <{options}>" in folder.read("job/attempt-1/logs/worker-000.txt").data.decode()
+
+
 def test_each_of_several_hosts_gets_the_list_of_processes(tmp_path, buckets, store, script):
     host = Host(tmp_path / "host", buckets, worker=2, endpoints=THREE)
     mark_ready(store, 0, 1)

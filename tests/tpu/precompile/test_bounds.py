@@ -13,8 +13,11 @@ from tpu.precompile.plan import PlannedTeacher
 from tpu.topologies import find_slice
 
 
-def collective(kind: str, groups: tuple[tuple[int, ...], ...], executions: int = 1) -> Collective:
-    return Collective(kind, ("f32[1000]",), 4000, groups, "", executions)
+def collective(
+    kind: str, groups: tuple[tuple[int, ...], ...], executions: int = 1, covering_flops: float | None = None
+) -> Collective:
+    is_asynchronous = covering_flops is not None
+    return Collective(kind, ("f32[1000]",), 4000, groups, "", executions, is_asynchronous, covering_flops or 0.0)
 
 
 def test_collectives_are_totalled_by_mesh_dimension_and_timed_by_bytes_sent():
@@ -55,6 +58,19 @@ def test_a_device_that_is_a_whole_chip_has_all_of_its_links():
     along_model = tuple((2 * chip, 2 * chip + 1) for chip in range(8))
     (row,) = total_collectives([collective("all-reduce", along_model)], layout, find_slice("v4:2x2x4"))
     assert row.seconds == pytest.approx(2 * 4000 / 2 / 300e9)
+
+
+def test_matmuls_beside_a_collective_cover_it():
+    layout, slice_ = Layout.parse("data:8,model:2", RULES), find_slice("v4:2x2x4")
+    along_data = (tuple(range(0, 16, 2)), tuple(range(1, 16, 2)))
+    # A v4 chip sends 4000 * 7 / 8 bytes over its 300 GB/s in 11.7 ns, and computes 275e12 FLOP/s.
+    alone = 4000 * 7 / 8 / 300e9
+    covered, half, uncovered = 275e12 * alone * 2, 275e12 * alone / 2, 0.0
+    found = [collective("all-to-all", along_data, 3, flops) for flops in (covered, half, uncovered, None)]
+    (row,) = total_collectives(found, layout, slice_)
+    assert (row.number, row.asynchronous) == (12, 9)
+    assert row.seconds == pytest.approx(12 * alone)
+    assert row.exposed_seconds == pytest.approx(3 * (0 + 0.5 + 1 + 1) * alone)
 
 
 def test_full_slots_cost_nothing_extra():

@@ -56,13 +56,46 @@ def test_collectives_and_matmuls_in_a_loop_count_once_per_iteration():
     [
         ("(bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[], u32[]) collective-permute-start(%x)", "bf16[4,8]", 64),
         ("(f32[4]{0}, f32[32]{0}) all-gather-start(%x)", "f32[32]", 128),
+        ("((bf16[4,8]{1,0}), bf16[4,8]{1,0:S(3)}, u32[]{:S(2)}) all-to-all-start(%x)", "bf16[4,8]", 64),
     ],
 )
 def test_operands_of_asynchronous_collectives_are_not_counted(start, shape, num_bytes):
     started = f"%started = {start}, channel_id=11, replica_groups={{{{0,1}}}}"
     program = HloProgram(LOOP.replace("  ROOT %result", f"  {started}\n  ROOT %result"))
-    (found,) = (each for each in program.collectives() if each.kind in start)
+    (found,) = (each for each in program.collectives() if each.kind in start and each.executions == 1)
     assert (found.shapes, found.num_bytes) == ((shape,), num_bytes)
+
+
+OVERLAPPED = """\
+ENTRY %main (x: f32[4,8]) -> f32[4,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %before = f32[4,4] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %first = ((f32[4,8]), f32[4,8], u32[]) all-to-all-start(%x), channel_id=1, replica_groups={{0,1}}
+  %loop = (s32[], f32[4,8]) while(%x), condition=%condition, body=%body
+  %second = ((f32[4,8]), f32[4,8], u32[]) all-to-all-start(%x), channel_id=2, replica_groups={{0,1}}
+  %first.done = f32[4,8] all-to-all-done(%first)
+  %between = f32[8,8] dot(%x, %x), lhs_contracting_dims={0}, rhs_contracting_dims={0}
+  ROOT %second.done = f32[4,8] all-to-all-done(%second)
+}
+"""
+
+
+def test_matmuls_between_the_start_and_the_end_of_a_collective_cover_it():
+    program = HloProgram(LOOP.partition("ENTRY")[0] + OVERLAPPED)
+    in_loop, first, second = program.collectives()
+    assert not in_loop.is_asynchronous and in_loop.covering_flops == 0
+    assert first.is_asynchronous and first.covering_flops == 6 * 2 * 4 * 4 * 8  # The loop's.
+    assert second.is_asynchronous and second.covering_flops == 2 * 8 * 8 * 4
+    assert program.matmul_flops() == 7 * 2 * 4 * 4 * 8 + 2 * 8 * 8 * 4
+
+
+def test_an_unrolled_loop_counts_in_larger_steps():
+    """As the compiler writes loops over the shards of a matmul, with unsigned counters."""
+    two = "%two = u32[] constant(2)\n  %count = u32[] get-tuple-element(%state), index=0\n"
+    two += "  %more = u32[] add(%count, %two)\n  ROOT %next = (s32[], f32[4,8]) tuple(%more, %value)"
+    unrolled = LOOP.replace("ROOT %next = (s32[], f32[4,8]) tuple(%state, %value)", two)
+    program = HloProgram(unrolled.replace("s32[]{:T(256)} constant(6)", "u32[]{:T(256)} constant(6)"))
+    assert program.executions["body"] == 3 and program.matmul_flops() == 3 * 2 * 4 * 4 * 8
 
 
 def test_a_loop_without_a_constant_bound_is_an_error():
@@ -78,11 +111,19 @@ def test_a_loop_without_a_constant_bound_is_an_error():
         ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
         ("replica_groups=[2,4]<=[4,2]T(1,0)", ((0, 2, 4, 6), (1, 3, 5, 7))),
         ("replica_groups=[4,3]<=[2,3,2]T(0,2,1)", ((0, 2, 4), (1, 3, 5), (6, 8, 10), (7, 9, 11))),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=3] {'c'}, x={0}", ((0, 1, 2), (3, 4, 5))),
+        ("replica_groups=mesh['a'=2,'b'=3] {'a'}", ((0, 3), (1, 4), (2, 5))),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", ((0, 1, 4, 5), (2, 3, 6, 7))),
         ("source_target_pairs={{0,1},{1,0}}", ((0, 1), (1, 0))),
     ],
 )
 def test_groups_in_all_notations(text, groups):
     assert replica_groups(f"%x), channel_id=1, {text}") == groups
+
+
+def test_groups_in_an_unknown_notation_are_an_error():
+    with pytest.raises(SettingError, match=r"HLO that switch_tf cannot parse.*replica_groups=mesh"):
+        replica_groups("%x), channel_id=1, replica_groups=mesh['a'=4] {'a':(1)2}")
 
 
 @pytest.mark.parametrize(
