@@ -10,7 +10,8 @@ import re
 from switch_tf.errors import SettingError, nearest, shown
 
 Shape = tuple[int, ...]
-# All-to-alls run beside matmuls. The compiler refuses it for v5e-32 and larger v5e slices: not "on limited ICI".
+# All-to-alls run beside matmuls. The compiler refuses it for v5e-32 and larger slices of v5e, as "not supported on
+# limited ICI".
 _ASYNCHRONOUS = "--xla_tpu_enable_async_all_to_all=true"
 
 

@@ -66,7 +66,7 @@ class Collective(NamedTuple):
       groups: the replica groups; () for one group of all devices.
       source: TensorFlow's name of the op that it belongs to.
       executions: how often the program executes it.
-      is_asynchronous: whether other instructions run between its start and its end.
+      is_asynchronous: whether its start and its end are instructions of their own, with others between them.
       covering_flops: the matmul FLOPs among those, of one execution.
     """
 
@@ -247,27 +247,39 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
     if listed:
         return tuple(_sizes(group) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
-    ranged = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    along = re.search(r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\] \{((?:'\w+',?)+)\}", attributes)
-    if along:
-        mesh = dict(re.findall(r"'(\w+)'=(\d+)", along[1]))
-        dimensions = tuple(map(int, mesh.values()))
-        inner = [index for index, name in enumerate(mesh) if f"'{name}'" in along[2].split(",")]
-        order = (*(index for index in range(len(mesh)) if index not in inner), *inner)
-        size = math.prod(dimensions[index] for index in inner)
-        number = math.prod(dimensions) // size
-    elif ranged:
-        number, size = int(ranged[1]), int(ranged[2])
-        dimensions = _sizes(ranged[3])
-        order = _sizes(ranged[4]) if ranged[4] else tuple(range(len(dimensions)))
-    else:
+    found = _along_mesh(attributes) or _reshaped_range(attributes)
+    if found is None:
         if "replica_groups=" in attributes.replace("replica_groups={}", ""):
             raise SettingError(f"{_UNREADABLE}: {attributes}")
         return ()
+    dimensions, order, size = found
     strides = [math.prod(dimensions[i + 1 :]) for i in range(len(dimensions))]
     coordinates = itertools.product(*(range(dimensions[i]) for i in order))
     devices = [sum(index * strides[i] for index, i in zip(each, order)) for each in coordinates]
-    return tuple(tuple(devices[group * size : (group + 1) * size]) for group in range(number))
+    return tuple(tuple(devices[start : start + size]) for start in range(0, len(devices), size))
+
+
+# The sizes of an array of devices, the order in which its dimensions are counted, the last fastest, and the devices of
+# each group.
+_Groups = tuple[tuple[int, ...], tuple[int, ...], int]
+
+
+def _along_mesh(attributes: str) -> _Groups | None:
+    found = re.search(r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\] \{((?:'\w+',?)+)\}", attributes)
+    if not found:
+        return None
+    sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", found[1])}
+    dimensions, along = tuple(sizes.values()), found[2].split(",")
+    order = sorted(range(len(sizes)), key=lambda index: [*sizes][index] in along)
+    return dimensions, tuple(order), math.prod(sizes[name] for name in along)
+
+
+def _reshaped_range(attributes: str) -> _Groups | None:
+    found = re.search(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if not found:
+        return None
+    dimensions = _sizes(found[2])
+    return dimensions, _sizes(found[3]) if found[3] else tuple(range(len(dimensions))), int(found[1])
 
 
 def _dot_flops(dot: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> int:
