@@ -64,6 +64,7 @@ def functions(num_experts: int, folder: str, dtype: str) -> dict[str, Callable]:
     """Layer, step and generation (the step alone in bfloat16) without arguments; reads Hugging Face's weights."""
     import tensorflow as tf
 
+    from switch_tf import compat
     from switch_tf.decoding.decoder import decode
     from switch_tf.decoding.settings import Decoding
     from switch_tf.interop.huggingface_weights import load_weights
@@ -121,4 +122,9 @@ def functions(num_experts: int, folder: str, dtype: str) -> dict[str, Callable]:
         with run.engine.scope():
             return update(batch).loss.numpy()
 
-    return {"step": step} | (generations | layers if dtype == "float32" else {})
+    def compiled_step():
+        step()
+        compat.return_freed_memory()  # As `TrainingLoop` does.
+        return step
+
+    return {"step": on_first_call(compiled_step)} | (generations | layers if dtype == "float32" else {})

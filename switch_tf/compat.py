@@ -41,7 +41,7 @@ def end_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-# glibc: true of 2.x; other C libraries have no `mallopt`.
+# glibc: true of 2.x; other C libraries have neither `mallopt` nor `malloc_trim`.
 
 
 def keep_freed_memory() -> None:
@@ -59,6 +59,15 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 2**28)
+
+
+def return_freed_memory() -> None:
+    """Returns to the system, once, what the process has freed and keeps (`malloc_trim`)."""
+    import ctypes
+
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 # gin-config: true of 0.5.0, its last release. Its public API reads a binding by its name, but does not list them.

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import importlib
+import platform
 import subprocess
 import sys
 
@@ -88,3 +89,24 @@ def test_a_command_imports_what_it_needs():
     described = found.index("[]")
     assert any(line.startswith("parameters") for line in found[:described])
     assert found[described + 1 :] == ["['flax', 'jax', 'seqio.dataset_providers']", "0.0.20 Evaluator"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep and return memory as they like")
+def test_freed_memory_is_kept_until_it_is_returned():
+    program = """
+from switch_tf import compat
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+
+compat.keep_freed_memory()
+before = resident()
+numbers = bytearray(b"1") * 2**26
+rest = bytearray(b"1") * 2**20
+del numbers
+print(resident() - before)
+compat.return_freed_memory()
+print(resident() - before)
+"""
+    kept, returned = map(int, subprocess.check_output([sys.executable, "-c", program], text=True).split())
+    assert kept >= 64 and returned < 16

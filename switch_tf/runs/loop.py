@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import gin
 import tensorflow as tf
 
+from switch_tf import compat
 from switch_tf.checkpoints.manifest import Score
 from switch_tf.data.training_batches import TrainingBatches
 from switch_tf.errors import SettingError
@@ -221,7 +222,7 @@ class TrainingLoop:
         self.run = run
         self.batches = batches
         self.steps = steps
-        self.step = int(run.step.numpy())
+        self.step = self._first_step = int(run.step.numpy())
         self.score: Score | None = None
         self.checkpoint_requested = False
         self.stopped_by: int | None = None
@@ -283,6 +284,8 @@ class TrainingLoop:
         """Takes the next batch and makes one update; its metrics stay on the device until `write_metrics`."""
         batch = next(self.batches)
         metrics = self.run.engine.run_rows(update, batch)
+        if self.step == self._first_step:
+            compat.return_freed_memory()  # What compiling the update has left: some 80 MB.
         self.step += 1
         self.score = None
         self._pending.append((self.step, metrics))

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from switch_tf import compat
 from switch_tf.errors import SettingError
 from switch_tf.runs.hooks import Hook, PeriodicHook, RecordMetrics, SaveCheckpoints, StopOnSignals
 from switch_tf.runs.recorder import read_csv
@@ -112,3 +113,16 @@ def test_a_hook_of_ones_own_has_a_period(tmp_path, dense_config):
 
     run_to_the_end(make_loop(tmp_path, dense_config, [Every(2)], steps=5), lambda batch: metrics_of(1.0))
     assert seen == [2, 4, 5]
+
+
+def test_memory_is_returned_once_the_update_is_compiled(tmp_path, dense_config, monkeypatch):
+    steps = []
+    loop = make_loop(tmp_path, dense_config, [], steps=4, start=1)
+    monkeypatch.setattr(compat, "return_freed_memory", lambda: steps.append("returned"))
+
+    def update(batch):
+        steps.append("update")
+        return metrics_of(2.0)
+
+    run_to_the_end(loop, update)
+    assert steps == ["update", "returned", "update", "update"]
