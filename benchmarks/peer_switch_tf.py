@@ -60,7 +60,7 @@ def layer(sizes: Layer, training: bool = True) -> tuple[Callable, Callable]:
     return lambda: forward(x, seed)[0].numpy(), lambda: gradients(x, seed)
 
 
-def functions(num_experts: int, folder: str, dtype: str) -> dict[str, Callable]:
+def functions(num_experts: int, folder: str, dtype: str, skip_by_matrix: bool = False) -> dict[str, Callable]:
     """Layer, step and generation (the step alone in bfloat16) without arguments; reads Hugging Face's weights."""
     import tensorflow as tf
 
@@ -93,7 +93,7 @@ def functions(num_experts: int, folder: str, dtype: str) -> dict[str, Callable]:
     model.build()
     with np.load(os.path.join(folder, "weights.npz")) as weights:
         load_weights(model, weights)
-    optimizer = Adafactor(learning_rate=1e-3)
+    optimizer = Adafactor(learning_rate=1e-3, skip_by_matrix=skip_by_matrix)
     optimizer.build(model.trainable_variables)
     run = types.SimpleNamespace(
         model=model,

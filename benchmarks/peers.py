@@ -4,7 +4,8 @@ Run by `make bench`. All have the same sizes and number of threads; each system 
 peak memory is measured separately, and they take turns, so that a machine that slows down affects all alike. Ratios are
 taken within a round. The layer has the same weights everywhere (d_model 512, d_ff 2048, 16 groups of 1,024 tokens); the
 whole model has Hugging Face's in ours too (4+4 layers, d_model 256, d_ff 1024, a vocabulary of 4096, 16 x 256 inputs
-and 64 targets). In bfloat16 it is our training step alone, beside Hugging Face's under PyTorch's autocast.
+and 64 targets). Ours takes its step a second time with `Adafactor.skip_by_matrix`, which needs less memory. In bfloat16
+it is our training step alone, beside Hugging Face's under PyTorch's autocast.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from benchmarks.measuring import spread
 from benchmarks.peer_sizes import DTYPES, GENERATIONS, THREADS
 
 # Hugging Face's process writes the weights that ours reads.
-SYSTEMS = ("huggingface", "mesh_tensorflow", "jax", "switch_tf")
+SYSTEMS = ("huggingface", "mesh_tensorflow", "jax", "switch_tf", "switch_tf_by_matrix")
 OURS = "switch_tf"
 # The layer comes last: its weights are in memory from then on.
 THINGS = ("step", *GENERATIONS, "layer")
@@ -40,11 +41,11 @@ def prepare(system: str) -> None:
         # As `switch-tf` does; oneDNN's matmuls are for Mesh TensorFlow too, which is given the same TensorFlow.
         startup.prepare_libraries()
         startup.import_tensorflow()
-        if system == OURS:
+        if system == "mesh_tensorflow":
+            importlib.import_module("benchmarks.peer_mesh_tensorflow").mesh_tensorflow()
+        else:
             startup.defer_imports()
             importlib.import_module("switch_tf.runs.loop")
-        else:
-            importlib.import_module("benchmarks.peer_mesh_tensorflow").mesh_tensorflow()
 
 
 def peak_memory() -> int:

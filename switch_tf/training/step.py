@@ -120,13 +120,18 @@ def _placed_features(features: Features) -> Features:
 class _InSequence:
     """Updates large weights one after the other, or the temporaries of all of them would be in memory at once.
 
-    Not in a partitioned program, which a compiler schedules.
+    The last comes first, as its gradient does. Not in a partitioned program, which a compiler schedules.
     """
 
     _LARGE = 2**20
 
     def __init__(self) -> None:
         self._previous: list[tf.Tensor] = []
+
+    def order(self, num_weights: int) -> list[int]:
+        """Returns the indices of the weights in the order of their updates."""
+        indices = list(range(num_weights))
+        return indices if axis_names.is_partitioned() else indices[::-1]
 
     def next(self) -> AbstractContextManager:
         """Inside of it, what is computed waits for the last large weight."""
@@ -279,23 +284,21 @@ def make_train_step(
         is_finite = tf.math.is_finite(total.loss) & tf.math.is_finite(gradient_norm)
 
         rate = optimizer.rate(step)
-        changes: list[Change | None] = []
-        new_weights, new_slots = [], []
+        changes: list[Change | None] = [None] * len(weights)
+        new_weights, new_slots = list(weights), list(slots)
         in_sequence = _InSequence()
-        for index, (gradient, weight, slot, axes) in enumerate(zip(total.gradients, weights, slots, weight_axes)):
+        for index in in_sequence.order(len(weights)):
+            gradient, weight = total.gradients[index], weights[index]
             with in_sequence.next():
                 if index in balanced:
                     load = total.routing[balanced[index]].expert_load
                     difference = balance_bias_change(load, model.config.balance_bias_rate)
                     new_weight = weight - tf.where(tf.reshape(is_finite, [1]), difference, tf.zeros_like(difference))
-                    changes.append(None)
                 else:
-                    name = weight_names[index]
-                    change = optimizer.change(gradient, weight, slot, axes, step, rate, name, is_finite)
-                    new_weight, slot = change.weight, change.slots
-                    changes.append(change)
-                new_weights.append(in_sequence.last(new_weight))
-            new_slots.append(slot)
+                    name, axes = weight_names[index], weight_axes[index]
+                    change = optimizer.change(gradient, weight, slots[index], axes, step, rate, name, is_finite)
+                    new_weight, new_slots[index], changes[index] = change.weight, change.slots, change
+                new_weights[index] = in_sequence.last(new_weight)
         metrics = StepMetrics(
             loss=total.loss,
             neg_log_perplexity=-total.sums.negative_log_likelihood / num_tokens,

@@ -1,6 +1,7 @@
 """The pure step: it learns, does not depend on variables, and accumulates microbatches."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from switch_tf.models.encoder_decoder import EncoderDecoder
 from switch_tf.training.adafactor import Adafactor
 from switch_tf.training.losses import Objective
 from switch_tf.training.schedules import Constant
-from switch_tf.training.step import make_evaluation_step, make_train_step, microbatch
+from switch_tf.training.step import _InSequence, make_evaluation_step, make_train_step, microbatch
 from tests.support.features import random_features
 
 
@@ -165,6 +166,31 @@ def test_a_matrix_keeps_its_values_by_itself(tiny_config, by_matrix):
     assert is_kept(bad, 0) and all(np.all(np.isfinite(value)) for value in tf.nest.flatten([after, slots_after]))
     others = [is_kept(index, ...) for index in range(len(weights)) if index != bad]
     assert [is_kept(bad, 1), *others] == [not by_matrix] * len(weights)
+
+
+@pytest.mark.parametrize("by_matrix", [False, True])
+def test_large_weights_are_updated_one_after_the_other_as_their_gradients_come(tiny_config, by_matrix, monkeypatch):
+    """The last weight's gradient comes first; with `skip_by_matrix` its update waits for none of the others."""
+    monkeypatch.setattr(_InSequence, "_LARGE", 0)
+    model, _, weights, slots = prepare(tiny_config)
+    step = make_train_step(model, Adafactor(learning_rate=Constant(0.02), skip_by_matrix=by_matrix), Objective())
+    arguments = weights, slots, tf.constant(1, tf.int64), features(), tf.constant(0)
+    after = tf.function(step, autograph=False).get_concrete_function(*arguments).structured_outputs[0]
+
+    def needed(tensor: tf.Tensor) -> set[str]:
+        """The names of the operations that run before a tensor is there."""
+        found, queue = set(), [tensor.op]
+        while queue:
+            operation = queue.pop()
+            if operation.name not in found:
+                found.add(operation.name)
+                queue += [*operation.control_inputs, *(each.op for each in operation.inputs)]
+        return found
+
+    before = [needed(value.op.inputs[0]) for value in after]
+    assert all(len(later) < len(sooner) for sooner, later in itertools.pairwise(before))
+    sums_of_gradients = [sum("L2Loss" in name for name in names) for names in before]
+    assert sums_of_gradients[-1] == (0 if by_matrix else len(weights))
 
 
 def test_evaluation_counts_real_tokens_without_noise(tiny_config):
