@@ -121,7 +121,7 @@ bench: $(VENV)/interop
 	$(BIN)/python -m benchmarks.feed_forward --json=$(BENCH)/feed_forward.json
 	$(BIN)/python -m benchmarks.startup --json=$(BENCH)/startup.json
 	$(BIN)/python -m benchmarks.peers --json=$(BENCH)/peers.json
-	$(BIN)/python -m benchmarks.peers --dtype=bfloat16 --systems huggingface switch_tf --json=$(BENCH)/peers_bfloat16.json
+	$(BIN)/python -m benchmarks.peers --dtype=bfloat16 --things step --json=$(BENCH)/peers_bfloat16.json
 	$(BIN)/python -m benchmarks.precision --json=$(BENCH)/precision.json
 	$(BIN)/python -m benchmarks.meshes --json=$(BENCH)/meshes.json
 	$(BIN)/python -m benchmarks.rematerialization --json=$(BENCH)/rematerialization.json

@@ -1,6 +1,6 @@
 """Compiles the layouts in docs/tpu.md's table, and writes it: `python -m tools.table_of_slices [LAYOUT ...]`.
 
-Each compilation takes minutes and up to 15 GB. Reports are kept in docs/precompiled; `--render` only rewrites the page
+Each compilation takes minutes and up to 18 GB. Reports are kept in docs/precompiled; `--render` only rewrites the page
 from the reports that are kept.
 """
 
